@@ -1,0 +1,110 @@
+"""A litmus test as plain data. The parser makes it; world and report read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Op(IntEnum):
+    """Instructions of litmus programs: real mnemonics, and three of ours (mark, spin, vmgexit NAME)."""
+
+    NOP = 0
+    CLI = 1
+    STI = 2
+    HLT = 3
+    MOV_SS = 4
+    """`mov ss, ax`: reloads SS with the value it has; what matters is its shadow."""
+    IRETQ = 5
+    JMP = 6
+    """arg: instruction index."""
+    PAUSE = 7
+    CPUID = 8
+    MARK = 9
+    """arg: index into Test.marks. Retires in one step and is observable."""
+    SPIN = 10
+    """`jmp .`: the guest keeps the CPU and does nothing observable any more."""
+    VMGEXIT = 11
+    """arg: the GHCB software exit code; VC_FORWARD forwards the error code of the #VC being handled.
+
+    A stand-in for the few instructions with which a guest fills the GHCB and executes VMGEXIT."""
+    SKIP = 12
+    """In a #VC handler: advance the saved RIP over the instruction that raised #VC, as Linux's vc_finish_insn() does."""
+
+
+VC_FORWARD = 0xFFFF_FFFF
+"""Operand of VMGEXIT: use the error code that #VC delivery pushed as software exit code."""
+
+VECTORS = {"nmi": 2, "df": 8, "vc": 29}
+"""Handlers that a test may define, and their vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction. text is its source text, line its line in the litmus file, label the label in front of it."""
+
+    op: Op
+    arg: int
+    text: str
+    line: int
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An event from outside. promised: happens in every fair run; else `maybe`.
+
+    at: instruction index for `at LABEL: nmi` (complete before that instruction executes for the first time), else -1.
+    """
+
+    kind: str
+    promised: bool = True
+    at: int = -1
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """`always` / `sometimes` / `never` MARK...: about the marks of every / some / no infinite outcome, in order."""
+
+    quantifier: str
+    marks: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """`reach:` a conjunction over the hypervisor's view; some reachable state must meet it, else the test is vacuous.
+
+    terms: (field, operator, value) with operator one of == != < <= > >=; a bare field means != 0, `not field` == 0.
+    """
+
+    terms: tuple[tuple[str, str, int], ...]
+    text: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One litmus test. code is all sections one after the other; main and handlers index into it."""
+
+    name: str
+    about: str
+    path: str
+    vcpus: tuple[str, ...]
+    hosts: tuple[str, ...]
+    """("tickless",) unless the test says otherwise."""
+    outside: tuple[Arrival, ...]
+    code: tuple[Instruction, ...]
+    main: int
+    handlers: tuple[tuple[int, int], ...]
+    """(vector, instruction index) for each handler defined."""
+    ist: frozenset[int]
+    """Vectors delivered on a stack of their own (IST): a nested delivery overwrites the frame of the first."""
+    cold: frozenset[str]
+    """Stack pages that nested paging has not mapped yet: "main", or a handler's IST stack by its name ("nmi", ...)."""
+    interrupts: bool
+    """RFLAGS.IF when main starts."""
+    marks: tuple[str, ...]
+    reach: Reach | None
+    clauses: tuple[Clause, ...]

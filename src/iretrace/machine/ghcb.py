@@ -1,0 +1,29 @@
+"""The GHCB page as guest and hypervisor share it (struct ghcb, arch/x86/include/asm/svm.h)."""
+
+from __future__ import annotations
+
+from iretrace.subset import record, u32, u64
+
+
+@record
+class Ghcb:
+    """The fields of struct ghcb that the modelled protocol uses. A *_valid field is the field's bit of valid_bitmap."""
+
+    sw_exit_code: u64 = 0
+    sw_exit_info_1: u64 = 0
+    sw_exit_info_2: u64 = 0
+    rax: u64 = 0
+    rbx: u64 = 0
+    rcx: u64 = 0
+    rdx: u64 = 0
+    valid_bitmap_lo: u64 = 0
+    """Bytes 0-7 of valid_bitmap."""
+    valid_bitmap_hi: u64 = 0
+    """Bytes 8-15 of valid_bitmap."""
+    ghcb_usage: u32 = 0
+
+
+# Software exit codes of the GHCB protocol (arch/x86/include/uapi/asm/svm.h).
+SVM_VMGEXIT_NMI_COMPLETE = 0x8000_0003
+GHCB_GPA = 0x0050_0000
+"""Guest-physical address of the one GHCB page. Page protocol, so bits 11:0 are zero."""

@@ -1,0 +1,97 @@
+"""The VMCB as CPU and hypervisor share it: the control area, and of the save area what is not encrypted.
+
+Field names are those of struct vmcb_control_area and struct vmcb_save_area (arch/x86/include/asm/svm.h).
+"""
+
+from __future__ import annotations
+
+from iretrace.subset import record, u8, u32, u64
+
+
+@record
+class Vmcb:
+    """One VMCB. Intercept words are those of struct vmcb_control_area.intercepts, in order."""
+
+    intercept_cr: u32 = 0
+    intercept_dr: u32 = 0
+    intercept_exception: u32 = 0
+    intercept_word3: u32 = 0
+    intercept_word4: u32 = 0
+    intercept_word5: u32 = 0
+    asid: u32 = 0
+    tlb_ctl: u8 = 0
+    int_ctl: u32 = 0
+    int_vector: u32 = 0
+    int_state: u32 = 0
+    exit_code: u64 = 0
+    exit_info_1: u64 = 0
+    exit_info_2: u64 = 0
+    exit_int_info: u32 = 0
+    exit_int_info_err: u32 = 0
+    nested_ctl: u64 = 0
+    ghcb_gpa: u64 = 0
+    event_inj: u32 = 0
+    event_inj_err: u32 = 0
+    virt_ext: u64 = 0
+    clean: u32 = 0
+    next_rip: u64 = 0
+    vmsa_pa: u64 = 0
+    cpl: u8 = 0
+    efer: u64 = 0
+    dr6: u64 = 0
+    dr7: u64 = 0
+    rflags: u64 = 0
+    rip: u64 = 0
+    rsp: u64 = 0
+    rax: u64 = 0
+
+
+# Bits of int_state.
+SVM_INTERRUPT_SHADOW_MASK = 1 << 0
+SVM_GUEST_INTERRUPT_MASK = 1 << 1
+
+# event_inj and exit_int_info.
+SVM_EVTINJ_VEC_MASK = 0xFF
+SVM_EVTINJ_TYPE_MASK = 7 << 8
+SVM_EVTINJ_TYPE_INTR = 0 << 8
+SVM_EVTINJ_TYPE_NMI = 2 << 8
+SVM_EVTINJ_TYPE_EXEPT = 3 << 8
+SVM_EVTINJ_TYPE_SOFT = 4 << 8
+SVM_EVTINJ_VALID_ERR = 1 << 11
+SVM_EVTINJ_VALID = 1 << 31
+
+# Bits of nested_ctl.
+SVM_NESTED_CTL_NP_ENABLE = 1 << 0
+SVM_NESTED_CTL_SEV_ENABLE = 1 << 1
+SVM_NESTED_CTL_SEV_ES_ENABLE = 1 << 2
+
+# Intercepts: bit numbers over all intercept words, as in enum intercept numbers of svm.h.
+INTERCEPT_INTR = 96
+INTERCEPT_NMI = 97
+INTERCEPT_SMI = 98
+INTERCEPT_INIT = 99
+INTERCEPT_VINTR = 100
+INTERCEPT_PUSHF = 112
+INTERCEPT_POPF = 113
+INTERCEPT_CPUID = 114
+INTERCEPT_IRET = 116
+INTERCEPT_PAUSE = 119
+INTERCEPT_HLT = 120
+INTERCEPT_SHUTDOWN = 127
+INTERCEPT_VMRUN = 128
+INTERCEPT_VMMCALL = 129
+INTERCEPT_STGI = 132
+INTERCEPT_CLGI = 133
+
+# Exit codes (arch/x86/include/uapi/asm/svm.h).
+SVM_EXIT_EXCP_BASE = 0x040
+SVM_EXIT_INTR = 0x060
+SVM_EXIT_NMI = 0x061
+SVM_EXIT_CPUID = 0x072
+SVM_EXIT_IRET = 0x074
+SVM_EXIT_PAUSE = 0x077
+SVM_EXIT_HLT = 0x078
+SVM_EXIT_SHUTDOWN = 0x07F
+SVM_EXIT_NPF = 0x400
+SVM_EXIT_VMGEXIT = 0x403
+SVM_EXIT_ERR = (1 << 64) - 1

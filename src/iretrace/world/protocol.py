@@ -1,0 +1,186 @@
+"""The protocol between the world and a hypervisor: the built-in KVM, a Linux tree, or a small one made by hand.
+
+A hypervisor is a set of pure functions over states that the world only stores and compares. A host step runs from
+one hand-over of the CPU (VMRUN, sleep, return to userspace) to the next. Other CPUs take part through *senders*,
+each the code that raises one event (queue it, set the request, wake, kick); what a sender still has to do is itself
+a state. Where a sender's steps land inside a host step is the schedule; the hypervisor names the places where
+landing can matter (Pause.openings), and the world tries them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.vmcb import Vmcb
+from iretrace.verdict import Assumption, CLine
+
+Packed = tuple[int, ...]
+"""A packed Vmcb or Ghcb (`record.pack()`)."""
+
+Private = Hashable
+"""Hypervisor state: opaque, hashable, canonical (equal iff the hypervisor cannot behave differently)."""
+
+SenderState = Hashable
+"""What a started or fresh sender has done so far: opaque, hashable. NO_SENDER once it is done."""
+
+NO_SENDER: SenderState = None
+
+
+class Cause(IntEnum):
+    """Why the hypervisor runs."""
+
+    VMEXIT = 0
+    """The guest left guest mode; VMCB exit fields say why."""
+    WAKE = 1
+    """It slept (BLOCK) and was woken."""
+    RERUN = 2
+    """It returned to userspace and the VMM called KVM_RUN again."""
+
+
+class PauseKind(IntEnum):
+    """How a host step ends."""
+
+    ENTER = 0
+    """VMRUN with the VMCB given."""
+    BLOCK = 1
+    """The vCPU thread sleeps until `runnable(private)`."""
+    USERSPACE = 2
+    """KVM_RUN returned; exit_reason says why."""
+
+
+Landing = tuple[int, int, int]
+"""(k, s, n): before the k-th shared access of the host step, sender s takes n steps. Ordered by k."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What both kinds of hypervisor can be asked, computed by the tree's own functions. For traces and `reach:`."""
+
+    nmi_queued: int = 0
+    nmi_pending: int = 0
+    nmi_injected: int = 0
+    nmi_masked: int = 0
+    awaiting_iret_completion: int = 0
+    """KVM has seen the end of the NMI handler announced (IRET intercepted, or NMI_COMPLETE in 6.1)."""
+    nmi_singlestep: int = 0
+    int_shadow: int = 0
+    gif: int = 1
+    event_inj: int = 0
+    requests: int = 0
+    """Number of request bits that are set."""
+    mp_state: int = 0
+    """0 runnable, 1 halted, 2 other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The end of a host step."""
+
+    kind: PauseKind
+    private: Private
+    vmcb: Packed
+    ghcb: Packed
+    senders: tuple[SenderState, ...]
+    log: tuple[tuple[str, int], ...]
+    """("start", s) and ("end", s) of senders during the step, in order."""
+    ipi: bool
+    """A physical interrupt (a kick, or the host's own reschedule IPI) is pending for this CPU at the hand-over."""
+    openings: tuple[Landing, ...]
+    """Where, after the last landing of the schedule, a further landing can make a difference."""
+    warm: bool
+    """The step resolved the nested page fault that it was entered for."""
+    exit_reason: int
+    """KVM_EXIT_* for USERSPACE, else 0. -4 (-EINTR) etc. when KVM_RUN failed with that errno."""
+    defects: tuple[tuple[str, CLine], ...]
+    """Always-defects met in the step: WARN / BUG / KVM_BUG_ON reached, host state not restored: (sentence, place)."""
+    unmodelled: str = ""
+    """Not empty: the step met something that is not modelled (and this says what, with C line and what to do)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The result of one step of a sender outside a host step."""
+
+    private: Private
+    sender: SenderState
+    """NO_SENDER when it was the last step."""
+    ipi: bool
+    """The step sent the IPI that forces a #VMEXIT."""
+    what: str
+    """For traces, e.g. "kvm_make_request(KVM_REQ_NMI)"."""
+    where: CLine
+    unmodelled: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What a host step or sender step executed, for traces and the ledger: re-run of the same call with tracing on."""
+
+    lines: tuple[CLine, ...]
+    declined: CLine | None
+    """The last statement that examined a waiting event and declined it, if the step did so."""
+
+
+class Hypervisor(Protocol):
+    """What the world needs of a hypervisor. Every method is a pure function of its arguments."""
+
+    @property
+    def name(self) -> str:
+        """For the verdict table, e.g. "Linux 6.1.192" or "built-in v6.12"."""
+        ...
+
+    def start(self) -> Pause:
+        """Create and reset the vCPU, launch it, and run to the first hand-over. No sender is around yet."""
+        ...
+
+    def sender(self, kind: str) -> SenderState:
+        """A fresh sender for an outside event ("nmi"). Raises InputError for a kind it does not have."""
+        ...
+
+    def step(
+        self,
+        private: Private,
+        vmcb: Vmcb,
+        ghcb: Ghcb,
+        cause: Cause,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+    ) -> Pause:
+        """Run from a hand-over to the next one, with sender steps landing where the schedule says."""
+        ...
+
+    def send(self, private: Private, sender: SenderState) -> Sent:
+        """One step of a sender while the vCPU is in guest mode, asleep or in userspace."""
+        ...
+
+    def runnable(self, private: Private) -> bool:
+        """Whether a sleeping vCPU thread has been woken."""
+        ...
+
+    def view(self, private: Private) -> View:
+        """The fixed view of a state."""
+        ...
+
+    def explain(
+        self,
+        private: Private,
+        vmcb: Vmcb,
+        ghcb: Ghcb,
+        cause: Cause,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+    ) -> Executed:
+        """The statements that `step` with the same arguments executes."""
+        ...
+
+    def statements(self) -> int:
+        """How many distinct C statements have been executed from source so far."""
+        ...
+
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """Stubs, models, options and initial values used so far."""
+        ...
