@@ -5,7 +5,7 @@ Field names are those of struct vmcb_control_area and struct vmcb_save_area (arc
 
 from __future__ import annotations
 
-from iretrace.subset import record, u8, u32, u64
+from iretrace.subset import record, u8, u16, u32, u64
 
 
 @record
@@ -18,6 +18,7 @@ class Vmcb:
     intercept_word3: u32 = 0
     intercept_word4: u32 = 0
     intercept_word5: u32 = 0
+    pause_filter_count: u16 = 0
     asid: u32 = 0
     tlb_ctl: u8 = 0
     int_ctl: u32 = 0

@@ -1,0 +1,157 @@
+"""The state of one logical processor, and what is constant during a run: the guest's code, its IDT, knobs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from iretrace.subset import Array, record, u1, u8, u16, u32, u64
+
+# RFLAGS (arch/x86/include/uapi/asm/processor-flags.h).
+X86_EFLAGS_FIXED = 0x2
+X86_EFLAGS_TF = 0x100
+X86_EFLAGS_IF = 0x200
+X86_EFLAGS_NT = 0x4000
+X86_EFLAGS_RF = 0x10000
+
+# Vectors (arch/x86/include/asm/trapnr.h).
+NMI_VECTOR = 2
+DF_VECTOR = 8
+NP_VECTOR = 11
+SS_VECTOR = 12
+GP_VECTOR = 13
+PF_VECTOR = 14
+VC_VECTOR = 29
+
+KERNEL_CS = 0x10
+KERNEL_DS = 0x18
+
+# Instructions; numbered as litmus.test.Op (a test compares).
+OP_NOP = 0
+OP_CLI = 1
+OP_STI = 2
+OP_HLT = 3
+OP_MOV_SS = 4
+OP_IRETQ = 5
+OP_JMP = 6
+OP_PAUSE = 7
+OP_CPUID = 8
+OP_MARK = 9
+OP_SPIN = 10
+OP_VMGEXIT = 11
+OP_SKIP = 12
+
+VC_FORWARD = 0xFFFF_FFFF
+
+# Interrupt shadows.
+SHADOW_NONE = 0
+SHADOW_STI = 1
+SHADOW_MOV_SS = 2
+
+# Guest memory is its stacks. Addresses are 8-byte words; a page is one stack; page 0 holds the main stack.
+PAGE_WORDS = 32
+PAGES = 4
+PAGE_MAIN = 0
+PAGE_NMI = 1
+PAGE_VC = 2
+PAGE_DF = 3
+MEMORY_WORDS = 128
+CODE_SIZE = 64
+
+# Knobs: disputed rules. Bit numbers in Machine.knobs and Machine.consulted.
+KNOB_SHADOW_BLOCKS_EXIT = 0
+KNOB_IRET_FAULT_UNMASKS = 1
+KNOB_STI_BLOCKS_NMI = 2
+KNOB_MOVSS_BLOCKS_NMI = 3
+KNOB_TRAP_EXIT_KEEPS_SHADOW = 4
+
+# What a step showed to the guest (Cpu.seen).
+SEEN_NOTHING = 0
+SEEN_DELIVERY = 1
+SEEN_MARK = 2
+
+
+@record
+class Machine:
+    """Constants of a run. ops and args are the guest's code; idt holds the handler's index + 1, 0 for an absent gate."""
+
+    ops: Annotated[list[int], Array(8, CODE_SIZE)]
+    args: Annotated[list[int], Array(32, CODE_SIZE)]
+    hidden: Annotated[list[int], Array(1, CODE_SIZE)]
+    """1 for instructions of #VC handlers: what they mark is not compared."""
+    idt: Annotated[list[int], Array(16, 32)]
+    ist: Annotated[list[int], Array(8, 32)]
+    """The stack page that a vector's gate switches to (IST); PAGE_MAIN: none."""
+    sev_es: u1
+    """The guest's register state is encrypted."""
+    iret_unmasks: u1
+    """IRET opens the NMI gate. 0: the guest has another way to say so (a door), as SEV-ES guests do."""
+    knobs: u32
+    consulted: u32
+    """Knobs whose value mattered so far: the only field that changes during a run."""
+
+
+@record
+class Cpu:
+    """One processor as far as events are concerned. With guest_mode=1 it runs the guest of a VMCB, else bare metal.
+
+    rip is an instruction index, rsp a word address. seen_*: what the last step showed to the guest.
+    """
+
+    rip: u16
+    rsp: u16
+    rflags: u32
+    shadow: u8
+    halted: u1
+    shutdown: u1
+    nmi_latched: u1
+    nmi_masked: u1
+    intr_pending: u1
+    """A physical interrupt (kick, tick) waits."""
+    guest_mode: u1
+    event_inj: u32
+    event_inj_err: u32
+    cold: u8
+    """Bit p: nested paging has not mapped stack page p."""
+    door: u64
+    """On bare metal: the software exit code of the VMGEXIT that this step executed; the world answers it."""
+    seen: u8
+    seen_vector: u8
+    """The vector delivered, or the number of the mark."""
+    seen_rip: u16
+    seen_rflags: u32
+    """TF and IF as pushed; RF is not compared."""
+    seen_error: u32
+    memory: Annotated[list[int], Array(32, MEMORY_WORDS)]
+
+
+def knob(m: Machine, number: u8) -> bool:
+    """The value of a disputed rule, and the note that it mattered."""
+    m.consulted |= 1 << number
+    return (m.knobs >> number) & 1 != 0
+
+
+def see_nothing(cpu: Cpu) -> None:
+    """Start of a step: the guest has seen nothing yet."""
+    cpu.door = 0
+    cpu.seen = SEEN_NOTHING
+    cpu.seen_vector = 0
+    cpu.seen_rip = 0
+    cpu.seen_rflags = 0
+    cpu.seen_error = 0
+
+
+def see_delivery(cpu: Cpu, vector: u8, rip: u16, rflags: u32, error: u32) -> None:
+    """Record an IDT delivery as the guest sees it. #VC is the guest's own business with its hypervisor."""
+    if vector == VC_VECTOR:
+        return
+    cpu.seen = SEEN_DELIVERY
+    cpu.seen_vector = vector
+    cpu.seen_rip = rip
+    cpu.seen_rflags = rflags & (X86_EFLAGS_TF | X86_EFLAGS_IF)
+    cpu.seen_error = error
+
+
+def see_mark(cpu: Cpu, number: u8) -> None:
+    """Record a `mark`."""
+    cpu.seen = SEEN_MARK
+    cpu.seen_vector = number
