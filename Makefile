@@ -1,0 +1,52 @@
+# Every target sets up what it needs: a virtual environment in .venv, kernel sources in ~/.cache/iretrace.
+#   TREES=DIR    use the kernel source trees in DIR (or DIR itself) instead of downloading Debian's
+#   PYTHON=...   the Python (3.11 or newer) to start from
+
+SHELL := /bin/bash
+PYTHON ?= python3
+TREES ?=
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.iretrace-installed
+FETCH := $(PYTHON) tools/fetch_trees.py --trees "$(TREES)"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint bench trees clean
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+demo: ## a bug of KVM 6.1, found in Debian's own kernel source (no root, about a minute with the download)
+	@tree="$$($(FETCH) --path 6.1)" && PYTHONPATH=src $(PYTHON) -m iretrace demo "$$tree"
+
+test: lint ## everything: lint, the fast tests, and the tests on real kernel trees
+	@trees="$$($(FETCH))" || echo "make test: going on without kernel trees; tests that need them are skipped" >&2; \
+	IRETRACE_TREES="$$trees" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP) ## the tests that need neither network nor kernel trees, in under a minute
+	@IRETRACE_TREES= $(BIN)/python -m pytest -m "not trees and not slow" $(PYTEST_ARGS)
+
+lint: $(STAMP) ## style, types, the restricted Python, the order of the rooms, generated documents
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m iretrace.subset.check
+	$(BIN)/python tools/rooms.py
+	$(BIN)/python tools/bugs.py --check
+
+bench: $(STAMP) ## how fast it is here
+	@trees="$$($(FETCH) --path 6.1)" && $(BIN)/python tools/bench.py "$$trees"
+
+trees: ## fetch the kernel sources that the tests use; prints the directory
+	@$(FETCH)
+
+clean: ## remove the virtual environment and caches in this directory (not the kernel sources)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "iretrace needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python cannot make a virtual environment; try: apt install python3-venv" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
