@@ -1,1 +1,1 @@
-"""See docs/design.md."""
+"""Exhaustive search over states and edges: defects, fair infinite outcomes, shortest lassos, monitor sets."""

@@ -72,7 +72,7 @@ SEEN_MARK = 2
 
 @record
 class Machine:
-    """Constants of a run. ops and args are the guest's code; idt holds the handler's index + 1, 0 for an absent gate."""
+    """Constants of a run. ops and args are the guest's code; idt holds a handler's index + 1, 0 for an absent gate."""
 
     ops: Annotated[list[int], Array(8, CODE_SIZE)]
     args: Annotated[list[int], Array(32, CODE_SIZE)]

@@ -51,7 +51,7 @@ PF_WRITE = 2
 @rule("AMD64 APM vol. 2", "Error Codes")
 def pushes_error(vector: u8) -> bool:
     """#DF, #TS, #NP, #SS, #GP, #PF, #AC and #VC push an error code; NMI and interrupts do not."""
-    return DF_VECTOR <= vector <= PF_VECTOR and vector != 9 or vector == VC_VECTOR or vector == 17
+    return (DF_VECTOR <= vector <= PF_VECTOR and vector != 9) or vector == VC_VECTOR or vector == 17
 
 
 @rule("AMD64 APM vol. 2", "Double-Fault Exception", "memory")
@@ -127,12 +127,13 @@ def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> 
 
 @rule("AMD64 APM vol. 2", "Double-Fault Exception; Shutdown", "memory")
 def deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> None:
-    """Deliver an event. A fault on the way replaces it, or makes #DF of the two; a fault while delivering #DF shuts down."""
+    """Deliver an event. A fault on the way replaces it, or makes #DF of the two; a fault while #DF is delivered shuts
+    the processor down."""
     current: u8 = vector
     code: u32 = error
     for _attempt in range(4):
         outcome: u8 = try_to_deliver(m, cpu, vmcb, current, code)
-        if outcome == DELIVERED or outcome == EXITED:
+        if outcome <= EXITED:
             return
         if current == DF_VECTOR:
             break
@@ -162,7 +163,7 @@ def shut_down(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 
 def raise_fault(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> None:
-    """A fault of the current instruction. In an SEV-ES guest an intercepted one is a non-automatic exit: #VC instead."""
+    """A fault of the current instruction. Intercepted in an SEV-ES guest it is a non-automatic exit: #VC instead."""
     if cpu.guest_mode and m.sev_es and exception_intercepted(vmcb, vector):
         deliver(m, cpu, vmcb, VC_VECTOR, wrap32(SVM_EXIT_EXCP_BASE + vector))
         return

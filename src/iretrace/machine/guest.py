@@ -94,7 +94,7 @@ def mov_ss(cpu: Cpu) -> None:
 
 @rule("AMD64 APM vol. 2", "HLT Intercept; Types of Exits (SEV-ES)")
 def hlt(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """HLT waits for an event that is taken. Intercepted under SEV-ES it is an automatic exit and RIP is already past it."""
+    """HLT waits for an event that is taken. Intercepted under SEV-ES it is an automatic exit, RIP already past it."""
     if cpu.guest_mode and intercepted(vmcb, INTERCEPT_HLT):
         automatic_exit(m, cpu, vmcb, SVM_EXIT_HLT)
         return
@@ -104,7 +104,7 @@ def hlt(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 2", "Pause Intercept Filtering", "derived")
 def pause(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """An intercepted PAUSE exits when the filter counter is used up; a litmus guest never executes thousands of them."""
+    """An intercepted PAUSE exits when the filter counter is used up; litmus guests never execute thousands of them."""
     if cpu.guest_mode and intercepted(vmcb, INTERCEPT_PAUSE) and vmcb.pause_filter_count == 0:
         automatic_exit(m, cpu, vmcb, SVM_EXIT_PAUSE)
         return

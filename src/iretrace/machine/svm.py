@@ -60,7 +60,9 @@ def event_inj_legal(event_inj: u32) -> bool:
     vector: u32 = event_inj & SVM_EVTINJ_VEC_MASK
     if kind == SVM_EVTINJ_TYPE_EXEPT:
         return vector != 2 and vector < 32
-    return kind == SVM_EVTINJ_TYPE_INTR or kind == SVM_EVTINJ_TYPE_NMI or kind == SVM_EVTINJ_TYPE_SOFT
+    if kind == SVM_EVTINJ_TYPE_NMI:
+        return True
+    return kind == SVM_EVTINJ_TYPE_INTR or kind == SVM_EVTINJ_TYPE_SOFT
 
 
 @rule("AMD64 APM vol. 2", "Encrypted State: Event Injection Restrictions")

@@ -98,7 +98,7 @@ def record(cls: C) -> C:
     made.pack = pack
     made.unpack = staticmethod(unpack)
     made.field_names = tuple(names)
-    return made
+    return made  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

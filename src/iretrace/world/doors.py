@@ -1,0 +1,27 @@
+"""Doors: where the guest talks to its hypervisor there is no bare metal, only a contract.
+
+The reference is then the machine under an ideal hypervisor. What has no contract here is not modelled.
+"""
+
+from __future__ import annotations
+
+from iretrace.machine.cpu import Cpu
+from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
+from iretrace.machine.vmcb import SVM_EXIT_CPUID
+
+NMI_COMPLETE_CONTRACT = (
+    "NMI_COMPLETE: the guest can take another NMI from now on (GHCB specification, NMI Complete; "
+    "Linux arch/x86/kernel/nmi.c:exc_nmi)"
+)
+
+
+def answer_vmgexit(cpu: Cpu) -> bool:
+    """What VMGEXIT with `cpu.door` means to the reference. False: there is no contract for it.
+
+    NMI_COMPLETE opens the NMI gate, whether or not an NMI is in service (it need not be paired). CPUID changes
+    nothing that is compared.
+    """
+    if cpu.door == SVM_VMGEXIT_NMI_COMPLETE:
+        cpu.nmi_masked = 0
+        return True
+    return cpu.door == SVM_EXIT_CPUID

@@ -1,0 +1,98 @@
+"""From a litmus test to a machine: the guest's code, its IDT, its stacks and the processor's first state."""
+
+from __future__ import annotations
+
+from iretrace.litmus.test import VECTORS, Test
+from iretrace.machine.cpu import (
+    CODE_SIZE,
+    MEMORY_WORDS,
+    PAGE_DF,
+    PAGE_MAIN,
+    PAGE_NMI,
+    PAGE_VC,
+    PAGE_WORDS,
+    VC_VECTOR,
+    X86_EFLAGS_FIXED,
+    X86_EFLAGS_IF,
+    Cpu,
+    Machine,
+)
+
+STACK_PAGES = {"main": PAGE_MAIN, "nmi": PAGE_NMI, "vc": PAGE_VC, "df": PAGE_DF}
+VECTOR_PAGES = {VECTORS[name]: page for name, page in STACK_PAGES.items() if name in VECTORS}
+
+
+def make_machine(test: Test, vcpu: str, knobs: int) -> Machine:
+    """The constants of a run of this test on this vCPU kind, with these values of the disputed rules."""
+    ops = [int(instruction.op) for instruction in test.code]
+    args = [instruction.arg for instruction in test.code]
+    idt = [0] * 32
+    ist = [PAGE_MAIN] * 32
+    for vector, start in test.handlers:
+        idt[vector] = start + 1
+        if vector in test.ist:
+            ist[vector] = VECTOR_PAGES[vector]
+    sev_es = vcpu.startswith("sev-es")
+    return Machine(
+        ops=ops + [0] * (CODE_SIZE - len(ops)),
+        args=args + [0] * (CODE_SIZE - len(args)),
+        hidden=_hidden(test),
+        idt=idt,
+        ist=ist,
+        sev_es=int(sev_es),
+        iret_unmasks=int(not sev_es),
+        knobs=knobs,
+        consulted=0,
+    )
+
+
+def _hidden(test: Test) -> list[int]:
+    """1 for the instructions of the #VC handler: from its start to the next section."""
+    starts = sorted([test.main, *(start for _, start in test.handlers), len(test.code)])
+    hidden = [0] * CODE_SIZE
+    for vector, start in test.handlers:
+        if vector == VC_VECTOR:
+            end = starts[starts.index(start) + 1]
+            hidden[start:end] = [1] * (end - start)
+    return hidden
+
+
+def make_cpu(test: Test) -> Cpu:
+    """The processor as main begins: an empty main stack, nothing pending, IF as the test says."""
+    return Cpu(
+        rip=test.main,
+        rsp=PAGE_WORDS,
+        rflags=X86_EFLAGS_FIXED | (X86_EFLAGS_IF if test.interrupts else 0),
+        shadow=0,
+        halted=0,
+        shutdown=0,
+        nmi_latched=0,
+        nmi_masked=0,
+        intr_pending=0,
+        guest_mode=0,
+        event_inj=0,
+        event_inj_err=0,
+        cold=sum(1 << STACK_PAGES[name] for name in test.cold),
+        door=0,
+        seen=0,
+        seen_vector=0,
+        seen_rip=0,
+        seen_rflags=0,
+        seen_error=0,
+        memory=[0] * MEMORY_WORDS,
+    )
+
+
+def place(test: Test, rip: int) -> str:
+    """A code address as a reader of the test would say it: `nmi+2`, or the label that stands there."""
+    if rip >= len(test.code):
+        return f"code+{rip}"
+    if test.code[rip].label:
+        return test.code[rip].label
+    names = {test.main: "main"} | {start: _name(vector) for vector, start in test.handlers}
+    start = max(s for s in names if s <= rip)
+    return names[start] if start == rip else f"{names[start]}+{rip - start}"
+
+
+def _name(vector: int) -> str:
+    return next((name for name, number in VECTORS.items() if number == vector), f"vector {vector}")
