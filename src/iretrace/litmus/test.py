@@ -29,7 +29,7 @@ class Op(IntEnum):
 
     A stand-in for the few instructions with which a guest fills the GHCB and executes VMGEXIT."""
     SKIP = 12
-    """In a #VC handler: advance the saved RIP over the instruction that raised #VC, as Linux's vc_finish_insn() does."""
+    """In a #VC handler: drop the error code, advance the saved RIP, as Linux's entry code and vc_finish_insn() do."""
 
 
 VC_FORWARD = 0xFFFF_FFFF

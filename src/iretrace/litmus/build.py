@@ -1,0 +1,244 @@
+"""The second half of parsing: resolve labels and marks, add what is implied, and refuse programs that make no sense."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from iretrace.litmus.draft import Coming, Draft, Section, Statement
+from iretrace.litmus.grammar import (
+    DEFAULT_VC,
+    MAX_INSTRUCTIONS,
+    NOTHING,
+    PLAIN,
+    RAISES_VC,
+    SUPPORTED_VCPUS,
+    VMGEXITS,
+)
+from iretrace.litmus.lex import Source, Token, nearest, quote
+from iretrace.litmus.test import VECTORS, Arrival, Clause, Instruction, Op, Test
+
+
+def build(draft: Draft, source: Source) -> Test:
+    """The Test that a draft means. Raises InputError where it means none."""
+    return _Builder(draft, source).build()
+
+
+class _Builder:
+    """One draft on its way to a Test. starts and labels: instruction indices of sections and labels."""
+
+    def __init__(self, draft: Draft, source: Source) -> None:
+        self.draft = draft
+        self.source = source
+        self.code: list[Instruction] = []
+        self.starts: dict[str, int] = {}
+        self.labels: dict[str, tuple[int, Token]] = {}
+        self.marks: dict[str, int] = {}
+
+    def build(self) -> Test:
+        """Check and assemble."""
+        draft = self.draft
+        self.check_header()
+        self.add_default_vc()
+        for section in draft.sections.values():
+            self.check_section(section)
+        self.place()
+        for section in draft.sections.values():
+            self.emit(section)
+        self.check_stacks()
+        return Test(
+            name=draft.name,
+            about=" ".join(draft.about).strip(),
+            path=self.source.path,
+            vcpus=tuple(token.text for token in draft.vcpus),
+            hosts=tuple(token.text for token in draft.hosts) or ("tickless",),
+            outside=tuple(self.arrival(coming) for coming in draft.outside),
+            code=tuple(self.code),
+            main=self.starts["main"],
+            handlers=tuple((VECTORS[name], at) for name, at in self.starts.items() if name in VECTORS),
+            ist=frozenset(VECTORS[token.text] for token in draft.ist),
+            cold=frozenset(token.text for token in draft.cold),
+            interrupts=draft.interrupts,
+            marks=tuple(self.marks),
+            reach=draft.reach,
+            clauses=self.clauses(),
+        )
+
+    def check_header(self) -> None:
+        """Name, vcpu and main must be there."""
+        last = self.source.text.count("\n") + 1
+        if not self.draft.name:
+            self.source.fail(1, 1, "no test in this file; write 'test NAME' first")
+        if not self.draft.vcpus:
+            self.source.fail(last, 1, f"no vcpu line; write 'vcpu {SUPPORTED_VCPUS[0]}' below the name")
+        if "main" not in self.draft.sections:
+            self.source.fail(last, 1, "no main; write 'main:' and the program below it")
+
+    def add_default_vc(self) -> None:
+        """A test that can raise #VC and does not handle it gets a handler like Linux's."""
+        sections = self.draft.sections
+        if "vc" in sections:
+            return
+        cause = next((s.at for part in sections.values() for s in part.code if s.op in RAISES_VC), None)
+        if cause is None:
+            return
+        section = Section(Token("vc", 0, 0))
+        for text in DEFAULT_VC:
+            word, _, operand = text.partition(" ")
+            op = PLAIN.get(word, Op.VMGEXIT)
+            section.code.append(Statement(op, Token(word, 0, 0), Token(operand, 0, 0) if operand else None, text))
+        sections["vc"] = section
+        if sum(len(part.code) for part in sections.values()) > MAX_INSTRUCTIONS:
+            what = f"no room for the #VC handler that cpuid needs; write at most {MAX_INSTRUCTIONS} in all"
+            self.source.fail_at(cause, what)
+
+    def check_section(self, section: Section) -> None:
+        """A section ends where it cannot run on, and holds only what makes sense there."""
+        name = section.name
+        ends = ["spin", "hlt"] if name in ("main", "df") else ["iretq", "spin", "hlt"]
+        choice = f"{', '.join(ends[:-1])} or {ends[-1]}"
+        if section.dangling:
+            token = section.dangling[0]
+            self.source.fail_at(token, f"label {quote(token.text)} names no instruction; write one below it")
+        if not section.code:
+            self.source.fail_at(section.at, f"section '{name}:' is empty; end it with {choice}")
+        for statement in section.code:
+            self.check_place(name, statement)
+        if name == "vc":
+            self.check_vc(section)
+        last = section.code[-1]
+        if last.at.text not in ends:
+            self.source.fail_at(last.at, f"the program runs off the end of '{name}:' here; end it with {choice}")
+
+    def check_place(self, name: str, statement: Statement) -> None:
+        """Instructions that only make sense in a certain section."""
+        at = statement.at
+        if statement.op == Op.IRETQ and name == "main":
+            self.source.fail_at(at, "iretq in main: finds no frame to pop; end main: with spin or hlt")
+        if statement.op == Op.IRETQ and name == "df":
+            self.source.fail_at(at, "iretq in df: returns nowhere, #DF is an abort; end df: with spin or hlt")
+        if name == "vc":
+            return
+        if statement.op == Op.SKIP:
+            self.source.fail_at(at, "skip makes sense in vc: only; write nop for an instruction that does nothing")
+        if statement.text == "vmgexit forward":
+            self.source.fail_at(at, "vmgexit forward makes sense in vc: only; write the event, such as vmgexit cpuid")
+
+    def check_vc(self, section: Section) -> None:
+        """`skip` drops the error code of #VC: forward needs it before, iretq must not find it."""
+        skipped = False
+        for statement in section.code:
+            at = statement.at
+            if statement.op == Op.SKIP:
+                if skipped:
+                    self.source.fail_at(at, "second skip; write one, it steps over the instruction that raised #VC")
+                skipped = True
+            elif statement.op == Op.IRETQ and not skipped:
+                self.source.fail_at(at, "iretq before skip finds the error code on the stack; write skip above it")
+            elif statement.text == "vmgexit forward" and skipped:
+                self.source.fail_at(at, "vmgexit forward after skip: the error code is gone; write it above skip")
+
+    def place(self) -> None:
+        """Give every section and label its instruction index."""
+        index = 0
+        for section in self.draft.sections.values():
+            self.starts[section.name] = index
+            for statement in section.code:
+                for label in statement.labels:
+                    self.define(label, index)
+                index += 1
+            if section.code[-1].op == Op.HLT:
+                index += 1
+        if index > MAX_INSTRUCTIONS:
+            at = self.draft.sections["main"].at
+            what = f"too many instructions with those implied by a last hlt; write at most {MAX_INSTRUCTIONS} in all"
+            self.source.fail_at(at, what)
+
+    def define(self, label: Token, index: int) -> None:
+        """A label is defined once in a file."""
+        if label.text in self.labels:
+            first = self.labels[label.text][1].line
+            self.source.fail_at(label, f"label {quote(label.text)} is defined in line {first} already; choose another")
+        self.labels[label.text] = (index, label)
+
+    def resolve(self, label: Token) -> int:
+        """The instruction index of a label that is used."""
+        if label.text not in self.labels:
+            self.source.fail_at(label, f"label {quote(label.text)} is not defined; {nearest(label.text, self.labels)}")
+        return self.labels[label.text][0]
+
+    def emit(self, section: Section) -> None:
+        """Append a section's instructions. A last hlt halts again whenever it is woken, as an idle loop does."""
+        end = self.starts[section.name] + len(section.code)
+        for statement in section.code:
+            label = statement.labels[0].text if statement.labels else ""
+            arg = self.argument(statement, end)
+            self.code.append(Instruction(statement.op, arg, statement.text, statement.at.line, label))
+        if section.code[-1].op == Op.HLT:
+            line = section.code[-1].at.line
+            self.code.append(Instruction(Op.JMP, end - 1, "jmp back to hlt", line))
+
+    def argument(self, statement: Statement, end: int) -> int:
+        """Instruction.arg of a statement in a section that ends before index `end`."""
+        operand = statement.operand
+        if operand is None:
+            return 0
+        if statement.op == Op.MARK:
+            return self.marks.setdefault(operand.text, len(self.marks))
+        if statement.op == Op.VMGEXIT:
+            return VMGEXITS[operand.text]
+        target = self.resolve(operand)
+        if target <= len(self.code):
+            self.source.fail_at(operand, "jmp goes forward only; write spin to wait for ever, it is the only loop")
+        if target >= end:
+            self.source.fail_at(operand, f"label {quote(operand.text)} is in another section; jump within one")
+        return target
+
+    def check_stacks(self) -> None:
+        """`ist` names handlers of the test, `cold` names stacks that it has."""
+        own = {token.text for token in self.draft.ist}
+        for token in self.draft.ist:
+            if token.text not in self.starts:
+                self.source.fail_at(token, f"there is no section '{token.text}:'; write it, or drop it from ist")
+        for token in self.draft.cold:
+            if token.text != "main" and token.text not in own:
+                what = f"handler '{token.text}' has no stack of its own; write 'ist {token.text}', or 'cold main'"
+                self.source.fail_at(token, what)
+
+    def arrival(self, coming: Coming) -> Arrival:
+        """An arrival with its label resolved. An NMI needs a handler, or df: for the double fault of having none."""
+        event = coming.event
+        if event.text not in self.starts and "df" not in self.starts:
+            what = f"there is no section '{event.text}:' to handle it; write one that ends in iretq"
+            self.source.fail_at(event, what)
+        at = self.resolve(coming.label) if coming.label is not None else -1
+        return Arrival(event.text, coming.promised, at, event.line)
+
+    def visible_marks(self) -> list[str]:
+        """The marks that clauses can speak of: those made outside vc:, in the order of the file."""
+        found: dict[str, None] = {}
+        for section in self.draft.sections.values():
+            for statement in section.code:
+                if statement.op == Op.MARK and statement.operand is not None and section.name != "vc":
+                    found[statement.operand.text] = None
+        return list(found)
+
+    def clauses(self) -> tuple[Clause, ...]:
+        """The clauses, each of whose marks some instruction makes."""
+        visible = self.visible_marks()
+        for claim in self.draft.claims:
+            for token in claim.marks:
+                if token.text not in visible:
+                    self.fail_mark(token, visible)
+        return tuple(
+            Clause(claim.quantifier.text, tuple(token.text for token in claim.marks), claim.quantifier.line)
+            for claim in self.draft.claims
+        )
+
+    def fail_mark(self, token: Token, visible: list[str]) -> NoReturn:
+        """A clause names a mark that never shows."""
+        if token.text == NOTHING:
+            self.source.fail_at(token, f"'{NOTHING}' stands alone in a clause; write marks or '{NOTHING}'")
+        if token.text in self.marks:
+            what = f"mark {quote(token.text)} is made in vc: only, which no clause sees; write another mark"
+            self.source.fail_at(token, what)
+        self.source.fail_at(token, f"no instruction marks {quote(token.text)}; {nearest(token.text, visible)}")
