@@ -33,17 +33,26 @@ def module_name(path: Path) -> str:
     return path.stem
 
 
-def load(paths: Iterable[Path]) -> dict[str, Module]:
-    """Parse files. A file that is no Python becomes an empty module with an error."""
+def load(path: Path) -> Module:
+    """Parse a file. One that is no Python becomes an empty module with an error."""
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    module = Module(module_name(path), shown, ast.Module([], []))
+    try:
+        module.tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except (SyntaxError, UnicodeDecodeError, OSError) as error:
+        module.errors.append(f"{shown}:{getattr(error, 'lineno', None) or 1}: cannot be read: {error}")
+    return module
+
+
+def load_all(paths: Iterable[Path]) -> dict[str, Module]:
+    """The files, and of the shipped modules those that they import."""
+    todo = list(paths)
+    known = {module_name(path): path for path in shipped() if path not in todo}
     modules: dict[str, Module] = {}
-    for path in paths:
-        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        module = Module(module_name(path), shown, ast.Module([], []))
-        try:
-            module.tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        except (SyntaxError, UnicodeDecodeError, OSError) as error:
-            module.errors.append(f"{shown}:{getattr(error, 'lineno', None) or 1}: cannot be read: {error}")
+    while todo:
+        module = load(todo.pop(0))
         modules[module.name] = module
+        todo += [known.pop(name) for name, _ in imported(module) if name in known]
     return modules
 
 
@@ -97,7 +106,7 @@ def refuse_recursion(modules: dict[str, Module], calls: dict[tuple[str, str], di
 def check(paths: Iterable[Path]) -> list[str]:
     """All errors of the files, which may import from each other and from the shipped modules."""
     wanted = [path.resolve() for path in paths]
-    modules = load(dict.fromkeys([*wanted, *shipped()]))
+    modules = load_all(wanted)
     declare_all(modules)
     calls: dict[tuple[str, str], dict[tuple[str, str], ast.AST]] = {}
     for module in modules.values():
