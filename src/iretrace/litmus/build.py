@@ -163,7 +163,8 @@ class _Builder:
     def resolve(self, label: Token) -> int:
         """The instruction index of a label that is used."""
         if label.text not in self.labels:
-            self.source.fail_at(label, f"label {quote(label.text)} is not defined; {nearest(label.text, self.labels)}")
+            advice = nearest(label.text, self.labels, f"write '{label.text[:40]}:' in front of an instruction")
+            self.source.fail_at(label, f"label {quote(label.text)} is not defined; {advice}")
         return self.labels[label.text][0]
 
     def emit(self, section: Section) -> None:
@@ -241,4 +242,5 @@ class _Builder:
         if token.text in self.marks:
             what = f"mark {quote(token.text)} is made in vc: only, which no clause sees; write another mark"
             self.source.fail_at(token, what)
-        self.source.fail_at(token, f"no instruction marks {quote(token.text)}; {nearest(token.text, visible)}")
+        advice = nearest(token.text, visible, f"write 'mark {token.text[:40]}' where it happens")
+        self.source.fail_at(token, f"no instruction marks {quote(token.text)}; {advice}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -45,15 +45,18 @@ def quote(word: str) -> str:
     return f"'{printable(word if len(word) <= 40 else word[:37] + '...')}'"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """What to write instead of an unknown word: the known one most like it, else all that there are."""
+def listed(words: Sequence[str]) -> str:
+    """What to write, when there is a choice of these words."""
+    return f"write '{words[0]}'" if len(words) == 1 else f"write one of: {', '.join(words)}"
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """What to write instead of an unknown word: the known one most like it, else `otherwise`, else one of the known."""
     words = list(known)
     close = difflib.get_close_matches(word[:MAX_WORD].lower(), words, 1, 0.6)
     if close:
         return f"write '{close[0]}'"
-    if not words:
-        return "there is none"
-    return f"write {words[0]}" if len(words) == 1 else f"write one of: {', '.join(words)}"
+    return otherwise or listed(words)
 
 
 class Source:

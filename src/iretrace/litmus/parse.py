@@ -31,7 +31,7 @@ from iretrace.litmus.grammar import (
     VIEW_FIELDS,
     VMGEXITS,
 )
-from iretrace.litmus.lex import NUMBER, WORD, Line, Source, Token, nearest, printable, quote
+from iretrace.litmus.lex import NUMBER, WORD, Line, Source, Token, listed, nearest, printable, quote
 from iretrace.litmus.test import VECTORS, Op, Reach, Test
 from iretrace.verdict import InputError
 
@@ -106,7 +106,7 @@ class _Words:
     def one_of(self, known: Iterable[str], what: str) -> Token:
         """The next token, which must be one of the known words."""
         words = list(known)
-        token = self.word(f"{what}: {', '.join(words)}")
+        token = self.word(listed(words).removeprefix("write "))
         if token.text not in words:
             self.source.fail_at(token, f"unknown {what} {quote(token.text)}; {nearest(token.text, words)}")
         return token
@@ -191,8 +191,7 @@ class _Reader:
         """A header line comes once, and before the program."""
         first = self.draft.seen.setdefault(token.text, token)
         if first is not token:
-            what = f"second '{token.text}' line, the first is line {first.line}; write one, with commas where it lists"
-            self.source.fail_at(token, what)
+            self.source.fail_at(token, f"second '{token.text}' line, the first is line {first.line}; write one")
         if token.text in HEADERS and self.draft.sections:
             self.source.fail_at(token, f"'{token.text}' after the program; move the line above the first section")
 
@@ -224,8 +223,7 @@ class _Reader:
         self.draft.vcpus = self.read_list(words, VCPUS, "vcpu kind")
         for token in self.draft.vcpus:
             if token.text not in SUPPORTED_VCPUS:
-                what = f"vcpu kind {quote(token.text)} is not supported yet; write {', '.join(SUPPORTED_VCPUS)}"
-                self.source.fail_at(token, what)
+                self.source.fail_at(token, f"vcpu kind '{token.text}' is not supported yet; {listed(SUPPORTED_VCPUS)}")
 
     def read_hosts(self, words: _Words) -> None:
         self.draft.hosts = self.read_list(words, HOSTS, "host")
@@ -259,7 +257,7 @@ class _Reader:
             words.sign(":", "'at LABEL: nmi'")
         if words.peek() in LATER_EVENTS:
             token = words.take("an event")
-            self.source.fail_at(token, f"event {quote(token.text)} is not supported yet; write {', '.join(EVENTS)}")
+            self.source.fail_at(token, f"event {quote(token.text)} is not supported yet; {listed(EVENTS)}")
         return Coming(words.one_of(EVENTS, "event"), promised, label)
 
     def read_section(self, words: _Words) -> None:
@@ -295,9 +293,10 @@ class _Reader:
 
     def fail_outside(self, token: Token) -> NoReturn:
         """A line that belongs to no section: a mistyped header word, or an instruction in the wrong place."""
-        if token.text in MNEMONICS or self.draft.sections:
+        if token.text in MNEMONICS:
             self.source.fail_at(token, f"{quote(token.text)} is in no section; write instructions below 'main:' or so")
-        self.source.fail_at(token, f"unknown {quote(token.text)}; {nearest(token.text, (*HEADERS, 'main:'))}")
+        known = (*CLAUSES, "reach:") if self.draft.sections else (*HEADERS, "main:")
+        self.source.fail_at(token, f"unknown {quote(token.text)}; {nearest(token.text, known)}")
 
     def read_instruction(self, words: _Words, labels: tuple[Token, ...]) -> Statement:
         token = words.word("an instruction")
