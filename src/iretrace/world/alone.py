@@ -1,0 +1,101 @@
+"""What the processor alone makes of a test: every outcome that the patient reference allows, without a hypervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+from iretrace.explore.fair import endings
+from iretrace.explore.graph import Edge, Kind, Limits, explore
+from iretrace.litmus.test import Test
+from iretrace.machine.cpu import SEEN_MARK, Cpu
+from iretrace.subset import unpack
+from iretrace.verdict import Outcome
+from iretrace.world.reference import PatientReference, Ref
+
+MAX_MARKS = 16
+"""Marks beyond are not told apart, so that a guest that marks in a loop has finitely many outcomes."""
+
+
+class State(NamedTuple):
+    """The reference's state, which arrivals have started and ended (bit sets), and the marks so far."""
+
+    reference: Ref
+    started: int
+    ended: int
+    marks: tuple[int, ...]
+
+
+class Alone:
+    """explore.graph.Model of the patient reference: arrivals come at any time, as the test lists them."""
+
+    def __init__(self, test: Test, vcpu: str) -> None:
+        self.test = test
+        self.reference = PatientReference(test, vcpu, 0)
+
+    def initial(self) -> Edge:
+        """Main begins; nothing has arrived."""
+        return Edge(Kind.RUN, "start", State(self.reference.start(), 0, 0, ()))
+
+    def owed(self, state: Hashable) -> bool:
+        """A promised arrival, the end of a sender, or an NMI that nothing holds is still to come."""
+        assert isinstance(state, State)
+        unstarted = any(
+            arrival.promised and arrival.at < 0 and not state.started >> number & 1
+            for number, arrival in enumerate(self.test.outside)
+        )
+        return (
+            unstarted
+            or self._placed(state) >= 0
+            or state.started != state.ended
+            or not self.reference.owes_nothing(state.reference)
+        )
+
+    def edges(self, state: Hashable) -> Iterator[Edge]:
+        """Arrivals and their ends, and whatever the processor can do."""
+        assert isinstance(state, State)
+        placed = self._placed(state)
+        if placed >= 0:
+            yield self._stamp(self._stamp_state(state, "start", placed), "end", placed)
+            return
+        for number, arrival in enumerate(self.test.outside):
+            if state.started >> number & 1:
+                if not state.ended >> number & 1:
+                    yield self._stamp(state, "end", number)
+            elif arrival.at < 0:
+                yield self._stamp(state, "start", number)
+        for shown, after in self.reference.moves(state.reference):
+            marks = state.marks
+            if isinstance(shown, tuple) and shown[0] == SEEN_MARK and len(marks) < MAX_MARKS:
+                marks = (*marks, shown[1])
+            yield Edge(Kind.RETIRE, "cpu", state._replace(reference=after, marks=marks))
+
+    def _placed(self, state: State) -> int:
+        """The `at LABEL` arrival that is complete before the instruction at RIP, or -1."""
+        rip = unpack(Cpu, state.reference[0]).rip
+        for number, arrival in enumerate(self.test.outside):
+            if arrival.at == rip and not state.ended >> number & 1:
+                return number
+        return -1
+
+    def _stamp(self, state: State, what: str, number: int) -> Edge:
+        return Edge(Kind.OUTSIDE, what, self._stamp_state(state, what, number))
+
+    def _stamp_state(self, state: State, what: str, number: int) -> State:
+        reference = self.reference.stamp(state.reference, (what, number))
+        if what == "start":
+            return state._replace(reference=reference, started=state.started | 1 << number)
+        return state._replace(reference=reference, ended=state.ended | 1 << number)
+
+
+def outcomes(test: Test, vcpu: str) -> tuple[Outcome, ...]:
+    """Every infinite outcome: marks in order, and how it ends (spins, halted, shutdown, or loops)."""
+    model = Alone(test, vcpu)
+    graph = explore(model, Limits())
+    found = set()
+    for ending in endings(graph, model):
+        state = graph.states[ending.entry]
+        assert isinstance(state, State)
+        how = model.reference.ending(state.reference).split(" ")[0] or "loops"
+        found.add((tuple(test.marks[mark] for mark in state.marks), how))
+    return tuple(Outcome(marks, how) for marks, how in sorted(found))
