@@ -6,7 +6,16 @@ import re
 
 from iretrace.linux import ctree
 from iretrace.linux.ctree import CType, Expr, Pos
-from iretrace.linux.cursor import QUALIFIERS, STORAGE_WORDS, TAG_WORDS, TYPE_WORDS, TYPEOF_WORDS, Cursor, words
+from iretrace.linux.cursor import (
+    ANNOTATIONS,
+    QUALIFIERS,
+    STORAGE_WORDS,
+    TAG_WORDS,
+    TYPE_WORDS,
+    TYPEOF_WORDS,
+    Cursor,
+    words,
+)
 
 ASSIGNMENTS = words("= += -= *= /= %= &= ^= |= <<= >>=")
 PRECEDENCE = {
@@ -50,7 +59,10 @@ class ExpressionParser(Cursor):
 
     def starts_type(self) -> bool:
         """Whether the next token can begin a type."""
-        token = self.tokens[self.at]
+        at = self.at
+        while self.texts[at] in ANNOTATIONS:
+            at += 1
+        token = self.tokens[at]
         if token.kind != "ident":
             return False
         text = token.text
@@ -133,8 +145,6 @@ class ExpressionParser(Cursor):
             body = self.block()
             self.expect(")")
             return self.postfix(ctree.StatementExpr(pos, body))
-        if self.texts[self.at] == "__extension__":
-            self.at += 1
         if not self.starts_type():
             inner = self.expression()
             self.expect(")")

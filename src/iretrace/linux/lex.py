@@ -41,10 +41,10 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 
-def lex(text: str, path: str, line: int = 1, assembly: bool = False) -> list[Token]:
+def lex(text: str, path: str, line: int = 1, anything: bool = False) -> list[Token]:
     """The tokens of `text`, whose first character stands on `line` of `path`.
 
-    assembly: keep characters that C does not know as punctuators of their own instead of refusing them (macro bodies
+    anything: keep characters that C does not know as punctuators of their own instead of refusing them (macro bodies
     may hold anything). InputError: an unfinished comment or string, or a character that C does not know.
     """
     tokens: list[Token] = []
@@ -58,7 +58,7 @@ def lex(text: str, path: str, line: int = 1, assembly: bool = False) -> list[Tok
             spaced = True
             continue
         if kind == "bad":
-            if not assembly:
+            if not anything:
                 raise InputError(f"{path}:{line}: not C: unexpected {part!r}; the file seems to be damaged")
             kind = "punct"
         append(Token(kind or "", part, path, line, spaced))

@@ -1,0 +1,223 @@
+"""Unified diffs on texts, in memory: git format-patch, mails in an mbox, plain diffs. Nothing is written.
+
+A hunk is looked for around the line that it names; if its context is nowhere, the patch is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from iretrace.verdict import InputError
+
+_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+_EXTENDED = re.compile(r"(rename|copy) (from|to) (.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class PatchedFile:
+    """What patches made of a file: its text (None: deleted) and the numbers of the lines that they added."""
+
+    text: str | None
+    added: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True)
+class Hunk:
+    """One hunk: the line of the old file where it begins, and its lines with their marks (space, - or +)."""
+
+    header: str
+    start: int
+    lines: list[str] = field(default_factory=list)
+
+    def old(self) -> list[str]:
+        """The lines that must be there."""
+        return [line[1:] for line in self.lines if line[0] != "+"]
+
+
+@dataclass(slots=True)
+class FilePatch:
+    """The changes to one file; old or new is "" for a file that is created or deleted."""
+
+    old: str
+    new: str
+    hunks: list[Hunk] = field(default_factory=list)
+    copied: bool = False
+
+
+def apply_patches(
+    read: Callable[[str], str | None], patches: Iterable[tuple[str, str]]
+) -> dict[str, PatchedFile]:
+    """Apply patches (name, text) in order to the texts that `read` gives; what they changed, by path.
+
+    InputError, naming patch, file and hunk: no diff inside, a damaged one, a path that leads out of the tree, or a hunk
+    that does not apply.
+    """
+    done: dict[str, PatchedFile] = {}
+
+    def current(path: str) -> PatchedFile:
+        return done[path] if path in done else PatchedFile(read(path))
+
+    for name, text in patches:
+        files = parse_patch(text, name)
+        if not files:
+            raise InputError(f"{name}: no unified diff inside; give the output of git format-patch or diff -u")
+        for change in files:
+            _apply_file(change, name, current, done)
+    return done
+
+
+def _apply_file(
+    change: FilePatch, name: str, current: Callable[[str], PatchedFile], done: dict[str, PatchedFile]
+) -> None:
+    before = current(change.old) if change.old else PatchedFile("")
+    if before.text is None:
+        raise InputError(f"{name}: {change.old}: no such file in the tree; is the patch for another version?")
+    if not change.old and current(change.new).text is not None:
+        raise InputError(f"{name}: {change.new}: the patch creates it, but the tree has it; is it applied already?")
+    after = _apply_hunks(before, change, name)
+    if change.old and change.old != change.new and not change.copied:
+        done[change.old] = PatchedFile(None)
+    if change.new:
+        done[change.new] = after
+    elif after.text:
+        raise InputError(f"{name}: {change.old}: the patch deletes it, but not all of its lines; wrong version?")
+
+
+def _apply_hunks(before: PatchedFile, change: FilePatch, name: str) -> PatchedFile:
+    """The text and added lines of a file after all hunks of one patch."""
+    text = before.text or ""
+    lines = text.split("\n")
+    had_end = lines[-1] == ""
+    if had_end:
+        lines.pop()
+    added = [number in before.added for number in range(1, len(lines) + 1)]
+    shift = low = 0
+    for number, hunk in enumerate(change.hunks, start=1):
+        old = hunk.old()
+        at = _find(lines, old, hunk.start - 1 + shift if old else hunk.start + shift, low)
+        if at < 0:
+            where = change.old or change.new
+            raise InputError(f"{name}: {where}: hunk {number} ({hunk.header}) does not apply; is it for another version?")
+        new: list[str] = []
+        marks: list[bool] = []
+        taken = at
+        for line in hunk.lines:
+            if line[0] == "+":
+                new.append(line[1:])
+                marks.append(True)
+                continue
+            if line[0] == " ":
+                new.append(lines[taken])
+                marks.append(added[taken])
+            taken += 1
+        lines[at : at + len(old)] = new
+        added[at : at + len(old)] = marks
+        low = at + len(new)
+        shift = at - (hunk.start - 1) + len(new) - len(old)
+    result = "\n".join(lines) + ("\n" if lines and (had_end or not text) else "")
+    return PatchedFile(result, frozenset(number for number, mark in enumerate(added, start=1) if mark))
+
+
+def _find(lines: Sequence[str], old: Sequence[str], near: int, low: int) -> int:
+    """Where `old` stands in `lines` nearest to `near`, at or behind `low`; -1 if nowhere."""
+    if not old:
+        return min(max(near, low), len(lines))
+    high = len(lines) - len(old)
+    for distance in range(max(near - low, high - near, 0) + 1):
+        for at in (near - distance, near + distance):
+            if low <= at <= high and lines[at] == old[0] and list(lines[at : at + len(old)]) == list(old):
+                return at
+    return -1
+
+
+def parse_patch(text: str, name: str) -> list[FilePatch]:
+    """The file changes in a patch, in order; mail headers, messages and signatures are passed over."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    files: list[FilePatch] = []
+    at = 0
+    while at < len(lines):
+        line = lines[at]
+        if line.startswith("diff --git "):
+            change, at = _git_header(lines, at, name)
+        elif line.startswith("--- ") and lines[at + 1 : at + 2] and lines[at + 1].startswith("+++ "):
+            change = FilePatch(_path(line[4:], name), _path(lines[at + 1][4:], name))
+            at += 2
+        else:
+            at += 1
+            continue
+        at = _read_hunks(lines, at, change, name)
+        if change.hunks or change.old != change.new:
+            files.append(change)
+    return files
+
+
+def _git_header(lines: Sequence[str], at: int, name: str) -> tuple[FilePatch, int]:
+    """A git header with its extended lines, and the line behind it."""
+    names = lines[at][len("diff --git ") :]
+    middle = len(names) // 2
+    change = FilePatch(_path(names[:middle], name), _path(names[middle + 1 :], name))
+    for at in range(at + 1, len(lines)):
+        line = lines[at]
+        extended = _EXTENDED.match(line)
+        if extended:
+            change.copied = extended[1] == "copy"
+            if extended[2] == "from":
+                change.old = _path("a/" + extended[3], name)
+            else:
+                change.new = _path("b/" + extended[3], name)
+        elif line.startswith("new file mode"):
+            change.old = ""
+        elif line.startswith("deleted file mode"):
+            change.new = ""
+        elif line.startswith("--- ") and lines[at + 1 : at + 2] and lines[at + 1].startswith("+++ "):
+            change.old, change.new = _path(line[4:], name), _path(lines[at + 1][4:], name)
+            return change, at + 2
+        elif line.startswith(("Binary files ", "GIT binary patch")):
+            raise InputError(f"{name}: {change.new or change.old}: a binary patch; only text can be patched")
+        elif not line.startswith(("index ", "old mode", "new mode", "similarity ", "dissimilarity ")):
+            return change, at
+    return change, len(lines)
+
+
+def _read_hunks(lines: Sequence[str], at: int, change: FilePatch, name: str) -> int:
+    """Read the hunks that begin at line `at`; the line behind them."""
+    while at < len(lines) and (header := _HUNK.match(lines[at])):
+        hunk = Hunk(header[0], int(header[1]))
+        old, new = int(header[2] or 1), int(header[4] or 1)
+        at += 1
+        while old > 0 or new > 0:
+            line = lines[at] if at < len(lines) else "@"
+            line = line or " "  # mailers strip the space of an empty context line
+            if line[0] not in " +-\\":
+                where = change.new or change.old
+                raise InputError(f"{name}:{at + 1}: {where}: hunk {hunk.header} is cut short; was it wrapped by a mailer?")
+            if line[0] != "\\":
+                hunk.lines.append(line)
+                old -= line[0] != "+"
+                new -= line[0] != "-"
+            at += 1
+        change.hunks.append(hunk)
+        while at < len(lines) and lines[at].startswith("\\"):
+            at += 1
+    return at
+
+
+def _path(written: str, name: str) -> str:
+    """The path from the tree's root that a header line names; "" for /dev/null. InputError if it leads elsewhere."""
+    path = written.split("\t")[0].strip().strip('"')
+    if path == "/dev/null":
+        return ""
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
+        raise InputError(f"{name}: {path!r} leads out of the tree; paths must be relative to the kernel's top directory")
+    return "/".join(parts[1:]) if len(parts) > 1 else path
+
+
+def changed_paths(files: Iterable[FilePatch]) -> Iterator[str]:
+    """The paths that a patch touches, each once, in order."""
+    seen: dict[str, None] = {}
+    for change in files:
+        seen.setdefault(change.new or change.old)
+    return iter(seen)

@@ -1,0 +1,123 @@
+"""One fast pass over raw text: which names a file seems to define, and where.
+
+Kernel style makes this possible: what stands at the top level begins in column 0. The pass may find too much (text in
+comments, inactive branches, macro bodies); index.py looks closely at what is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from iretrace.linux.cursor import ANNOTATION_CALLS, ANNOTATIONS
+
+_ITEM = re.compile(r"\n(?:#[ \t]*define[ \t]+(\w+)|([A-Za-z_][\w\s*]*)([(\[=;,{]))")
+_TAGS = [
+    # One pattern each: a literal beginning is what makes a search fast.
+    re.compile(
+        rf"({kind})\s+(?:__attribute__\s*\(\([\w\s(),]*\)\)\s*)?((?:__\w+\s+)*\w+)"
+        r"\s*(?:__\w+\s*(?:\([\w\s()]*\))?\s*)*\{"
+    )
+    for kind in ("struct", "union")
+]
+_ENUM = re.compile(r"\benum\b\s*(?:__\w+\s+)?(\w*)\s*\{([^}]*)\}")
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\n[ \t]*#[^\n]*", re.DOTALL)
+_ENUMERATOR = re.compile(r"(?:^|,)\s*(\w+)")
+_AFTER_ATTRIBUTE = re.compile(r"[^()]*(?:\([^()]*\)[^()]*)*\)\s*([A-Za-z_][\w\s*]*)([(\[=;,{])")
+_POINTER = re.compile(r"\s*\*+\s*(?:const\s+)?(\w+)")
+_DECLARATORS = re.compile(r"[^;(){}=]*;")
+_TYPEDEF_CLOSE = re.compile(r"\n\}\s*(?:__\w+\s*(?:\(\(.*?\)\)|\([^()]*\))?\s*)*(\w+)")
+_NO_ITEM = frozenset(("else", "return", "if", "while", "for", "switch", "do", "case", "default", "goto"))
+
+Place = tuple[int, int]
+"""A file's number and an offset in Source.raw."""
+
+
+@dataclass(slots=True)
+class Names:
+    """Names to places, files in the order in which they were added.
+
+    items: what is declared at the top level (functions, variables, prototypes). tags: "struct x" and "union x".
+    invocations: macros used at the top level as if they were declarations, with the place of the name.
+    """
+
+    macros: dict[str, list[int]] = field(default_factory=dict)
+    items: dict[str, list[Place]] = field(default_factory=dict)
+    typedefs: dict[str, list[Place]] = field(default_factory=dict)
+    tags: dict[str, list[Place]] = field(default_factory=dict)
+    invocations: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def add(self, file: int, raw: str) -> None:
+        """Scan the raw text of a file."""
+        macros = self.macros
+        for match in _ITEM.finditer(raw):
+            name, words, end = match.groups()
+            if name:
+                files = macros.setdefault(name, [])
+                if not files or files[-1] != file:
+                    files.append(file)
+            else:
+                self._add_item(file, raw, match.start() + 1, words, end, match.end())
+        for pattern in _TAGS:
+            for match in pattern.finditer(raw):
+                tag = f"{match[1]} {match[2].split()[-1]}"
+                self.tags.setdefault(tag, []).append((file, match.start()))
+
+    def _add_item(self, file: int, raw: str, start: int, words: str, end: str, after: int) -> None:
+        parts = words.replace("*", " ").split()
+        name = parts[-1]
+        if parts[0] == "__extension__" and len(parts) > 1:
+            del parts[0]
+        if parts[0] == "typedef":
+            self._add_typedef(file, raw, start, name, end, after)
+            return
+        if parts[0] in _NO_ITEM or end == "{":
+            return
+        place = file, start
+        if end == "(":
+            if name in ANNOTATION_CALLS:
+                behind = _AFTER_ATTRIBUTE.match(raw, after)
+                if behind and behind[1] != words:
+                    self._add_item(file, raw, start, "int " + behind[1], behind[2], behind.end())
+                return
+            if len(parts) == 1:
+                self.invocations.append((file, start, name))
+                return
+            if pointer := _POINTER.match(raw, after):
+                name = pointer[1]
+        elif len(parts) == 1 or (len(parts) == 2 and parts[0] in ("struct", "union", "enum")):
+            return
+        self.items.setdefault(name, []).append(place)
+        if name in ANNOTATIONS or (name.startswith("__") and len(parts) > 2):
+            self.items.setdefault(parts[-2], []).append(place)
+        if end == "," and (more := _DECLARATORS.match(raw, after)):
+            for other in more[0][:-1].replace("*", " ").split(","):
+                if other.strip():
+                    self.items.setdefault(other.split("[")[0].split()[-1], []).append(place)
+
+    def _add_typedef(self, file: int, raw: str, start: int, name: str, end: str, after: int) -> None:
+        if end == "{":
+            close = _TYPEDEF_CLOSE.search(raw, after)
+            if close is None:
+                return
+            name = close[1]
+        elif end == "(":
+            if pointer := _POINTER.match(raw, after):
+                name = pointer[1]
+            elif name.startswith("__attribute"):
+                semicolon = raw.find(";", after)
+                behind = re.findall(r"\w+", raw[after:semicolon].rpartition(")")[2])
+                words = raw[start:after].replace("*", " ").split()
+                name = behind[-1] if behind else words[-2]
+        self.typedefs.setdefault(name, []).append((file, start))
+
+
+def enumerators(raw: str) -> list[tuple[str, int]]:
+    """The enumerators of all enums in a raw text, each with the offset of its `enum`."""
+    if "enum" not in raw:
+        return []
+    found: list[tuple[str, int]] = []
+    for match in _ENUM.finditer(raw):
+        body = _COMMENT.sub(" ", match[2])
+        found.extend((name, match.start()) for name in _ENUMERATOR.findall(body))
+    return found
