@@ -99,7 +99,7 @@ def _apply_hunks(before: PatchedFile, change: FilePatch, name: str) -> PatchedFi
         at = _find(lines, old, hunk.start - 1 + shift if old else hunk.start + shift, low)
         if at < 0:
             where = change.old or change.new
-            raise InputError(f"{name}: {where}: hunk {number} ({hunk.header}) does not apply; is it for another version?")
+            raise InputError(f"{name}: {where}: hunk {number} ({hunk.header}) does not apply; wrong version?")
         new: list[str] = []
         marks: list[bool] = []
         taken = at
@@ -153,13 +153,12 @@ def parse_patch(text: str, name: str) -> list[FilePatch]:
     return files
 
 
-def _git_header(lines: Sequence[str], at: int, name: str) -> tuple[FilePatch, int]:
+def _git_header(lines: Sequence[str], start: int, name: str) -> tuple[FilePatch, int]:
     """A git header with its extended lines, and the line behind it."""
-    names = lines[at][len("diff --git ") :]
+    names = lines[start][len("diff --git ") :]
     middle = len(names) // 2
     change = FilePatch(_path(names[:middle], name), _path(names[middle + 1 :], name))
-    for at in range(at + 1, len(lines)):
-        line = lines[at]
+    for at, line in enumerate(lines[start + 1 :], start + 1):
         extended = _EXTENDED.match(line)
         if extended:
             change.copied = extended[1] == "copy"
@@ -192,7 +191,7 @@ def _read_hunks(lines: Sequence[str], at: int, change: FilePatch, name: str) -> 
             line = line or " "  # mailers strip the space of an empty context line
             if line[0] not in " +-\\":
                 where = change.new or change.old
-                raise InputError(f"{name}:{at + 1}: {where}: hunk {hunk.header} is cut short; was it wrapped by a mailer?")
+                raise InputError(f"{name}:{at + 1}: {where}: hunk {hunk.header} is cut short or wrapped")
             if line[0] != "\\":
                 hunk.lines.append(line)
                 old -= line[0] != "+"
@@ -211,7 +210,7 @@ def _path(written: str, name: str) -> str:
         return ""
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
-        raise InputError(f"{name}: {path!r} leads out of the tree; paths must be relative to the kernel's top directory")
+        raise InputError(f"{name}: {path!r} leads out of the tree; use paths from the kernel's top")
     return "/".join(parts[1:]) if len(parts) > 1 else path
 
 

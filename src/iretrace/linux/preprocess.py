@@ -19,7 +19,8 @@ from iretrace.verdict import InputError
 
 PREDEFINED = {
     "__KERNEL__": "1", "__x86_64__": "1", "__x86_64": "1", "__amd64__": "1", "__LP64__": "1", "_LP64": "1",
-    "__GNUC__": "12", "__GNUC_MINOR__": "2", "__GNUC_PATCHLEVEL__": "0", "__STDC__": "1", "__STDC_VERSION__": "201112L",
+    "__GNUC__": "12", "__GNUC_MINOR__": "2", "__GNUC_PATCHLEVEL__": "0",
+    "__STDC__": "1", "__STDC_VERSION__": "201112L",
     "__CHAR_BIT__": "8", "__SIZEOF_INT__": "4", "__SIZEOF_LONG__": "8", "__SIZEOF_POINTER__": "8",
     "__SIZEOF_LONG_LONG__": "8", "__SIZEOF_INT128__": "16", "__INT_MAX__": "0x7fffffff",
     "__LONG_MAX__": "0x7fffffffffffffffL", "__ORDER_LITTLE_ENDIAN__": "1234", "__ORDER_BIG_ENDIAN__": "4321",

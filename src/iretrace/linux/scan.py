@@ -26,7 +26,8 @@ _ENUMERATOR = re.compile(r"(?:^|,)\s*(\w+)")
 _AFTER_ATTRIBUTE = re.compile(r"[^()]*(?:\([^()]*\)[^()]*)*\)\s*([A-Za-z_][\w\s*]*)([(\[=;,{])")
 _POINTER = re.compile(r"\s*\*+\s*(?:const\s+)?(\w+)")
 _DECLARATORS = re.compile(r"[^;(){}=]*;")
-_TYPEDEF_CLOSE = re.compile(r"\n\}\s*(?:__\w+\s*(?:\(\(.*?\)\)|\([^()]*\))?\s*)*(\w+)")
+_BRACE = re.compile(r"[{}]")
+_TYPEDEF_NAME = re.compile(r"\s*(?:__\w+\s*(?:\(\(.*?\)\)|\([^()]*\))?\s*)*\**(\w+)")
 _NO_ITEM = frozenset(("else", "return", "if", "while", "for", "switch", "do", "case", "default", "goto"))
 
 Place = tuple[int, int]
@@ -88,7 +89,7 @@ class Names:
         elif len(parts) == 1 or (len(parts) == 2 and parts[0] in ("struct", "union", "enum")):
             return
         self.items.setdefault(name, []).append(place)
-        if name in ANNOTATIONS or (name.startswith("__") and len(parts) > 2):
+        if end != "(" and (name in ANNOTATIONS or (name.startswith("__") and len(parts) > 2)):
             self.items.setdefault(parts[-2], []).append(place)
         if end == "," and (more := _DECLARATORS.match(raw, after)):
             for other in more[0][:-1].replace("*", " ").split(","):
@@ -97,10 +98,10 @@ class Names:
 
     def _add_typedef(self, file: int, raw: str, start: int, name: str, end: str, after: int) -> None:
         if end == "{":
-            close = _TYPEDEF_CLOSE.search(raw, after)
-            if close is None:
+            behind_body = _TYPEDEF_NAME.match(raw, _closing_brace(raw, after))
+            if behind_body is None:
                 return
-            name = close[1]
+            name = behind_body[1]
         elif end == "(":
             if pointer := _POINTER.match(raw, after):
                 name = pointer[1]
@@ -110,6 +111,16 @@ class Names:
                 words = raw[start:after].replace("*", " ").split()
                 name = behind[-1] if behind else words[-2]
         self.typedefs.setdefault(name, []).append((file, start))
+
+
+def _closing_brace(raw: str, at: int) -> int:
+    """Behind the brace that closes the one before `at`."""
+    depth = 1
+    for match in _BRACE.finditer(raw, at):
+        depth += 1 if match[0] == "{" else -1
+        if depth == 0:
+            return match.end()
+    return len(raw)
 
 
 def enumerators(raw: str) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""A Linux source tree as texts: read lazily, patched in memory, never executed, included or followed out of its root."""
+"""A Linux source tree as texts: read lazily, patched in memory; nothing in it is executed or followed out of it."""
 
 from __future__ import annotations
 
