@@ -162,7 +162,7 @@ class Rules:
         returns = str(row.keys.get("returns", ""))
         if kind == "neutral":
             return Neutral(row.why)
-        if kind == "source":
+        if kind in ("source", "intrinsic"):
             return None
         if kind == "value":
             return Value(int(rest, 0), returns, row.why)
@@ -177,7 +177,7 @@ class Rules:
                 bool(row.keys.get("pauses", False)),
                 row.why,
             )
-        raise InputError(f"{row.where}: what = {row.what!r} for {row.name}; write neutral, value=N, model=NAME, refuse or source")
+        raise InputError(f"{row.where}: what = {row.what!r} for {row.name}; write neutral, value=N, model=NAME, refuse, source or intrinsic")
 
     def global_(self, name: str, path: str) -> int | Storage | None:
         """A global's value or storage; None: unknown (const ones come from source)."""
