@@ -2,8 +2,8 @@
 
 What is owed (promised events, the steps of a started sender) happens finitely often and stays enabled until it does,
 so a fair run ends up among states where nothing is owed. There it either stops (no edge of its own left) or stays
-in a strongly connected set of states. With ticks, that set is closed under tick edges: ticks come wherever the run
-stays, again and again.
+in a strongly connected set of states. Where ticks can come, that set is closed under tick edges and under the run's
+own: ticks come wherever the run stays, again and again, but never so fast that the run cannot go on between them.
 """
 
 from __future__ import annotations
@@ -50,9 +50,13 @@ def _own(graph: Graph, number: int) -> Iterable[int]:
     return (to for edge, to in graph.out[number] if to >= 0 and edge.kind is not Kind.OUTSIDE)
 
 
+def _ticked(graph: Graph, number: int) -> bool:
+    return any(edge.kind is Kind.TICK for edge, _ in graph.out[number])
+
+
 def _closed_under_ticks(graph: Graph, component: frozenset[int]) -> list[frozenset[int]]:
-    """The largest strongly connected subsets in which every tick edge stays."""
-    leaving = {n for n in component if any(e.kind is Kind.TICK and to not in component for e, to in graph.out[n])}
+    """The largest strongly connected subsets that no ticked state leaves, by a tick or by itself."""
+    leaving = {n for n in component if _ticked(graph, n) and any(to not in component for to in _own(graph, n))}
     if not leaving:
         return [component]
     inner: list[frozenset[int]] = []

@@ -8,15 +8,18 @@ defect. Sets are numbered, so that a product state holds one small int.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 Observation = Hashable
-RefState = Hashable
+Stamp = tuple[str, int]
+"""An event from outside as the history holds it: what ("start", "end") and which."""
+
+RefState = TypeVar("RefState", bound=Hashable)
 
 EMPTY = -1
 
 
-class Reference(Protocol):
+class Reference(Protocol[RefState]):
     """The machine that explains."""
 
     def start(self) -> RefState:
@@ -27,21 +30,21 @@ class Reference(Protocol):
         """What it can do next; None: silently."""
         ...
 
-    def stamp(self, state: RefState, event: Hashable) -> RefState:
+    def stamp(self, state: RefState, event: Stamp) -> RefState:
         """An event from outside is stamped into the history: what that makes of a state."""
         ...
 
 
-class Monitor:
+class Monitor(Generic[RefState]):
     """Interned monitor sets over a reference."""
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Reference[RefState]) -> None:
         self._reference = reference
         self._sets: list[frozenset[RefState]] = []
         self._number: dict[frozenset[RefState], int] = {}
         self._moves: dict[RefState, tuple[tuple[Observation | None, RefState], ...]] = {}
         self._observed: dict[tuple[int, Observation], int] = {}
-        self._stamped: dict[tuple[int, Hashable], int] = {}
+        self._stamped: dict[tuple[int, Stamp], int] = {}
 
     def start(self) -> int:
         """The set of the empty history."""
@@ -64,7 +67,7 @@ class Monitor:
             self._observed[key] = self._close(after) if after else EMPTY
         return self._observed[key]
 
-    def stamp(self, number: int, event: Hashable) -> int:
+    def stamp(self, number: int, event: Stamp) -> int:
         """The set after an event from outside was stamped."""
         key = (number, event)
         if key not in self._stamped:

@@ -101,6 +101,21 @@ def record(cls: C) -> C:
     return made  # type: ignore[return-value]
 
 
+R = TypeVar("R")
+
+
+def pack(state: Any) -> tuple[Any, ...]:
+    """A record's fields as a hashable tuple."""
+    packed: tuple[Any, ...] = state.pack()
+    return packed
+
+
+def unpack(kind: type[R], values: tuple[Any, ...]) -> R:
+    """A fresh record of that kind from what `pack` made."""
+    made: R = kind.unpack(values)  # type: ignore[attr-defined]
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Where a machine rule comes from."""

@@ -121,8 +121,10 @@ class Executed:
     """What a host step or sender step executed, for traces and the ledger: re-run of the same call with tracing on."""
 
     lines: tuple[CLine, ...]
-    declined: CLine | None
+    declined: CLine | None = None
     """The last statement that examined a waiting event and declined it, if the step did so."""
+    changes: tuple[tuple[CLine, View], ...] = ()
+    """The statements that changed the view, each with the view after it."""
 
 
 class Hypervisor(Protocol):

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from iretrace.explore.monitor import Observation
+from iretrace.explore.monitor import Observation, Stamp
 from iretrace.litmus.test import Test
 from iretrace.machine.boundary import latch_nmi, take_nmi
 from iretrace.machine.cpu import OP_SPIN, SEEN_NOTHING, SHADOW_NONE, Cpu, Machine, see_nothing
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.guest import execute
 from iretrace.machine.vmcb import Vmcb
+from iretrace.subset import pack, unpack
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
 
@@ -66,9 +67,9 @@ class PatientReference:
 
     def start(self) -> Ref:
         """The machine as main begins."""
-        return (self._first.pack(), 0, 0)  # type: ignore[attr-defined]
+        return (pack(self._first), 0, 0)
 
-    def stamp(self, state: Ref, event: tuple[str, int]) -> Ref:
+    def stamp(self, state: Ref, event: Stamp) -> Ref:
         """("start", i): arrival i is in transit. ("end", i): its sender's call has returned."""
         cpu, transit, done = state
         what, arrival = event
@@ -79,10 +80,10 @@ class PatientReference:
     def moves(self, state: Ref) -> Iterator[tuple[Observation | None, Ref]]:
         """Latch an arrival, take the latched NMI, or execute the next instruction."""
         packed, transit, done = state
-        cpu = self._unpack(packed)
+        cpu = unpack(Cpu, packed)
         yield from self._latch(cpu, packed, transit, done)
         if cpu.nmi_latched and not cpu.nmi_masked and not cpu.shutdown:
-            taking = self._unpack(packed)
+            taking = unpack(Cpu, packed)
             see_nothing(taking)
             take_nmi(self.machine, taking, self._vmcb)
             yield self._after(taking, transit, done)
@@ -95,12 +96,12 @@ class PatientReference:
 
     def owes_nothing(self, state: Ref) -> bool:
         """Nothing is in transit, and no NMI waits that nothing holds."""
-        cpu = self._unpack(state[0])
+        cpu = unpack(Cpu, state[0])
         return state[1] == 0 and (not cpu.nmi_latched or bool(cpu.nmi_masked) or bool(cpu.shutdown))
 
     def ending(self, state: Ref) -> str:
         """How this state goes on for ever by itself ("" if it does not)."""
-        return ending_of(self.machine, self._unpack(state[0]))
+        return ending_of(self.machine, unpack(Cpu, state[0]))
 
     def _latch(
         self, cpu: Cpu, packed: tuple[object, ...], transit: int, done: int
@@ -109,9 +110,9 @@ class PatientReference:
         if not transit or (cpu.nmi_latched and not blocked):
             return
         if not cpu.nmi_latched:
-            latched = self._unpack(packed)
+            latched = unpack(Cpu, packed)
             latch_nmi(latched)
-            packed = latched.pack()  # type: ignore[attr-defined]
+            packed = pack(latched)
         for arrival in range(transit.bit_length()):
             bit = 1 << arrival
             if transit & bit:
@@ -125,8 +126,4 @@ class PatientReference:
     def _after(self, cpu: Cpu, transit: int, done: int) -> tuple[Observation | None, Ref]:
         shown = observation(cpu)
         forget_seen(cpu)
-        return shown, (cpu.pack(), transit, done)  # type: ignore[attr-defined]
-
-    @staticmethod
-    def _unpack(packed: tuple[object, ...]) -> Cpu:
-        return Cpu.unpack(packed)  # type: ignore[attr-defined, no-any-return]
+        return shown, (pack(cpu), transit, done)

@@ -1,0 +1,251 @@
+"""One test on one hypervisor: explore everything, compare with the patient reference, say what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from iretrace.explore.fair import Ending, endings, loop_of
+from iretrace.explore.graph import Edge, Graph, Limits, explore
+from iretrace.litmus.test import Clause, Test
+from iretrace.machine.cpu import KNOB_IRET_FAULT_UNMASKS, KNOB_SHADOW_BLOCKS_EXIT, KNOB_TRAP_EXIT_KEEPS_SHADOW
+from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
+from iretrace.world.product import Point, Product
+from iretrace.world.protocol import Hypervisor, View
+from iretrace.world.story import Story
+
+UNKNOWN_KNOBS = {
+    KNOB_SHADOW_BLOCKS_EXIT: "shadow_blocks_exit",
+    KNOB_IRET_FAULT_UNMASKS: "iret_fault_unmasks",
+    KNOB_TRAP_EXIT_KEEPS_SHADOW: "trap_exit_keeps_shadow",
+}
+"""Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values."""
+
+COMPARE = {
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+@dataclass(slots=True)
+class Explored:
+    """One exploration, for one value of the knobs."""
+
+    product: Product
+    graph: Graph
+    endings: list[Ending]
+
+
+def check(
+    test: Test,
+    vcpu: str,
+    host: str,
+    hypervisor: Hypervisor,
+    limits: Limits | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Result:
+    """The verdict of a test on a hypervisor, the same for every value of the knobs that mattered, or undetermined."""
+    began = time.monotonic()
+    limits = limits or Limits()
+    first, consulted = _check_with(test, vcpu, host, hypervisor, 0, limits, progress)
+    results = {0: first}
+    unknown = [number for number in UNKNOWN_KNOBS if consulted >> number & 1]
+    for number in unknown:
+        results[1 << number], _ = _check_with(test, vcpu, host, hypervisor, 1 << number, limits, progress)
+    result = _settle(results)
+    used = tuple(
+        Assumption("knob", UNKNOWN_KNOBS[number], "machine", "consulted; every value was run") for number in unknown
+    )
+    ledger = Ledger(hypervisor.statements(), (*hypervisor.assumptions(), *used))
+    return replace(result, ledger=ledger, seconds=time.monotonic() - began)
+
+
+def _settle(results: dict[int, Result]) -> Result:
+    """The common verdict; undetermined, naming the knob, where two values differ."""
+    first = results[0]
+    for knobs, other in results.items():
+        if other.verdict != first.verdict:
+            name = UNKNOWN_KNOBS[knobs.bit_length() - 1]
+            reason = f"{first.verdict} if not {name}, {other.verdict} if {name}: a disputed rule of the processor"
+            violated = first if first.verdict is Verdict.VIOLATED else other
+            return replace(first, verdict=Verdict.UNDETERMINED, reason=reason, trace=violated.trace)
+    return first
+
+
+def _check_with(
+    test: Test,
+    vcpu: str,
+    host: str,
+    hypervisor: Hypervisor,
+    knobs: int,
+    limits: Limits,
+    progress: Callable[[int], None] | None,
+) -> tuple[Result, int]:
+    product = Product(test, vcpu, host, hypervisor, knobs)
+    graph = explore(product, limits, progress)
+    explored = Explored(product, graph, [])
+    result = Result(
+        test=test.name,
+        vcpu=vcpu,
+        host=host,
+        hypervisor=hypervisor.name,
+        verdict=Verdict.HOLDS,
+        exhausted=_exhausted(test, host, graph),
+        states=len(graph.states),
+        edges=graph.edges,
+    )
+    if graph.defects:
+        at, edge = graph.defects[0]
+        return _violated(result, explored, _path_to(explored, at, edge), [], edge.defect), product.machine.consulted
+    if not graph.gave_up:
+        explored.endings = endings(graph, product)
+        result = replace(result, outcomes=_outcomes(explored))
+        for ending in explored.endings:
+            cause = _judge(explored, ending)
+            if cause:
+                return _lasso(result, explored, ending, cause), product.machine.consulted
+    return _not_violated(result, explored), product.machine.consulted
+
+
+def _not_violated(result: Result, explored: Explored) -> Result:
+    """Holds, unless a limit, something unmodelled or a vacuous test leaves it open."""
+    graph, test = explored.graph, explored.product.test
+    reason = ""
+    if graph.gave_up:
+        reason = f"stopped by {graph.gave_up}"
+    elif graph.unmodelled:
+        reason = graph.unmodelled[0][1].unmodelled
+    elif not _reached(explored):
+        assert test.reach is not None
+        reason = f"vacuous: no state satisfies `reach: {test.reach.text}`"
+    else:
+        for clause in test.clauses:
+            if clause.quantifier == "sometimes" and not _witnessed(explored, clause):
+                reason = f"vacuous: no outcome shows `sometimes {' '.join(clause.marks)}`"
+    if not reason:
+        return result
+    return replace(result, verdict=Verdict.UNDETERMINED, reason=reason)
+
+
+# Judging. -------------------------------------------------------------------------------------------------------
+
+
+def _judge(explored: Explored, ending: Ending) -> str:
+    """Why an ending is a defect; "" if the reference explains it and the test's clauses hold."""
+    product = explored.product
+    state = _point(explored, ending.entry)
+    if not ending.stuck and not ending.retires:
+        return "no guest instruction ever retires again"
+    says = product.ending(state) if ending.stuck or len({_rip(explored, n) for n in ending.members}) == 1 else "loops"
+    if not any(product.explains_ending(_point(explored, n), says) for n in ending.members):
+        return _unexplained(explored, state, says)
+    marks = tuple(product.test.marks[m] for m in state.marks)
+    for clause in product.test.clauses:
+        if clause.quantifier == "always" and marks != clause.marks:
+            return f"`always {' '.join(clause.marks)}` fails: this run ends with {' '.join(marks) or 'no mark'}"
+        if clause.quantifier == "never" and marks == clause.marks:
+            return f"`never {' '.join(clause.marks)}` fails: this run ends with just these marks"
+    return ""
+
+
+def _unexplained(explored: Explored, state: Point, says: str) -> str:
+    product = explored.product
+    view = product.hypervisor.view(product.privates.values[state.private])
+    doing = {"s": "spins", "h": "sleeps", "l": "loops"}.get(says[:1], says) if says else "goes on"
+    held = ""
+    if view.nmi_pending or view.nmi_queued:
+        held = (
+            f" (KVM holds nmi_queued={view.nmi_queued} nmi_pending={view.nmi_pending} with nmi_masked={view.nmi_masked}"
+            f" int_shadow={view.int_shadow})"
+        )
+    allowed = product.say_allowed(state.monitor)
+    host = "and no #VMEXIT is owed" if not product.ticking else "although the host ticks"
+    return f"the guest {doing} for ever {host}{held}; {allowed}, which never comes"
+
+
+def _rip(explored: Explored, number: int) -> object:
+    return explored.product.cpus.values[_point(explored, number).cpu][0]
+
+
+def _point(explored: Explored, number: int) -> Point:
+    state = explored.graph.states[number]
+    assert isinstance(state, Point)
+    return state
+
+
+def _reached(explored: Explored) -> bool:
+    """Some state meets the test's `reach:` condition."""
+    reach = explored.product.test.reach
+    if reach is None:
+        return True
+    product = explored.product
+    return any(
+        _meets(asdict(product.hypervisor.view(private)), reach.terms) for private in product.privates.values
+    )
+
+
+def _meets(view: dict[str, int], terms: tuple[tuple[str, str, int], ...]) -> bool:
+    return all(COMPARE[operator](view[name], value) for name, operator, value in terms)
+
+
+def _witnessed(explored: Explored, clause: Clause) -> bool:
+    return any(outcome.marks == clause.marks for outcome in _outcomes(explored))
+
+
+def _outcomes(explored: Explored) -> tuple[Outcome, ...]:
+    """The outcomes of all endings; without clauses marks are not kept, and only how the runs end is told."""
+    product = explored.product
+    found = set()
+    for ending in explored.endings:
+        state = _point(explored, ending.entry)
+        marks = tuple(product.test.marks[m] for m in state.marks)
+        found.add((marks, product.ending(state).split(" ")[0]))
+    return tuple(Outcome(marks, how) for marks, how in sorted(found))
+
+
+def _exhausted(test: Test, host: str, graph: Graph) -> str:
+    kinds: dict[str, int] = {}
+    for arrival in test.outside:
+        kinds[arrival.kind] = kinds.get(arrival.kind, 0) + 1
+    events = ", ".join(f"{count} {kind.upper()}{'s' if count > 1 else ''}" for kind, count in kinds.items())
+    all_of_them = "" if graph.gave_up or graph.defects else "all "
+    return ", ".join(part for part in (f"{all_of_them}{len(graph.states):,} states", events, host) if part)
+
+
+# Traces. --------------------------------------------------------------------------------------------------------
+
+Path = list[tuple[Point | None, Edge]]
+
+
+def _path_to(explored: Explored, at: int, last: Edge | None) -> Path:
+    path: Path = [
+        (None if number < 0 else _point(explored, number), edge)
+        for number, edge in (explored.graph.path(at) if at >= 0 else [])
+    ]
+    if last is not None:
+        path.append((None if at < 0 else _point(explored, at), last))
+    return path
+
+
+def _lasso(result: Result, explored: Explored, ending: Ending, cause: str) -> Result:
+    stem = _path_to(explored, ending.entry, None)
+    loop: Path = [(_point(explored, number), edge) for number, edge in loop_of(explored.graph, ending)]
+    return _violated(result, explored, stem, loop, cause)
+
+
+def _violated(result: Result, explored: Explored, stem: Path, loop: Path, cause: str) -> Result:
+    story = Story(explored.product)
+    told = story.tell(stem)
+    told_loop = story.tell(loop)
+    trace = Trace(told, told_loop, cause, story.declined)
+    return replace(result, verdict=Verdict.VIOLATED, reason=cause, trace=trace)
+
+
+def view_fields() -> tuple[str, ...]:
+    """The names that `reach:` can use."""
+    return tuple(asdict(View()))

@@ -1,0 +1,164 @@
+"""From a path through the product to the steps of a counterexample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from iretrace.explore.graph import Edge
+from iretrace.litmus.test import Op
+from iretrace.machine.cpu import Cpu
+from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE, Ghcb
+from iretrace.machine.vmcb import (
+    SVM_EVTINJ_VALID,
+    SVM_EXIT_CPUID,
+    SVM_EXIT_HLT,
+    SVM_EXIT_INTR,
+    SVM_EXIT_NPF,
+    SVM_EXIT_PAUSE,
+    SVM_EXIT_SHUTDOWN,
+    SVM_EXIT_VMGEXIT,
+    Vmcb,
+)
+from iretrace.subset import unpack
+from iretrace.verdict import CLine, Step
+from iretrace.world.guest import place
+from iretrace.world.product import UNSTARTED, Point, Product
+from iretrace.world.protocol import Cause, Executed, Pause, PauseKind, View
+
+EXIT_NAMES = {
+    SVM_EXIT_INTR: "INTR",
+    SVM_EXIT_HLT: "HLT",
+    SVM_EXIT_PAUSE: "PAUSE",
+    SVM_EXIT_NPF: "NPF",
+    SVM_EXIT_SHUTDOWN: "SHUTDOWN",
+    SVM_EXIT_VMGEXIT: "VMGEXIT",
+}
+EVENT_NAMES = {SVM_VMGEXIT_NMI_COMPLETE: "NMI_COMPLETE", SVM_EXIT_CPUID: "CPUID"}
+SENDER_RULE = "in-kernel NMI source: request + kick"
+
+Pairs = tuple[tuple[str, int], ...]
+
+
+class Story:
+    """Tells the edges of a product as steps, keeping track of the view."""
+
+    def __init__(self, product: Product) -> None:
+        self._product = product
+        self._view: dict[str, int] = {}
+        self.declined: CLine | None = None
+        """The last statement told that examined a waiting event and declined it."""
+
+    def tell(self, path: Iterable[tuple[Point | None, Edge]]) -> tuple[Step, ...]:
+        """The steps of a path: (state that is left, edge)."""
+        return tuple(step for state, edge in path for step in self._tell_edge(state, edge))
+
+    def _tell_edge(self, state: Point | None, edge: Edge) -> list[Step]:
+        if state is None:
+            return self._tell_start(edge)
+        label = edge.label
+        assert isinstance(label, tuple)
+        if label[0] == "guest":
+            return [self._tell_guest(state, edge)]
+        if label[0] == "host":
+            return self._tell_host(state, label[1], edge)
+        if label[0] == "send":
+            return [self._tell_send(state, label[1])]
+        if label[0] == "tick":
+            return [self._step("host", "tick: a host interrupt is pending", "ticking host")]
+        return [self._step("host", "the vCPU thread wakes up", "wake-up by the sender")]
+
+    def _step(self, actor: str, what: str, where: CLine | str, view: View | None = None, note: str = "") -> Step:
+        now = asdict(view) if view is not None else self._view
+        changed = tuple((name, value) for name, value in now.items() if self._view.get(name) != value)
+        self._view = now
+        return Step(actor, what, where, changed, tuple(now.items()), note=note)
+
+    def _tell_start(self, edge: Edge) -> list[Step]:
+        pause = self._product.hypervisor.start()
+        what = "creates the vCPU, resets it and runs it to its first VMRUN"
+        view = self._product.hypervisor.view(pause.private) if not edge.unmodelled else None
+        return [self._step("KVM", what, "vcpu creation", view, edge.defect)]
+
+    def _tell_guest(self, state: Point, edge: Edge) -> Step:
+        product = self._product
+        before = unpack(Cpu, product.cpus.values[state.cpu])
+        done = product.guest_step(state)
+        vmcb = unpack(Vmcb, product.vmcbs.values[done.vmcb])
+        here = place(product.test, before.rip)
+        if before.event_inj:
+            what = f"delivers {product.say(done.shown)}" if done.shown else "delivers the injected event"
+            if done.exited:
+                what = f"delivering the injected event at {here}: #VMEXIT({_exit_name(vmcb)})"
+            return self._step("cpu", what, "take_injected: Event Injection", note=edge.defect)
+        if done.exited and vmcb.exit_code == SVM_EXIT_INTR:
+            return self._step("cpu", f"#VMEXIT(INTR) at {here}", "take_intr_exit: INTR Intercept", note=edge.defect)
+        instruction = product.test.code[before.rip]
+        what = f"{instruction.text}  ({here})"
+        if instruction.op == Op.SPIN:
+            what = f"spins at {here}"
+        if done.exited:
+            what += f": #VMEXIT({_exit_name(vmcb)})"
+        return self._step("guest", what, f"{instruction.op.name.lower()}", note=edge.defect)
+
+    def _tell_send(self, state: Point, number: int) -> Step:
+        sent = self._product.sent(state, number)
+        kind = self._product.test.outside[number].kind.upper()
+        first = " arrives:" if state.senders[number] == UNSTARTED else ":"
+        what = f"{kind} {number + 1}{first} {sent.what}"
+        return self._step("outside", what, sent.where, self._product.hypervisor.view(sent.private))
+
+    def _tell_host(self, state: Point, schedule: tuple[tuple[int, int, int], ...], edge: Edge) -> list[Step]:
+        product = self._product
+        pause = next(pause for made, pause in product.host_steps(state) if made == schedule)
+        executed = self._explain(state, schedule)
+        steps: list[Step] = []
+        for _, number, count in schedule:
+            kind = product.test.outside[number].kind.upper()
+            what = f"{kind} {number + 1}: {count} step(s) of its sender, while KVM runs"
+            steps.append(self._step("outside", what, SENDER_RULE))
+        for line, view in executed.changes:
+            steps.append(self._step("KVM", line.text or line.function, line, view))
+        if executed.declined is not None:
+            self.declined = executed.declined
+            what = f"declines the waiting NMI: {executed.declined.text}"
+            steps.append(self._step("KVM", what, executed.declined))
+        steps.append(self._hand_over(pause, edge))
+        return [*steps[:-1], _with_lines(steps[-1], executed.lines)]
+
+    def _explain(self, state: Point, schedule: tuple[tuple[int, int, int], ...]) -> Executed:
+        product = self._product
+        return product.hypervisor.explain(
+            product.privates.values[state.private],
+            unpack(Vmcb, product.vmcbs.values[state.vmcb]),
+            unpack(Ghcb, product.ghcbs.values[state.ghcb]),
+            Cause(state.cause),
+            product.senders_around(state),
+            schedule,
+        )
+
+    def _hand_over(self, pause: Pause, edge: Edge) -> Step:
+        view = self._product.hypervisor.view(pause.private)
+        if pause.defects:
+            sentence, line = pause.defects[0]
+            return self._step("KVM", sentence, line, view, edge.defect)
+        if pause.kind == PauseKind.BLOCK:
+            return self._step("KVM", "puts the vCPU thread to sleep", "schedule()", view)
+        if pause.kind == PauseKind.USERSPACE:
+            return self._step("KVM", f"returns to userspace ({pause.exit_reason})", "KVM_RUN", view, edge.defect)
+        vmcb = unpack(Vmcb, pause.vmcb)
+        what = "VMRUN, nothing injected"
+        if vmcb.event_inj & SVM_EVTINJ_VALID:
+            kind = "NMI" if (vmcb.event_inj >> 8) & 7 == 2 else f"vector {vmcb.event_inj & 0xFF}"
+            what = f"VMRUN, injects {kind}"
+        if pause.ipi:
+            what += "; an interrupt is pending"
+        return self._step("cpu", what, "vmrun: VMRUN Instruction", view, edge.defect)
+
+
+def _with_lines(step: Step, lines: tuple[CLine, ...]) -> Step:
+    return Step(step.actor, step.what, step.where, step.changed, step.view, lines, step.note)
+
+
+def _exit_name(vmcb: Vmcb) -> str:
+    return EXIT_NAMES.get(vmcb.exit_code, f"{vmcb.exit_code:#x}")
