@@ -1,0 +1,243 @@
+"""C memory: 8-byte aligned address -> unsigned 64-bit word, absent means the object's initial content (mostly 0).
+
+Objects have fixed addresses with gaps between them. An access outside every object is an error. The check is cheap
+because it happens only for words that are absent or 0, and is remembered per word: generated code reads
+`m.get(a) or read[a]`, and says `write[a]` before it stores.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from iretrace.linux.types import round_up
+from iretrace.linux.unmodelled import Unmodelled
+
+FIRST = 0x10_0000
+"""Address of the first object; below is never valid."""
+
+FUNCTIONS = 0x7000_0000
+"""Addresses of functions start here, 16 bytes each."""
+
+STACKS = 0x7800_0000
+"""Stack areas start here, one for each thread of control."""
+
+STACK_SIZE = 0x1_0000
+
+MASK = (1 << 64) - 1
+
+
+def stack_area(number: int) -> int:
+    """The first address of a thread's stack: 0 for the vCPU thread, others for senders."""
+    return STACKS + number * STACK_SIZE
+
+
+@dataclass(slots=True)
+class Object:
+    """An object of C. words: initial content by word address, as values or functions that compute them when needed."""
+
+    name: str
+    address: int
+    size: int
+    writable: bool = True
+    words: dict[int, int | Callable[[], int]] = field(default_factory=dict)
+
+
+class Space:
+    """The objects of a program, and the two checks that generated code uses."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._objects: list[Object] = []
+        self._next = FIRST
+        self.read = ReadCheck(self)
+        self.write = WriteCheck(self)
+
+    def allocate(self, name: str, size: int, align: int = 64, writable: bool = True) -> Object:
+        """A new object. The gap behind it is at least 64 bytes."""
+        address = round_up(self._next, max(align, 16))
+        self._next = round_up(address + size + 64, 64)
+        if self._next > FUNCTIONS:
+            raise Unmodelled(f"no room for {name} ({size} bytes)")
+        made = Object(name, address, size, writable)
+        self._starts.append(address)
+        self._objects.append(made)
+        return made
+
+    def find(self, address: int) -> Object | None:
+        """The object that an address lies in."""
+        number = bisect_right(self._starts, address) - 1
+        if number >= 0:
+            found = self._objects[number]
+            if address < found.address + max(found.size, 1):
+                return found
+        return None
+
+    def describe(self, address: int) -> str:
+        """An address in words: "svm+0x10"."""
+        found = self.find(address)
+        if found is None:
+            return f"{address:#x}"
+        return f"{found.name}+{address - found.address:#x}"
+
+    def check(self, address: int, writing: bool) -> Object | None:
+        """The object of an access; None for stacks. Raises Unmodelled outside of all objects."""
+        found = self.find(address)
+        if found is None:
+            if address >= STACKS:
+                return None
+            what = "write" if writing else "read"
+            if address < 4096 or address > MASK - 4096:
+                raise Unmodelled(f"NULL dereference: {what} of address {address:#x}")
+            raise Unmodelled(f"{what} of address {address:#x}, which is outside every object")
+        if writing and not found.writable:
+            raise Unmodelled(f"write to {self.describe(address)}, which is constant")
+        return found
+
+
+class ReadCheck(dict[int, int]):
+    """Word address -> initial content. m: memory of the active run, for reads that are not aligned."""
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+        self.m: dict[int, int] = {}
+
+    def __missing__(self, address: int) -> int:
+        if address & 7:
+            word, shift = address & ~7, 8 * (address & 7)
+            pair = self._word(word) | self._word(word + 8) << 64
+            return pair >> shift & MASK
+        found = self.space.check(address, False)
+        value = 0 if found is None else found.words.get(address, 0)
+        if callable(value):
+            value = value()
+        self[address] = value
+        return value
+
+    def _word(self, address: int) -> int:
+        return self.m.get(address) or self[address]
+
+
+class WriteCheck(dict[int, int]):
+    """Word address -> 0 where writing is allowed."""
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+
+    def __missing__(self, address: int) -> int:
+        if address & 7:
+            raise Unmodelled(f"misaligned write at {self.space.describe(address)}")
+        self.space.check(address, True)
+        self[address] = 0
+        return 0
+
+
+class HasMemory(Protocol):
+    """What the functions below need of a run."""
+
+    m: dict[int, int]
+    read: ReadCheck
+    write: WriteCheck
+
+
+def load(run: HasMemory, address: int, bit: int, width: int) -> int:
+    """`width` bits, `bit` bits after address, unsigned. Any alignment."""
+    address += bit >> 3
+    shift = 8 * (address & 7) + (bit & 7)
+    word = address & ~7
+    value, have = 0, 0
+    while have < shift + width:
+        value |= (run.m.get(word) or run.read[word]) << have
+        have += 64
+        word += 8
+    return value >> shift & (1 << width) - 1
+
+
+def store(run: HasMemory, address: int, bit: int, width: int, value: int) -> None:
+    """Set `width` bits, `bit` bits after address. Any alignment."""
+    address += bit >> 3
+    shift = 8 * (address & 7) + (bit & 7)
+    word = address & ~7
+    mask = (1 << width) - 1
+    value = (value & mask) << shift
+    mask <<= shift
+    m = run.m
+    while mask:
+        m[word] = (m.get(word) or run.write[word]) & ~mask & MASK | value & MASK
+        mask >>= 64
+        value >>= 64
+        word += 8
+
+
+def copy(run: HasMemory, to: int, source: int, size: int) -> int:
+    """memcpy (and memmove: the source is read first). Returns `to`."""
+    store_bytes(run, to, load_bytes(run, source, size), size)
+    return to
+
+
+def load_bytes(run: HasMemory, address: int, size: int) -> int:
+    """Bytes as one little endian number."""
+    if not size:
+        return 0
+    if (address | size) & 7:
+        return load(run, address, 0, 8 * size)
+    m, read = run.m, run.read
+    value = 0
+    for offset in range(0, size, 8):
+        word = m.get(address + offset) or read[address + offset]
+        if word:
+            value |= word << 8 * offset
+    return value
+
+
+def store_bytes(run: HasMemory, address: int, value: int, size: int) -> None:
+    """The low `size` bytes of value."""
+    if (address | size) & 7:
+        if size:
+            store(run, address, 0, 8 * size, value)
+        return
+    m, write = run.m, run.write
+    for offset in range(0, size, 8):
+        write[address + offset]
+        m[address + offset] = value & MASK
+        value >>= 64
+
+
+def fill(run: HasMemory, to: int, size: int) -> None:
+    """Zero bytes."""
+    store_bytes(run, to, 0, size)
+
+
+def memset(run: HasMemory, to: int, byte: int, size: int) -> int:
+    """memset."""
+    store_bytes(run, to, int.from_bytes(bytes([byte & 0xFF]) * size, "little"), size)
+    return to
+
+
+def memcmp(run: HasMemory, a: int, b: int, size: int) -> int:
+    """memcmp: the difference of the first bytes that differ."""
+    for offset in range(size):
+        difference = load(run, a + offset, 0, 8) - load(run, b + offset, 0, 8)
+        if difference:
+            return difference
+    return 0
+
+
+def strlen(run: HasMemory, address: int) -> int:
+    """strlen."""
+    length = 0
+    while load(run, address + length, 0, 8):
+        length += 1
+    return length
+
+
+def leave(run: HasMemory, frame: int, size: int) -> None:
+    """Free a stack frame: its words are as if never written."""
+    m = run.m
+    for address in range(frame, frame + size, 8):
+        if address in m:
+            del m[address]

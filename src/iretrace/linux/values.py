@@ -1,0 +1,387 @@
+"""Lowering of expressions to values, with every conversion that C makes; conditions become control flow."""
+
+from __future__ import annotations
+
+from iretrace.linux import ctree, fold
+from iretrace.linux.builder import is_scalar, word_type
+from iretrace.linux.ctree import Pos
+from iretrace.linux.ir import Block, Const, Expr, Local, Set, Unreachable
+from iretrace.linux.places import NOTHING, Place, Places, Val
+from iretrace.linux.types import (
+    INT,
+    LLONG,
+    LONG,
+    UINT,
+    ULLONG,
+    ULONG,
+    VOID,
+    Array,
+    Func,
+    Int,
+    Ptr,
+    Struct,
+    Type,
+    Void,
+    common,
+    decay,
+    describe,
+    promote,
+    same_type,
+)
+from iretrace.linux.unmodelled import Unmodelled
+
+COMPARISONS = frozenset(("==", "!=", "<", "<=", ">", ">="))
+
+
+class Values(Places):
+    """Expressions. Calls and statements inside expressions are left to subclasses."""
+
+    def call(self, expr: ctree.Call, used: bool) -> Val:
+        """A call. used: its value matters."""
+        raise NotImplementedError
+
+    def statement_expr(self, expr: ctree.StatementExpr, used: bool) -> Val:
+        """`({ ... })`."""
+        raise NotImplementedError
+
+    def rvalue(self, expr: ctree.Expr) -> Val:
+        """The value of an expression; a struct's is its address."""
+        match expr:
+            case ctree.Num():
+                return _number(expr)
+            case ctree.Name():
+                return self.name(expr)
+            case ctree.Member() | ctree.Index() | ctree.Str() | ctree.CompoundLiteral() | ctree.Unary(op="*"):
+                return self.load(self.place(expr), expr.pos)
+            case ctree.Unary():
+                return self.unary(expr)
+            case ctree.Postfix():
+                return self.step(expr.of, expr.op, expr.pos, before=True)
+            case ctree.Binary():
+                return self.binary(expr)
+            case ctree.Assign():
+                return self.assign(expr)
+            case ctree.Conditional():
+                return self.conditional(expr)
+            case ctree.Call():
+                return self.call(expr, True)
+            case ctree.Cast():
+                return self.cast(expr)
+            case ctree.StatementExpr():
+                return self.statement_expr(expr, True)
+            case ctree.SizeOf():
+                of = expr.of
+                kind = self.resolve(of) if isinstance(of, ctree.CType) else self.type_of(of, self.path)
+                size = self.types.align_of(kind) if expr.align else self.types.size_of(kind)
+                return Val(ULONG, Const(size, ULONG))
+            case ctree.OffsetOf():
+                return self.offset_of(expr)
+            case ctree.TypesCompatible():
+                return Val(INT, Const(int(same_type(self.resolve(expr.left), self.resolve(expr.right)))))
+            case ctree.Generic():
+                return self.generic(expr)
+        raise Unmodelled("an initializer list where a value is needed", expr.pos)
+
+    def name(self, expr: ctree.Name) -> Val:
+        variable = self.lookup(expr.name, expr.pos)
+        if variable.value is not None:
+            return Val(variable.type, Const(variable.value, word_type(variable.type), variable.given))
+        return self.load(self.name_place(expr), expr.pos)
+
+    def unary(self, expr: ctree.Unary) -> Val:
+        if expr.op == "&":
+            if isinstance(expr.of, ctree.Unary) and expr.of.op == "*":
+                return self.rvalue(expr.of.of)
+            place = self.place(expr.of)
+            if isinstance(place.type, Func):
+                return Val(Ptr(place.type), place.base)
+            return self.address(place, expr.pos)
+        if expr.op in ("++", "--"):
+            return self.step(expr.of, expr.op, expr.pos, before=False)
+        value = self.rvalue(expr.of)
+        if expr.op == "!":
+            return Val(INT, fold.untruth(self.scalar(value, expr.pos)))
+        if not isinstance(value.type, Int):
+            raise Unmodelled(f"`{expr.op}` of {describe(value.type)}", expr.pos)
+        kind = promote(value.type)
+        value = self.convert(value, kind, expr.pos)
+        if expr.op == "+":
+            return value
+        return Val(kind, fold.negate(value.ir, expr.op == "~", kind))
+
+    def scalar(self, value: Val, pos: Pos) -> Expr:
+        """A value that can be compared with 0."""
+        if not is_scalar(value.type):
+            raise Unmodelled(f"a value of type {describe(value.type)} as a truth value", pos)
+        return value.ir
+
+    def step(self, expr: ctree.Expr, op: str, pos: Pos, before: bool) -> Val:
+        """++ and --; before: the value is that before the step."""
+        place = self.place(expr)
+        old = self.load(place, pos)
+        if before and old.ir.reads:
+            old = old._replace(ir=self.temp(old.ir))
+        new = self.arithmetic(op[0], old, Val(INT, Const(1)), pos)
+        stored = self.store(place, new, pos)
+        return old if before else stored
+
+    def binary(self, expr: ctree.Binary) -> Val:
+        op = expr.op
+        if op == ",":
+            self.effect(expr.left)
+            return self.rvalue(expr.right)
+        if op in ("&&", "||"):
+            return self.logical(expr)
+        left = self.rvalue(expr.left)
+        mark = self.mark()
+        right = self.rvalue(expr.right)
+        left = left._replace(ir=self.keep(left.ir, mark))
+        if op in COMPARISONS:
+            return self.comparison(op, left, right, expr.pos)
+        return self.arithmetic(op, left, right, expr.pos)
+
+    def arithmetic(self, op: str, left: Val, right: Val, pos: Pos) -> Val:
+        """+ - * / % & | ^ << >> with all conversions."""
+        if isinstance(left.type, Ptr | Func) or isinstance(right.type, Ptr | Func):
+            return self.pointer_arithmetic(op, left, right, pos)
+        if not isinstance(left.type, Int) or not isinstance(right.type, Int):
+            raise Unmodelled(f"`{op}` of {describe(left.type)} and {describe(right.type)}", pos)
+        if op in ("<<", ">>"):
+            kind = promote(left.type)
+            count = self.convert(right, promote(right.type), pos)
+            return Val(kind, fold.binary(op, self.convert(left, kind, pos).ir, count.ir, kind))
+        kind = common(left.type, right.type)
+        a, b = self.convert(left, kind, pos).ir, self.convert(right, kind, pos).ir
+        return Val(kind, fold.binary(op, a, b, kind))
+
+    def pointer_arithmetic(self, op: str, left: Val, right: Val, pos: Pos) -> Val:
+        if op == "-" and isinstance(left.type, Ptr) and isinstance(right.type, Ptr):
+            size = self.types.size_of(left.type.to)
+            difference = fold.convert(fold.binary("-", left.ir, right.ir, ULONG), LONG)
+            return Val(LONG, fold.binary("/", difference, Const(size or 1, LONG), LONG))
+        if op == "+" and isinstance(right.type, Ptr):
+            left, right = right, left
+        if op not in "+-" or not isinstance(right.type, Int) or not isinstance(left.type, Ptr):
+            raise Unmodelled(f"`{op}` of {describe(left.type)} and {describe(right.type)}", pos)
+        return self.offset(left, right, 1 if op == "+" else -1)
+
+    def offset(self, pointer: Val, count: Val, sign: int = 1) -> Val:
+        """pointer + sign * count."""
+        assert isinstance(pointer.type, Ptr) and isinstance(count.type, Int)
+        size = self.types.size_of(pointer.type.to) * sign
+        ir = count.ir
+        if isinstance(ir, Const):
+            distance: Expr = Const(ir.value * size, LONG, ir.given)
+        else:
+            wide = fold.convert(ir, LONG)
+            distance = fold.binary("*", wide, Const(size, LONG), LONG) if size != 1 else wide
+        return Val(Ptr(pointer.type.to), fold.add(pointer.ir, distance))
+
+    def comparison(self, op: str, left: Val, right: Val, pos: Pos) -> Val:
+        if isinstance(left.type, Int) and isinstance(right.type, Int):
+            kind = common(left.type, right.type)
+        else:
+            kind = ULONG
+        a = fold.convert(self.scalar(left, pos), kind)
+        b = fold.convert(self.scalar(right, pos), kind)
+        return Val(INT, fold.compare(op, a, b))
+
+    def cast(self, expr: ctree.Cast) -> Val:
+        kind = self.resolve(expr.type)
+        if isinstance(kind, Void):
+            self.effect(expr.of)
+            return Val(VOID, NOTHING)
+        return self.convert(self.rvalue(expr.of), kind, expr.pos)
+
+    def assign(self, expr: ctree.Assign) -> Val:
+        place = self.place(expr.left)
+        if expr.op == "=":
+            mark = self.mark()
+            value = self.rvalue(expr.right)
+            place = place._replace(base=self.keep(place.base, mark))
+            return self.store(place, value, expr.pos)
+        if place.local is None and place.base.reads:
+            place = place._replace(base=self.temp(place.base))
+        old = self.load(place, expr.pos)
+        mark = self.mark()
+        value = self.rvalue(expr.right)
+        old = old._replace(ir=self.keep(old.ir, mark))
+        new = self.arithmetic(expr.op[:-1], old, value, expr.pos)
+        return self.store(place, new, expr.pos)
+
+    def effect(self, expr: ctree.Expr) -> None:
+        """Evaluate for the effects only."""
+        match expr:
+            case ctree.Call():
+                self.call(expr, False)
+            case ctree.StatementExpr():
+                self.statement_expr(expr, False)
+            case ctree.Cast() if isinstance(self.resolve(expr.type), Void):
+                self.effect(expr.of)
+            case ctree.Binary(op=","):
+                self.effect(expr.left)
+                self.effect(expr.right)
+            case ctree.Postfix():
+                self.step(expr.of, expr.op, expr.pos, before=False)
+            case _:
+                self.rvalue(expr)
+
+    def offset_of(self, expr: ctree.OffsetOf) -> Val:
+        place = Place(self.resolve(expr.type), None, NOTHING)
+        for step in expr.path:
+            if isinstance(step, str):
+                place = self.select(place, step, expr.pos)
+                continue
+            if not isinstance(place.type, Array):
+                raise Unmodelled("offsetof with an index into no array", expr.pos)
+            number = self.rvalue(step).ir
+            size = 8 * self.types.size_of(place.type.of)
+            if not isinstance(number, Const):
+                raise Unmodelled("offsetof with a variable index", expr.pos)
+            place = place._replace(type=place.type.of, bit=place.bit + size * number.value)
+        return Val(ULONG, Const(place.bit // 8, ULONG))
+
+    def generic(self, expr: ctree.Generic) -> Val:
+        kind = decay(self.type_of(expr.control, self.path))
+        default = None
+        for choice, value in expr.choices:
+            if choice is None:
+                default = value
+            elif same_type(self.resolve(choice), kind):
+                return self.rvalue(value)
+        if default is None:
+            raise Unmodelled(f"_Generic without a choice for {describe(kind)}", expr.pos)
+        return self.rvalue(default)
+
+    # Conditions.
+
+    def enter(self, block: Block) -> None:
+        """Go on in a block; if nothing leads to it, what follows is dead."""
+        self.block = block
+        if block not in self.reached:
+            block.end = Unreachable()
+
+    def test(self, expr: ctree.Expr, yes: Block, no: Block) -> None:
+        """Go to `yes` or `no`; each operand of && and || is a leaf condition of its own."""
+        match expr:
+            case ctree.Binary(op="&&" | "||"):
+                between = self.new_block()
+                if expr.op == "&&":
+                    self.test(expr.left, between, no)
+                else:
+                    self.test(expr.left, yes, between)
+                self.enter(between)
+                self.test(expr.right, yes, no)
+            case ctree.Binary(op=","):
+                self.effect(expr.left)
+                self.test(expr.right, yes, no)
+            case ctree.Unary(op="!"):
+                self.test(expr.of, no, yes)
+            case ctree.Call(function=ctree.Name(name="__builtin_expect")):
+                self.test(expr.args[0], yes, no)
+            case _:
+                cond = self.scalar(self.rvalue(expr), expr.pos)
+                self.branch(fold.truth(cond), yes, no, expr.pos)
+
+    def merge(self, arms: list[tuple[Block, Expr]], pos: Pos) -> Expr:
+        """Continue after alternatives, each a block and the value it ends with."""
+        alive = [(block, value) for block, value in arms if block.end is None]
+        if len(alive) == 1:
+            self.block, value = alive[0]
+            return value
+        result = Local(len(self.variables), alive[0][1].type if alive else INT, 0, 0, True)
+        self.variables.append("")
+        end = self.new_block()
+        if alive:
+            result.low = min(value.low for _, value in alive)
+            result.high = max(value.high for _, value in alive)
+        for block, value in alive:
+            block.ops.append(Set(pos, result.index, value))
+            self.block = block
+            self.jump(end)
+        self.enter(end)
+        return result
+
+    def logical(self, expr: ctree.Binary) -> Val:
+        """&& and || as a value."""
+        yes, no = self.new_block(), self.new_block()
+        self.test(expr, yes, no)
+        self.enter(yes)
+        self.enter(no)
+        return Val(INT, self.merge([(yes, Const(1)), (no, Const(0))], expr.pos))
+
+    def conditional(self, expr: ctree.Conditional) -> Val:
+        """`c ? a : b` and `c ?: b`."""
+        yes, no = self.new_block(), self.new_block()
+        if expr.then is None:
+            cond = self.rvalue(expr.cond)
+            if cond.ir.reads:
+                cond = cond._replace(ir=self.temp(cond.ir))
+            self.branch(fold.truth(self.scalar(cond, expr.cond.pos)), yes, no, expr.cond.pos)
+        else:
+            self.test(expr.cond, yes, no)
+        self.enter(yes)
+        first = cond if expr.then is None else self.arm(expr.then)
+        yes = self.block
+        self.enter(no)
+        second = self.arm(expr.other)
+        no = self.block
+        kind = self.balance(first, second, expr.pos)
+        arms = []
+        for block, value in ((yes, first), (no, second)):
+            self.block = block
+            arms.append((block, self.convert(value, kind, expr.pos).ir))
+        return Val(kind, self.merge(arms, expr.pos))
+
+    def arm(self, expr: ctree.Expr) -> Val:
+        """An alternative of ?:. One that cannot be reached matters for its type only."""
+        if not self.dead:
+            return self.rvalue(expr)
+        dead = self.block
+        value = self.dry(lambda: self.rvalue(expr))
+        self.block = dead
+        return value
+
+    def balance(self, first: Val, second: Val, pos: Pos) -> Type:
+        """The type of ?: with these alternatives."""
+        a, b = decay(first.type), decay(second.type)
+        if isinstance(a, Int) and isinstance(b, Int):
+            return common(a, b)
+        if isinstance(a, Void) or isinstance(b, Void):
+            return VOID
+        if isinstance(a, Struct) and isinstance(b, Struct):
+            return a
+        if isinstance(a, Ptr) and isinstance(b, Ptr):
+            if is_null(first):
+                return b
+            if is_null(second):
+                return a
+            return a if isinstance(a.to, Void) or not isinstance(b.to, Void) else b
+        if isinstance(a, Ptr) and isinstance(b, Int):
+            return a
+        if isinstance(b, Ptr) and isinstance(a, Int):
+            return b
+        raise Unmodelled(f"`?:` of {describe(a)} and {describe(b)}", pos)
+
+
+def is_null(value: Val) -> bool:
+    """Whether it is a null pointer constant: 0 or (void *)0."""
+    if not isinstance(value.ir, Const) or value.ir.value or value.ir.given:
+        return False
+    return isinstance(value.type, Int) or (isinstance(value.type, Ptr) and isinstance(value.type.to, Void))
+
+
+def _number(expr: ctree.Num) -> Val:
+    """A constant: the first type of C's list that holds it."""
+    suffix = expr.suffix
+    candidates: tuple[Int, ...] = (INT, UINT, LONG, ULONG) if expr.hex else (INT, LONG, ULONG)
+    if "u" in suffix:
+        candidates = (UINT, ULONG)
+    if "ll" in suffix:
+        candidates = (ULLONG,) if "u" in suffix else (LLONG, ULLONG)
+    elif "l" in suffix:
+        candidates = (ULONG,) if "u" in suffix else (LONG, ULONG)
+    for kind in candidates:
+        if kind.low <= expr.value <= kind.high:
+            return Val(kind, Const(expr.value, kind))
+    raise Unmodelled(f"constant {expr.value} fits no type", expr.pos)
