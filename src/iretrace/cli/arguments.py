@@ -1,0 +1,102 @@
+"""The command line as argparse sees it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from iretrace import __version__
+from iretrace.verdict import InputError
+
+STATUS = "exit status: 0 all hold, 1 a counterexample, 2 bad usage or input, 3 undetermined, 4 nothing in scope"
+
+CHECK = """\
+Runs litmus tests against the event path of a Linux source tree, which is read and executed
+from source; nothing of the tree is built or obeyed. TREE is the top directory of the tree."""
+
+EXAMPLES = """\
+examples:
+  iretrace check ~/src/linux
+  iretrace check ~/src/linux --patch 0001-fix.patch --test nmi-complete-then-spin
+  b4 am -o - MESSAGE-ID | iretrace check ~/src/linux --patch -"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Bad usage."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a number of seconds, 0 for no limit")
+    return seconds
+
+
+# argparse names the type in its messages: "invalid number value".
+_at_least_one.__name__ = "number"
+_seconds.__name__ = "seconds"
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=VALUE")
+    return name, value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `iretrace`."""
+    parser = Parser(
+        prog="iretrace",
+        description="Checks KVM's event injection on AMD against the processor that it imitates.",
+        epilog=STATUS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"iretrace {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    _add_check(commands.add_parser("check", help="run litmus tests on a Linux tree", allow_abbrev=False))
+    demo = commands.add_parser("demo", help="a bug of KVM 6.1, step by step", allow_abbrev=False)
+    demo.add_argument("tree", metavar="TREE", type=Path, help="a Linux source directory, e.g. of 6.1")
+    tests = commands.add_parser("tests", help="list the litmus tests", allow_abbrev=False)
+    tests.add_argument("names", metavar="NAME|FILE|DIR", nargs="*", help="only these")
+    rules = commands.add_parser("rules", help="list the processor's rules and their sources", allow_abbrev=False)
+    for command in (demo, tests, rules):
+        _add_color(command)
+    return parser
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.description = CHECK
+    parser.epilog = f"{EXAMPLES}\n\n{STATUS}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("tree", metavar="TREE", nargs="?", type=Path, help="a Linux source directory")
+    add("--patch", metavar="FILE|-", action="append", default=[], help="apply a patch, in memory; several in order")
+    add("--test", metavar="NAME|FILE|DIR", action="append", default=[], help="default: every shipped test")
+    add("--vcpu", metavar="KIND", action="append", default=[], help="vCPU kind, e.g. sev-es; default: the test's own")
+    add("--host", choices=["tickless", "ticking"], help="default: the test's own, else tickless")
+    add("--rules", metavar="FILE", action="append", default=[], type=Path, help="rows for what the tree leaves open")
+    add("--dry", action="store_true", help="only list what the tree leaves open, as rows for --rules")
+    add("--option", metavar="NAME=VALUE", action="append", default=[], type=_option, help="a CONFIG_* or parameter")
+    add("--jobs", metavar="N", type=_at_least_one, default=1, help="processes (default 1)")
+    add("--max-states", metavar="N", type=_at_least_one, default=2_000_000, help="give up beyond (default 2,000,000)")
+    add("--timeout", metavar="S", type=_seconds, default=0.0, help="seconds for each test; 0: no limit (default)")
+    add("--format", choices=["text"], default="text", help="default: text")
+    add("--verbose", action="store_true", help="every assumption and statement, not only what tells")
+    _add_color(parser)
+
+
+def _add_color(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="default: auto")

@@ -1,0 +1,187 @@
+"""`iretrace`: reads the command line, calls the rooms, writes what they say, and ends with the agreed status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from iretrace.cli.arguments import make_parser
+from iretrace.cli.terminal import Progress, only_ascii, wants_color
+from iretrace.verdict import InputError, Result, Verdict
+
+if TYPE_CHECKING:
+    from iretrace.report.terminal import Look
+
+# The rooms are imported where they are used, so that `iretrace --help` is quick.
+
+MAX_PATCH_BYTES = 64 << 20
+INDENT = "    "
+
+
+class Status(IntEnum):
+    """Exit statuses; scripts rely on them."""
+
+    HOLDS = 0
+    COUNTEREXAMPLE = 1
+    BAD_INPUT = 2
+    UNDETERMINED = 3
+    NOTHING_IN_SCOPE = 4
+
+
+def status_of(results: Sequence[Result]) -> Status:
+    """One status for many results. Undetermined never passes, and a known defect is still a counterexample."""
+    verdicts = {result.verdict for result in results}
+    if not verdicts:
+        return Status.NOTHING_IN_SCOPE
+    if Verdict.VIOLATED in verdicts:
+        return Status.COUNTEREXAMPLE
+    if Verdict.UNDETERMINED in verdicts:
+        return Status.UNDETERMINED
+    return Status.HOLDS
+
+
+def read_patch(name: str) -> tuple[str, str]:
+    """(name, text) of a patch file, or of standard input for "-". The text is data: it is applied in memory only."""
+    shown = "<stdin>" if name == "-" else name
+    try:
+        if name == "-":
+            content = sys.stdin.buffer.read(MAX_PATCH_BYTES + 1)
+        else:
+            with open(name, "rb") as file:
+                content = file.read(MAX_PATCH_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_PATCH_BYTES:
+        raise InputError(f"{shown}: larger than {MAX_PATCH_BYTES >> 20} MiB; give one patch or one mailbox of patches")
+    try:
+        return shown, content.decode("utf-8")
+    except UnicodeDecodeError:
+        return shown, content.decode("latin-1")
+
+
+def look_for(arguments: argparse.Namespace) -> Look:
+    """How results look on stdout."""
+    from iretrace.report.terminal import Look
+
+    verbose = getattr(arguments, "verbose", False)
+    return Look(wants_color(arguments.color, sys.stdout), only_ascii(sys.stdout), verbose)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`iretrace check`."""
+    from iretrace.cli.driver import Request, run, tree_opener, unanswered_rules
+    from iretrace.explore.graph import Limits
+    from iretrace.litmus.corpus import select
+    from iretrace.report.text import check_report
+
+    if arguments.tree is None:
+        raise InputError("check: no TREE; give a Linux source directory (there is no built-in KVM yet)")
+    if arguments.patch.count("-") > 1:
+        raise InputError("check: --patch - twice; standard input can be read once")
+    request = Request(
+        tree=arguments.tree,
+        tests=select(arguments.test),
+        patches=[read_patch(name) for name in arguments.patch],
+        vcpus=arguments.vcpu,
+        hosts=[arguments.host] if arguments.host else [],
+        rules=arguments.rules,
+        options=dict(arguments.option),
+        limits=Limits(arguments.max_states, arguments.timeout),
+        jobs=arguments.jobs,
+    )
+    if arguments.dry:
+        rows = unanswered_rules(request)
+        write(rows or "Every name that these tests need is answered; nothing to add.\n")
+        return Status.UNDETERMINED if rows else Status.HOLDS
+    with Progress(sys.stderr) as progress:
+        results = run(request, tree_opener(request), progress)
+    if not results:
+        print("iretrace: no test is about such a vCPU; iretrace tests lists what there is", file=sys.stderr)
+        return Status.NOTHING_IN_SCOPE
+    write(check_report(results, look_for(arguments)))
+    return status_of(results)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """`iretrace demo`."""
+    from iretrace.cli.demo import demonstrate
+
+    with Progress(sys.stderr) as progress:
+        text = demonstrate(arguments.tree, look_for(arguments), progress)
+    write(text)
+    return Status.HOLDS
+
+
+def tests(arguments: argparse.Namespace) -> int:
+    """`iretrace tests`."""
+    from iretrace.litmus.corpus import select
+    from iretrace.report.terminal import wrap
+
+    for test in select(arguments.names):
+        about = wrap(" ".join(test.about.split()), INDENT, INDENT)
+        write("\n".join([f"{test.name}  ({', '.join(test.vcpus)}; {', '.join(test.hosts)})", *about, ""]))
+    return Status.HOLDS
+
+
+def rules(_arguments: argparse.Namespace) -> int:
+    """`iretrace rules`."""
+    import iretrace.machine.boundary  # noqa: F401  (defining the rules lists them)
+    from iretrace.report.terminal import wrap
+    from iretrace.subset import RULES
+
+    for rule in sorted(RULES.values(), key=lambda rule: rule.name):
+        source = f"{rule.manual}, {rule.section} ({rule.confidence})"
+        write("\n".join([rule.name, *wrap(rule.text, INDENT, INDENT), *wrap(source, INDENT, INDENT), ""]))
+    return Status.HOLDS
+
+
+COMMANDS = {"check": check, "demo": demo, "tests": tests, "rules": rules}
+
+
+def write(text: str) -> None:
+    """Write to stdout; a reader that has seen enough (`| head`) is no error."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
+
+
+def out_of_scope(error: InputError) -> bool:
+    """Whether the input is sound but holds nothing that Iretrace is about."""
+    from iretrace.linux.tree import NothingInScope
+
+    return isinstance(error, NothingInScope)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit status."""
+    try:
+        parsed = make_parser().parse_args(arguments)
+        return int(COMMANDS[parsed.command](parsed))
+    except InputError as error:
+        print(f"iretrace: {one_line(str(error))}", file=sys.stderr)
+        return Status.NOTHING_IN_SCOPE if out_of_scope(error) else Status.BAD_INPUT
+    except KeyboardInterrupt:
+        print("iretrace: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("IRETRACE_DEBUG") == "1":
+            traceback.print_exc()
+        what = one_line(f"{type(error).__name__}: {error}")
+        print(f"iretrace: {what}; this is a bug of iretrace (IRETRACE_DEBUG=1 shows where)", file=sys.stderr)
+        return Status.BAD_INPUT
+
+
+def one_line(text: str) -> str:
+    """Text that may come from a tree, for a terminal: one line, no control characters."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""The command line: statuses, one-line errors, and what goes where. The tree is played by a small hypervisor."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from iretrace.cli.driver import Open, Request, run, tasks
+from iretrace.cli.main import main, one_line, read_patch, status_of
+from iretrace.litmus.corpus import select
+from iretrace.verdict import InputError, Result, Verdict
+from tests.world.small import Small
+
+TEST = "nmi-complete-then-spin"
+
+
+def quiet(_text: str) -> None:
+    """No progress."""
+
+
+@pytest.fixture
+def tree(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes every tree behave like the small hypervisor with a mistake."""
+
+    def play(mistake: str) -> None:
+        def opener(_request: Request) -> Open:
+            return lambda _vcpu: Small(mistake)
+
+        monkeypatch.setattr("iretrace.cli.driver.tree_opener", opener)
+        monkeypatch.setattr("iretrace.cli.demo.tree_opener", opener)
+
+    return play
+
+
+def result(verdict: Verdict) -> Result:
+    return Result("t", "sev-es", "tickless", "small", verdict, "all 3 states")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status"),
+    [
+        ([Verdict.HOLDS, Verdict.HOLDS], 0),
+        ([Verdict.HOLDS, Verdict.VIOLATED, Verdict.UNDETERMINED], 1),
+        ([Verdict.HOLDS, Verdict.UNDETERMINED], 3),
+        ([], 4),
+    ],
+)
+def test_the_exit_status_is_that_of_the_worst_verdict(verdicts: list[Verdict], status: int) -> None:
+    assert status_of([result(verdict) for verdict in verdicts]) == status
+
+
+def test_a_hypervisor_that_is_right_ends_with_0(
+    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("")
+    assert main(["check", ".", "--test", TEST]) == 0
+    assert "holds" in capsys.readouterr().out
+
+
+def test_a_counterexample_ends_with_1(tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST, "--color", "never"]) == 1
+    output = capsys.readouterr()
+    assert "violated" in output.out
+    assert output.err == ""
+
+
+def test_the_host_can_be_chosen(tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST, "--host", "ticking"]) == 0
+
+
+def test_a_limit_ends_with_3(tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    tree("")
+    assert main(["check", ".", "--test", TEST, "--max-states", "2"]) == 3
+
+
+def test_a_kind_that_no_test_is_about_ends_with_4(
+    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("")
+    assert main(["check", ".", "--test", TEST, "--vcpu", "plain"]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_several_jobs_give_the_same_results() -> None:
+    request = Request(Path(), select([]))
+    alone = run(request, lambda _vcpu: Small("defer"), quiet)
+    shared = run(Request(Path(), select([]), jobs=2), lambda _vcpu: Small("defer"), quiet)
+    assert [(r.test, r.verdict, r.states) for r in alone] == [(r.test, r.verdict, r.states) for r in shared]
+
+
+def test_every_test_runs_on_its_own_hosts_unless_one_is_chosen() -> None:
+    (test,) = select([TEST])
+    assert [str(task) for task in tasks(Request(Path(), [test]))] == [f"{TEST} sev-es tickless"]
+    assert [task.host for task in tasks(Request(Path(), [test], hosts=["ticking"]))] == ["ticking"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["check"],
+        ["check", "--bogus"],
+        ["check", ".", "--test", "no-such-test"],
+        ["check", ".", "--test", "no/such/file.litmus"],
+        ["check", ".", "--vcpu", "no-such-kind"],
+        ["check", ".", "--host", "never"],
+        ["check", ".", "--patch", "no/such.patch"],
+        ["check", ".", "--patch", "."],
+        ["check", ".", "--patch", "-", "--patch", "-"],
+        ["check", ".", "--option", "nothing"],
+        ["check", ".", "--jobs", "0"],
+        ["check", ".", "--max-states", "many"],
+        ["check", ".", "--timeout", "-1"],
+        ["check", ".", "--format", "poem"],
+        ["chec", "."],
+        ["demo"],
+    ],
+)
+def test_bad_usage_is_one_line_and_ends_with_2(
+    arguments: list[str], tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("")
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("iretrace: ")
+    assert output.err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_is_one_line_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("IRETRACE_DEBUG", raising=False)
+    monkeypatch.setattr("iretrace.cli.driver.tree_opener", lambda _request: 1 // 0)
+    assert main(["check", ".", "--test", TEST]) == 2
+    assert capsys.readouterr().err == (
+        "iretrace: ZeroDivisionError: integer division or modulo by zero; this is a bug of iretrace "
+        "(IRETRACE_DEBUG=1 shows where)\n"
+    )
+
+
+def test_a_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("IRETRACE_DEBUG", "1")
+    monkeypatch.setattr("iretrace.cli.driver.tree_opener", lambda _request: 1 // 0)
+    assert main(["check", ".", "--test", TEST]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_request: Request) -> Open:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("iretrace.cli.driver.tree_opener", interrupted)
+    assert main(["check", ".", "--test", TEST]) == 130
+    assert capsys.readouterr().err == "iretrace: interrupted\n"
+
+
+def test_text_from_a_tree_cannot_move_the_cursor() -> None:
+    assert one_line("a\x1b[2Jb\nc") == "a [2Jb c"
+
+
+def test_a_patch_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("diff é".encode("latin-1"))))
+    assert read_patch("-") == ("<stdin>", "diff é")
+
+
+def test_a_patch_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iretrace.cli.main.MAX_PATCH_BYTES", 1 << 10)
+    with pytest.raises(InputError, match="larger than"):
+        read_patch("/dev/zero")
+
+
+def test_tests_are_listed_with_one_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tests", TEST]) == 0
+    assert capsys.readouterr().out.startswith(f"{TEST}  (sev-es; tickless)\n    A second NMI waits")
+
+
+def test_rules_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules"]) == 0
+    assert "take_nmi\n    Deliver the latched NMI." in capsys.readouterr().out
+
+
+def test_lists_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["tests"])
+    main(["rules"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_demo_shows_test_processor_tree_and_what_to_type(
+    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("defer")
+    assert main(["demo", "linux"]) == 0
+    output = capsys.readouterr().out
+    parts = ["vmgexit nmi_complete", "every run: marks n n, then it spins", "violated", "iretrace check linux --patch"]
+    positions = [output.index(part) for part in parts]
+    assert positions == sorted(positions)
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m iretrace rules | head -1; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
