@@ -1,0 +1,40 @@
+"""The list of bugs: what an entry must have, and that the page follows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.bugs import CORPUS, SOURCE, TARGET, Malformed, load, render
+
+TESTS = {path.stem for path in CORPUS.glob("*.litmus")}
+TEXT = SOURCE.read_text(encoding="utf-8")
+
+
+def test_the_page_is_what_the_list_makes_it() -> None:
+    assert TARGET.read_text(encoding="utf-8") == render(load(TEXT, TESTS))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('title = "', 'name = "', "the keys are"),
+        ('state = "affected"', 'state = "perhaps"', "a tree's state is one of"),
+        ('test = "nmi-complete-then-spin"', 'test = "no-such-test"', "no-such-test is no shipped test"),
+        (', host = "tickless"', "", "shown_by has test, vcpu and host"),
+        ('fixed = { commit = "389fbbec261b", ', "fixed = { ", "fixed has commit, subject and version, or nothing"),
+    ],
+)
+def test_an_entry_that_is_not_complete_is_refused(old: str, new: str, message: str) -> None:
+    assert old in TEXT
+    with pytest.raises(Malformed, match=message):
+        load(TEXT.replace(old, new), TESTS)
+
+
+def test_an_entry_that_is_listed_twice_is_refused() -> None:
+    with pytest.raises(Malformed, match="listed twice"):
+        load(TEXT + TEXT[TEXT.index("[[bug]]\nid") :], TESTS)
+
+
+def test_a_bug_that_is_not_fixed_upstream_says_so() -> None:
+    (bug, *_) = load(TEXT, TESTS)
+    assert "fixed upstream: not yet" in render([{**bug, "fixed": {}}])

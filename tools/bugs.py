@@ -1,0 +1,103 @@
+"""Makes docs/bugs.md from docs/bugs.toml. With --check it only compares: exit status 1 if bugs.md is not current."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "docs" / "bugs.toml"
+TARGET = ROOT / "docs" / "bugs.md"
+CORPUS = ROOT / "src" / "iretrace" / "litmus" / "corpus"
+
+KEYS = {"id", "title", "trees", "description", "shown_by", "introduced", "fixed"}
+TREE_KEYS = {"tree", "version", "state", "note"}
+STATES = {"affected", "fixed", "not in scope"}
+COMMIT_KEYS = {"commit", "subject", "version"}
+
+HEAD = """\
+# Bugs that Iretrace shows
+
+Generated from bugs.toml; change that file, then run `python tools/bugs.py`. Each is a deviation of a real kernel
+from the processor that it imitates. A listed bug stays a violation: `iretrace check` still ends with status 1.
+"""
+
+
+class Malformed(Exception):
+    """bugs.toml is not as it should be; the message names the entry and the mistake."""
+
+
+def require(condition: bool, where: str, message: str) -> None:
+    """Refuse an entry."""
+    if not condition:
+        raise Malformed(f"docs/bugs.toml: {where}: {message}")
+
+
+def check_bug(bug: dict[str, Any], tests: set[str]) -> None:
+    """Refuse an entry with missing or unknown keys, or that names a test that is not shipped."""
+    where = str(bug.get("id", "an entry without id"))
+    require(set(bug) == KEYS, where, f"the keys are {', '.join(sorted(KEYS))}")
+    require(bool(bug["trees"]), where, "no trees")
+    for tree in bug["trees"]:
+        require(set(tree) == TREE_KEYS, where, f"a tree's keys are {', '.join(sorted(TREE_KEYS))}")
+        require(tree["state"] in STATES, where, f"a tree's state is one of {', '.join(sorted(STATES))}")
+    for key in ("introduced", "fixed"):
+        require(set(bug[key]) in (set(), COMMIT_KEYS), where, f"{key} has commit, subject and version, or nothing")
+    require(bool(bug["shown_by"]), where, "no test shows it")
+    for shown in bug["shown_by"]:
+        require(set(shown) == {"test", "vcpu", "host"}, where, "shown_by has test, vcpu and host")
+        require(shown["test"] in tests, where, f"{shown['test']} is no shipped test")
+
+
+def load(text: str, tests: set[str]) -> list[dict[str, Any]]:
+    """The entries, checked. tests: names of the shipped litmus tests."""
+    bugs: list[dict[str, Any]] = tomllib.loads(text).get("bug", [])
+    for bug in bugs:
+        check_bug(bug, tests)
+    ids = [bug["id"] for bug in bugs]
+    for twice in {name for name in ids if ids.count(name) > 1}:
+        raise Malformed(f"docs/bugs.toml: {twice}: listed twice")
+    return bugs
+
+
+def commit(entry: dict[str, str]) -> str:
+    """A commit in one line."""
+    return f'{entry["commit"]} ("{entry["subject"]}", {entry["version"]})' if entry else "not yet"
+
+
+def render(bugs: list[dict[str, Any]]) -> str:
+    """The page."""
+    parts = [HEAD]
+    for bug in bugs:
+        parts.append(f"\n## {bug['title']}\n\n`{bug['id']}`\n\n{bug['description'].strip()}\n")
+        parts.append(f"\n- introduced: {commit(bug['introduced'])}\n- fixed upstream: {commit(bug['fixed'])}\n")
+        parts.append("\n| tree | version | | |\n|---|---|---|---|\n")
+        parts += [f"| {t['tree']} | {t['version']} | {t['state']} | {t['note']} |\n" for t in bug["trees"]]
+        parts.append("\nShown by:\n\n")
+        parts += [
+            f"    iretrace check TREE --test {s['test']} --vcpu {s['vcpu']} --host {s['host']}\n"
+            for s in bug["shown_by"]
+        ]
+    return "".join(parts)
+
+
+def main() -> int:
+    """Command line entry."""
+    try:
+        page = render(load(SOURCE.read_text(encoding="utf-8"), {path.stem for path in CORPUS.glob("*.litmus")}))
+    except (Malformed, tomllib.TOMLDecodeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if "--check" not in sys.argv[1:]:
+        TARGET.write_text(page, encoding="utf-8")
+        return 0
+    if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != page:
+        print("docs/bugs.md is not what docs/bugs.toml makes it; run python tools/bugs.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
