@@ -14,7 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from iretrace.linux.program import Answer, Model, Neutral, Storage, Unmodelled, Value
+from iretrace.linux.answers import Answer, Model, Neutral, Storage, Value
+from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import Assumption, InputError
 
 TABLES = (
@@ -189,7 +190,7 @@ class Rules:
         kind, _, rest = row.what.partition("=")
         if kind == "value":
             return int(rest, 0)
-        return Storage(row.what)
+        return Storage(row.what, writable=not row.keys.get("const", False))
 
     def static_key(self, name: str) -> bool | None:
         """Whether a static key is on; None: unknown."""
