@@ -140,8 +140,10 @@ class Product:
         return self._handed_over(before, (), self.hypervisor.start())
 
     def owed(self, state: Hashable) -> bool:
-        """A promised arrival or a step of a started sender is still to come."""
+        """A promised arrival, one that is placed here, or a step of a started sender is still to come."""
         assert isinstance(state, Point)
+        if self._arrival_placed_here(state) >= 0:
+            return True
         return any(
             sender >= 0 or (sender == UNSTARTED and arrival.promised and arrival.at < 0)
             for sender, arrival in zip(state.senders, self.test.outside, strict=True)
@@ -409,8 +411,11 @@ class Product:
     # Endings. ---------------------------------------------------------------------------------------------------
 
     def ending(self, state: Point) -> str:
-        """How the guest goes on for ever if it stays in this state."""
-        return ending_of(self.machine, unpack(Cpu, self.cpus.values[state.cpu])) or "loops"
+        """How the guest goes on for ever if it stays in this state. A vCPU that sleeps has executed HLT."""
+        cpu = unpack(Cpu, self.cpus.values[state.cpu])
+        if state.phase == Phase.BLOCKED:
+            return f"halted at {cpu.rip}"
+        return ending_of(self.machine, cpu) or "loops"
 
     def explains_ending(self, state: Point, ending: str) -> bool:
         """Some explanation of the history goes on in the same way, and nothing is owed in it."""
