@@ -18,7 +18,7 @@ START = (
 )
 
 DECLINED = CLine(
-    X86, 10070, "kvm_check_and_inject_events", "r = can_inject ? static_call(kvm_x86_nmi_allowed)(vcpu, true) : -EBUSY;"
+    X86, 10070, "kvm_check_and_inject_events", "allowed = may_inject ? ask_whether_the_nmi_is_allowed(vcpu) : later;"
 )
 
 LASSO = Trace(
@@ -27,13 +27,13 @@ LASSO = Trace(
         Step("guest", "spins at main", "spin"),
         Step(
             "outside",
-            "NMI 1 arrives: atomic_inc(&vcpu->arch.nmi_queued)",
+            "NMI 1 arrives: add one to the queue of the vCPU",
             CLine(X86, 772, "kvm_inject_nmi"),
             (("nmi_queued", 1),),
         ),
         Step(
             "outside",
-            "NMI 1: kvm_make_request(KVM_REQ_NMI, vcpu)",
+            "NMI 1: kvm_make_request(KVM_REQ_NMI) of the vCPU",
             CLine(X86, 773, "kvm_inject_nmi"),
             (("requests", 1),),
         ),
@@ -41,7 +41,7 @@ LASSO = Trace(
         Step("cpu", "#VMEXIT(INTR) at main", "take_intr_exit: INTR Intercept"),
         Step(
             "KVM",
-            "svm->vmcb->control.event_inj = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI;",
+            "event_to_inject = THE_EVENT_IS_VALID | THE_EVENT_IS_AN_NMI;",
             CLine(SVM, 3521, "svm_inject_nmi"),
             (("nmi_queued", 0), ("requests", 0), ("nmi_injected", 1), ("nmi_masked", 1), ("event_inj", 0x80000200)),
         ),
@@ -53,7 +53,7 @@ LASSO = Trace(
         Step("guest", "vmgexit nmi_complete  (nmi+3): #VMEXIT(VMGEXIT)", "vmgexit", (("nmi_injected", 0),)),
         Step(
             "KVM",
-            "ret = svm_invoke_exit_handler(vcpu, SVM_EXIT_IRET);",
+            "result = svm_invoke_exit_handler(vcpu, IRET) as if it were one;",
             CLine(SEV, 2926, "sev_handle_vmgexit"),
             (("awaiting_iret_completion", 1), ("nmi_pending", 1)),
         ),
@@ -73,7 +73,7 @@ LASSO = Trace(
 WARNING = Trace(
     stem=(
         Step("KVM", "creates the vCPU, resets it and runs it to its first VMRUN", "vcpu creation", START),
-        Step("KVM", "WARN_ON_ONCE(sev_es_guest(vcpu->kvm)) is reached", CLine(SVM, 2494, "iret_interception")),
+        Step("KVM", "a WARN_ON_ONCE() about guests of this kind is reached", CLine(SVM, 2494, "iret_interception")),
     ),
     loop=(),
     cause="a WARN that a guest can reach",
