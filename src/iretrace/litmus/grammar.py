@@ -40,7 +40,13 @@ PLAIN = {
 }
 """Instructions without an operand."""
 
-MNEMONICS = (*PLAIN, "mov", "jmp", "mark", "vmgexit")
+FIXED = {
+    "mov": (Op.MOV_SS, ("ss", ",", "ax"), "mov ss, ax"),
+    "push": (Op.PUSH, ("rax",), "push rax"),
+}
+"""Instructions that the language has with one operand only: what they are, the operand's words, their text."""
+
+MNEMONICS = (*PLAIN, *FIXED, "jmp", "mark", "vmgexit")
 
 VMGEXITS = {"nmi_complete": SVM_VMGEXIT_NMI_COMPLETE, "cpuid": SVM_EXIT_CPUID, "forward": VC_FORWARD}
 """Operands of vmgexit, and the software exit codes that they stand for."""

@@ -12,6 +12,7 @@ from iretrace.litmus.grammar import (
     CLAUSES,
     COMPARISONS,
     EVENTS,
+    FIXED,
     FOOTERS,
     HEADERS,
     HOSTS,
@@ -308,9 +309,11 @@ class _Reader:
             self.source.fail_at(token, f"too many instructions; write at most {MAX_INSTRUCTIONS}")
         if token.text in PLAIN:
             return Statement(PLAIN[token.text], token, None, token.text, labels)
-        if token.text == "mov":
-            self.read_mov_ss(words)
-            return Statement(Op.MOV_SS, token, None, "mov ss, ax", labels)
+        if token.text in FIXED:
+            op, operands, text = FIXED[token.text]
+            for expected in operands:
+                words.sign(expected, f"'{text}', the only {token.text} there is")
+            return Statement(op, token, None, text, labels)
         if token.text == "jmp":
             op, operand = Op.JMP, words.new_name("label")
         elif token.text == "mark":
@@ -318,11 +321,6 @@ class _Reader:
         else:
             op, operand = Op.VMGEXIT, words.one_of(VMGEXITS, "vmgexit")
         return Statement(op, token, operand, f"{token.text} {operand.text}", labels)
-
-    def read_mov_ss(self, words: _Words) -> None:
-        """The one `mov` of the language."""
-        for expected in ("ss", ",", "ax"):
-            words.sign(expected, "'mov ss, ax', the only mov there is")
 
     def read_footer(self, words: _Words) -> None:
         token = words.take("a clause")

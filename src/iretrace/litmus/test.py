@@ -31,6 +31,9 @@ class Op(IntEnum):
     SKIP = 12
     """In a #VC handler: drop the error code, advance the saved RIP, as Linux's entry code and vc_finish_insn() do."""
 
+    PUSH = 13
+    """`push rax`: touches the stack page (RAX is 0)."""
+
 
 VC_FORWARD = 0xFFFF_FFFF
 """Operand of VMGEXIT: use the error code that #VC delivery pushed as software exit code."""

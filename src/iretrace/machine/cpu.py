@@ -39,6 +39,7 @@ OP_MARK = 9
 OP_SPIN = 10
 OP_VMGEXIT = 11
 OP_SKIP = 12
+OP_PUSH = 13
 
 VC_FORWARD = 0xFFFF_FFFF
 
@@ -47,8 +48,10 @@ SHADOW_NONE = 0
 SHADOW_STI = 1
 SHADOW_MOV_SS = 2
 
-# Guest memory is its stacks. Addresses are 8-byte words; a page is one stack; page 0 holds the main stack.
+# Guest memory is its stacks. Addresses are 8-byte words; a page is one stack; page 0 holds the main stack. A stack
+# starts below the last two words of its page, so that `rsp % PAGE_WORDS` is the room left on it.
 PAGE_WORDS = 32
+STACK_WORDS = 30
 PAGES = 4
 PAGE_MAIN = 0
 PAGE_NMI = 1

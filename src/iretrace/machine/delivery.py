@@ -14,6 +14,7 @@ from iretrace.machine.cpu import (
     PF_VECTOR,
     SHADOW_NONE,
     SS_VECTOR,
+    STACK_WORDS,
     VC_VECTOR,
     X86_EFLAGS_IF,
     X86_EFLAGS_NT,
@@ -77,7 +78,7 @@ def stack_for(m: Machine, cpu: Cpu, vector: u8) -> u16:
     """Where the frame goes: the top of the gate's IST stack if it has one, else the current stack, 16-byte aligned."""
     page: u8 = m.ist[vector]
     if page != PAGE_MAIN:
-        return wrap16((page + 1) * PAGE_WORDS)
+        return wrap16(page * PAGE_WORDS + STACK_WORDS)
     return wrap16(cpu.rsp & 0xFFFE)
 
 
@@ -110,9 +111,9 @@ def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> 
         return NOT_PRESENT
     top: u16 = stack_for(m, cpu, vector)
     error_words: u8 = 1 if pushes_error(vector) else 0
-    page: u16 = (top - 1) // PAGE_WORDS if top > 0 else 0
-    if top < page * PAGE_WORDS + 5 + error_words:
+    if top % PAGE_WORDS < 5 + error_words:
         return STACK_FAULT
+    page: u16 = top // PAGE_WORDS
     if cpu.guest_mode and (cpu.cold >> page) & 1 != 0:
         vmexit_stack_npf(m, cpu, vmcb, page, event_info(vector, error), error)
         return EXITED

@@ -17,6 +17,7 @@ from iretrace.machine.cpu import (
     OP_MARK,
     OP_MOV_SS,
     OP_PAUSE,
+    OP_PUSH,
     OP_SKIP,
     OP_SPIN,
     OP_STI,
@@ -26,6 +27,7 @@ from iretrace.machine.cpu import (
     SHADOW_MOV_SS,
     SHADOW_NONE,
     SHADOW_STI,
+    STACK_WORDS,
     VC_FORWARD,
     VC_VECTOR,
     X86_EFLAGS_FIXED,
@@ -57,6 +59,8 @@ from iretrace.machine.vmcb import (
 from iretrace.subset import rule, u8, u16, u32, u64, wrap16, wrap64
 
 NPF_READ_USER = 0x4
+NPF_WRITE_USER = 0x6
+PF_WRITE = 2
 PAGE_SHIFT = 12
 
 # ghcb.save.valid_bitmap: bit n stands for the quadword at offset 8 * n of struct ghcb_save_area.
@@ -173,6 +177,21 @@ def skip(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     retire(cpu, wrap16(cpu.rip + 1))
 
 
+@rule("AMD64 APM vol. 2", "Nested Page Fault: the instruction restarts; Interrupt Shadows")
+def push(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """PUSH of a zero. On a cold page it exits before it has done anything, a shadow that covers it still open."""
+    if cpu.rsp % PAGE_WORDS == 0:
+        raise_fault(m, cpu, vmcb, PF_VECTOR, PF_WRITE)
+        return
+    page: u16 = cpu.rsp // PAGE_WORDS
+    if cpu.guest_mode and (cpu.cold >> page) & 1 != 0:
+        vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_WRITE_USER, wrap64(page << PAGE_SHIFT))
+        return
+    cpu.rsp = wrap16(cpu.rsp - 1)
+    cpu.memory[cpu.rsp] = 0
+    retire(cpu, wrap16(cpu.rip + 1))
+
+
 @rule("AMD64 APM vol. 2", "Types of Exits (SEV-ES); IRET Intercept")
 def iretq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """IRETQ pops RIP, CS, RFLAGS, RSP and SS from what memory holds now, and any IRET that completes unmasks NMIs.
@@ -182,7 +201,7 @@ def iretq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
         deliver(m, cpu, vmcb, VC_VECTOR, SVM_EXIT_IRET)
         return
     page: u16 = cpu.rsp // PAGE_WORDS
-    if cpu.rsp + 5 > wrap16((page + 1) * PAGE_WORDS) or cpu.rsp + 5 > MEMORY_WORDS:
+    if cpu.rsp % PAGE_WORDS + 5 > STACK_WORDS or cpu.rsp >= MEMORY_WORDS:
         iret_fault(m, cpu)
         raise_fault(m, cpu, vmcb, PF_VECTOR, 0)
         return
@@ -229,6 +248,8 @@ def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         pause(m, cpu, vmcb)
     elif op == OP_SKIP:
         skip(m, cpu, vmcb)
+    elif op == OP_PUSH:
+        push(m, cpu, vmcb)
     elif op == OP_JMP:
         retire(cpu, wrap16(m.args[cpu.rip]))
     elif op == OP_SPIN:

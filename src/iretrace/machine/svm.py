@@ -62,7 +62,9 @@ def event_inj_legal(event_inj: u32) -> bool:
         return vector != 2 and vector < 32
     if kind == SVM_EVTINJ_TYPE_NMI:
         return True
-    return kind == SVM_EVTINJ_TYPE_INTR or kind == SVM_EVTINJ_TYPE_SOFT
+    if kind == SVM_EVTINJ_TYPE_INTR:
+        return True
+    return kind == SVM_EVTINJ_TYPE_SOFT
 
 
 @rule("AMD64 APM vol. 2", "Encrypted State: Event Injection Restrictions")

@@ -10,7 +10,7 @@ from iretrace.machine.cpu import (
     PAGE_MAIN,
     PAGE_NMI,
     PAGE_VC,
-    PAGE_WORDS,
+    STACK_WORDS,
     VC_VECTOR,
     X86_EFLAGS_FIXED,
     X86_EFLAGS_IF,
@@ -61,7 +61,7 @@ def make_cpu(test: Test) -> Cpu:
     """The processor as main begins: an empty main stack, nothing pending, IF as the test says."""
     return Cpu(
         rip=test.main,
-        rsp=PAGE_WORDS,
+        rsp=STACK_WORDS,
         rflags=X86_EFLAGS_FIXED | (X86_EFLAGS_IF if test.interrupts else 0),
         shadow=0,
         halted=0,
