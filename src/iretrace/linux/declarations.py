@@ -84,6 +84,8 @@ class DeclarationParser(ExpressionParser):
         """Typedefs inside a function; None for a variable that hides a typedef."""
         self.local_tags: dict[tuple[str, str], CType] = {}
         self.in_function = False
+        self._sink = Attributes()
+        """Where attributes inside a declarator go."""
 
     def is_type_name(self, name: str) -> bool:
         """Whether `name` is a typedef here."""
@@ -118,6 +120,8 @@ class DeclarationParser(ExpressionParser):
                 self.at += 1
                 into.packed = True
             elif text in ANNOTATION_CALLS and self.texts[self.at + 1] == "(":
+                if text == "__cleanup":
+                    raise self.error("a cleanup attribute")
                 if text == "__aligned":
                     self._read_attributes(self.at, self.at + 2, into)
                 self.at += 1
@@ -131,6 +135,9 @@ class DeclarationParser(ExpressionParser):
             word = self.texts[at].strip("_")
             if word == "packed":
                 into.packed = True
+            elif word == "cleanup":
+                # It calls a function at the end of the scope; dropping it would lose an unlock.
+                raise self.error("a cleanup attribute")
             elif word == "aligned":
                 into.align = ctree.Num(self.pos(), 16)
                 if self.texts[at + 1] == "(":
@@ -258,6 +265,7 @@ class DeclarationParser(ExpressionParser):
             pos = self.pos()
             own = replace(spec.attributes)
             self.attributes(own)
+            self._sink = own
             name, type_ = ("", spec.type) if self.texts[self.at] in (":", ";") else self.declarator(spec.type)
             bits = self.conditional() if self.accept(":") else None
             self.attributes(own)
@@ -288,7 +296,7 @@ class DeclarationParser(ExpressionParser):
             self.skip_parentheses()
             base = self._suffixes(base)
             after, self.at = self.at, start
-            self.attributes(Attributes())
+            self.attributes(self._sink)
             name, type_ = self.declarator(base)
             self.expect(")")
             self.at = after
@@ -301,7 +309,7 @@ class DeclarationParser(ExpressionParser):
         return name, self._suffixes(base)
 
     def _pointers(self, base: CType) -> CType:
-        self.attributes(Attributes())
+        self.attributes(self._sink)
         while True:
             text = self.texts[self.at]
             if text == "*":
@@ -309,7 +317,7 @@ class DeclarationParser(ExpressionParser):
             elif text not in QUALIFIERS:
                 return base
             self.at += 1
-            self.attributes(Attributes())
+            self.attributes(self._sink)
 
     def _is_nested(self) -> bool:
         """Whether the `(` that comes next encloses a declarator rather than parameters."""
@@ -320,7 +328,7 @@ class DeclarationParser(ExpressionParser):
 
     def _suffixes(self, base: CType) -> CType:
         """Arrays and parameter lists behind a declarator; the first one written is the outermost type."""
-        self.attributes(Attributes())
+        self.attributes(self._sink)
         if self.accept("["):
             while self.texts[self.at] in QUALIFIERS or self.texts[self.at] == "static":
                 self.at += 1
@@ -329,7 +337,9 @@ class DeclarationParser(ExpressionParser):
             return ctree.ArrayType(self._suffixes(base), size)
         if self.texts[self.at] == "(":
             self.at += 1
+            outer, self._sink = self._sink, Attributes()
             params, variadic = self._parameters()
+            self._sink = outer
             return ctree.FunctionType(self._suffixes(base), params, variadic)
         return base
 
@@ -371,6 +381,7 @@ class DeclarationParser(ExpressionParser):
     def declared(self, spec: Specifiers) -> tuple[Pos, str, CType]:
         """One declarator of a declaration, with asm names and attributes behind it."""
         pos = self.pos()
+        self._sink = spec.attributes
         name, type_ = self.declarator(spec.type)
         self.attributes(spec.attributes)
         if self.texts[self.at] in ASM_WORDS:

@@ -64,51 +64,98 @@ def make_macro(name: str, rest: str, path: str, line: int) -> Macro:
 
 def expand(tokens: list[Token], find: Find, builtin: Builtin | None = None) -> list[Token]:
     """`tokens` with all macros that `find` knows expanded. InputError when the expansion grows beyond all measure."""
-    out: list[Token] = []
-    todo = tokens[::-1]
-    made = 0
-    while todo:
-        token = todo.pop()
-        name = token.text
-        if token.kind != "ident" or name in token.hide:
-            out.append(token)
-            continue
-        if name in ("__LINE__", "__FILE__", "__COUNTER__"):
-            out.append(_position(token, len(out)))
-            continue
-        is_builtin = builtin is not None and name in BUILTINS
-        macro = None if is_builtin else find(name)
-        if macro is None and not is_builtin:
-            out.append(token)
-            continue
-        if macro is not None and macro.params is None:
-            result = _place(macro.body, token, token.hide | {name})
-            if not macro.plain:
-                result = _paste(result)
-        else:
-            args = _take_arguments(todo)
-            if args is None:
+    return _Expander(find, builtin).expand(tokens)
+
+
+class _Expander:
+    """One expansion: counts the tokens made and the uses of __COUNTER__, arguments included."""
+
+    def __init__(self, find: Find, builtin: Builtin | None) -> None:
+        self.find = find
+        self.builtin = builtin
+        self.made = 0
+        self.counter = 0
+
+    def expand(self, tokens: list[Token]) -> list[Token]:
+        """Expand until nothing is left to expand."""
+        out: list[Token] = []
+        todo = tokens[::-1]
+        while todo:
+            token = todo.pop()
+            name = token.text
+            if token.kind != "ident" or name in token.hide:
                 out.append(token)
                 continue
-            result = _call(token, macro, args, find, builtin)
-        made += len(result)
-        if made > MAX_TOKENS:
-            raise InputError(f"{token.path}:{token.line}: macro {name} expands to more than {MAX_TOKENS} tokens")
-        todo.extend(reversed(result))
-    return out
+            result = self._replacement(token, name, todo)
+            if result is None:
+                out.append(token)
+                continue
+            self.made += len(result)
+            if self.made > MAX_TOKENS:
+                raise InputError(f"{token.path}:{token.line}: macro {name} expands to more than {MAX_TOKENS} tokens")
+            todo.extend(reversed(result))
+        return out
+
+    def _replacement(self, token: Token, name: str, todo: list[Token]) -> list[Token] | None:
+        """What replaces `token` (and the arguments that are taken off `todo`); None if it is no macro's use."""
+        if name in _POSITIONS:
+            return [self._position(token)]
+        if self.builtin is not None and name in BUILTINS:
+            args = _take_arguments(todo)
+            return None if args is None else self._call_builtin(token, args)
+        macro = self.find(name)
+        if macro is None:
+            return None
+        if macro.params is None:
+            result = _place(macro.body, token, token.hide | {name})
+            return result if macro.plain else _paste(result)
+        args = _take_arguments(todo)
+        return None if args is None else self._substitute(macro, args, token)
+
+    def _position(self, token: Token) -> Token:
+        if token.text == "__FILE__":
+            return token._replace(kind="str", text=f'"{token.path}"')
+        if token.text == "__LINE__":
+            return token._replace(kind="num", text=str(token.line))
+        self.counter += 1
+        return token._replace(kind="num", text=str(self.counter - 1))
+
+    def _call_builtin(self, token: Token, args: list[list[Token]]) -> list[Token]:
+        """The value of a builtin; one that gives no answer stays a call."""
+        value = self.builtin(token.text, args) if self.builtin else None
+        if value is not None:
+            return [Token("num", value, token.path, token.line, token.spaced)]
+        hidden = token._replace(hide=token.hide | {token.text})
+        return [hidden, *_call_tokens(token, args)]
+
+    def _substitute(self, macro: Macro, args: list[list[Token]], use: Token) -> list[Token]:
+        """The body of a function-like macro with its arguments in place."""
+        bound = _bind(macro, args)
+        hide = use.hide | {macro.name}
+        expanded: dict[str, list[Token]] = {}
+        body = macro.body if macro.plain else _drop_va_opt(macro, bound)
+        out: list[Token] = []
+        last = len(body) - 1
+        for at, token in enumerate(body):
+            name = token.text
+            if token.kind != "ident" or name not in bound:
+                out.append(Token(token.kind, name, use.path, use.line, token.spaced, hide))
+                continue
+            before = body[at - 1].text if at else ""
+            if before == "#":
+                out[-1] = _stringize(bound[name], use)
+                continue
+            if before == "##" and name == macro.variadic and len(out) > 1 and out[-2].text == ",":
+                _drop_paste_comma(out, bool(bound[name]))
+                before = ""
+            pasted = before == "##" or (at < last and body[at + 1].text == "##")
+            if not pasted and name not in expanded:
+                expanded[name] = self.expand(bound[name])
+            _append_argument(out, bound[name] if pasted else expanded[name], token.spaced, use, hide, pasted)
+        return out if macro.plain else _paste(out)
 
 
-def _call(
-    token: Token, macro: Macro | None, args: list[list[Token]], find: Find, builtin: Builtin | None
-) -> list[Token]:
-    """The replacement of a function-like macro; a builtin that gives no answer stays a call of a name."""
-    if macro is not None:
-        return _substitute(macro, args, token, find, builtin)
-    value = builtin(token.text, args) if builtin else None
-    if value is not None:
-        return [Token("num", value, token.path, token.line, token.spaced)]
-    hidden = token._replace(hide=token.hide | {token.text})
-    return [hidden, *_call_tokens(token, args)]
+_POSITIONS = frozenset(("__LINE__", "__FILE__", "__COUNTER__"))
 
 
 def _call_tokens(token: Token, args: list[list[Token]]) -> list[Token]:
@@ -120,12 +167,6 @@ def _call_tokens(token: Token, args: list[list[Token]]) -> list[Token]:
         out.extend(arg)
     out.append(Token("punct", ")", token.path, token.line))
     return out
-
-
-def _position(token: Token, count: int) -> Token:
-    if token.text == "__FILE__":
-        return token._replace(kind="str", text=f'"{token.path}"')
-    return token._replace(kind="num", text=str(token.line if token.text == "__LINE__" else count))
 
 
 def _place(body: list[Token], use: Token, hide: frozenset[str]) -> list[Token]:
@@ -172,38 +213,6 @@ def _bind(macro: Macro, args: list[list[Token]]) -> dict[str, list[Token]]:
     return dict(zip(params, args, strict=False))
 
 
-def _substitute(
-    macro: Macro, args: list[list[Token]], use: Token, find: Find, builtin: Builtin | None
-) -> list[Token]:
-    bound = _bind(macro, args)
-    hide = use.hide | {macro.name}
-    expanded: dict[str, list[Token]] = {}
-
-    def full(name: str) -> list[Token]:
-        if name not in expanded:
-            expanded[name] = expand(bound[name], find, builtin)
-        return expanded[name]
-
-    body = macro.body if macro.plain else _drop_va_opt(macro, bound)
-    out: list[Token] = []
-    last = len(body) - 1
-    for at, token in enumerate(body):
-        name = token.text
-        if token.kind == "ident" and name in bound:
-            before = body[at - 1].text if at else ""
-            if before == "#" and macro.params is not None:
-                out[-1] = _stringize(bound[name], use)
-                continue
-            pasted = before == "##" or (at < last and body[at + 1].text == "##")
-            if pasted and before == "##" and name == macro.variadic and len(out) > 1 and out[-2].text == ",":
-                _paste_comma(out, bool(bound[name]), full(name), use, hide)
-                continue
-            _append_argument(out, bound[name] if pasted else full(name), token.spaced, use, hide, pasted)
-        else:
-            out.append(Token(token.kind, name, use.path, use.line, token.spaced, hide))
-    return out if macro.plain else _paste(out)
-
-
 _PLACEMARKER = ""
 
 
@@ -218,13 +227,11 @@ def _append_argument(
         out.append(Token(token.kind, token.text, use.path, use.line, token.spaced if number else spaced, own))
 
 
-def _paste_comma(out: list[Token], present: bool, tokens: list[Token], use: Token, hide: frozenset[str]) -> None:
-    """GNU's `, ## args`: without arguments the comma goes, with arguments both stay."""
+def _drop_paste_comma(out: list[Token], present: bool) -> None:
+    """GNU's `, ## args`: the ## goes, and without arguments the comma, too."""
     del out[-1]
     if not present:
         del out[-1]
-        return
-    _append_argument(out, tokens, True, use, hide, False)
 
 
 def _drop_va_opt(macro: Macro, bound: dict[str, list[Token]]) -> list[Token]:

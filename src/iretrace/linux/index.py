@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TypeVar
 
 from iretrace.linux import ctree
 from iretrace.linux.ctree import CType, Pos
 from iretrace.linux.extent import boundaries, until_arguments_end, until_brace, until_semicolon
-from iretrace.linux.lex import Token
-from iretrace.linux.parse import ParseError, Parser, TopLevel, Typedef
-from iretrace.linux.preprocess import Preprocessor
+from iretrace.linux.invocations import Invocations
+from iretrace.linux.lex import lex
+from iretrace.linux.parse import ParseError, Parser, TopLevel, Typedef, parse_expression
+from iretrace.linux.preprocess import Preprocessor, Use
 from iretrace.linux.scan import Names, Place, enumerators
 from iretrace.linux.source import Source
 from iretrace.linux.tree import Tree
@@ -46,8 +48,6 @@ LEFT_OUT = re.compile(
 OPS = "arch/x86/include/asm/kvm-x86-ops.h"
 
 _STATIC = re.compile(r"[\w\s*]*\bstatic\b")
-_WORD = re.compile(r"\w+")
-_NO_DEFINITION = frozenset(("EXPORT_SYMBOL", "EXPORT_SYMBOL_GPL", "EXPORT_SYMBOL_FOR_KVM_INTERNAL", "module_param"))
 
 T = TypeVar("T")
 
@@ -73,9 +73,9 @@ class Index:
         self._typedefs: dict[tuple[str, str], CType | None] = {}
         self._variables: dict[tuple[str, str], ctree.Declaration | None] = {}
         self._is_typedef: dict[str, bool] = {}
+        self._making_types = False
         self._enumerators: dict[str, list[Place]] | None = None
-        self._by_argument: dict[str, list[tuple[int, int, str]]] | None = None
-        self._makers: list[tuple[int, int, tuple[str, ...]]] | None = None
+        self._invocations = Invocations(self.names, self.sources, self._defining)
 
     def _read_sources(self) -> None:
         for rank, (directory, recursive) in enumerate(NEAREST_FIRST):
@@ -121,8 +121,20 @@ class Index:
         known = self._is_typedef.get(name)
         if known is None:
             places = self.names.typedefs.get(name, ())
-            known = self._is_typedef[name] = any(self._is_active(place) for place in places)
+            known = self._is_typedef[name] = any(self._is_active(place) for place in places) or self._is_made(name)
         return known
+
+    def _is_made(self, name: str) -> bool:
+        """Whether a macro at the top level makes a typedef `name`; all such names end in _t.
+
+        While those macros are parsed, none of them is known.
+        """
+        if self._making_types or not name.endswith("_t"):
+            return False
+        self._making_types = True
+        made = name in self._made_types
+        self._making_types = False
+        return made
 
     def enumerator(self, name: str) -> tuple[ctree.EnumType, str] | None:
         """The enum that defines the constant `name`, and the file that holds it."""
@@ -153,6 +165,19 @@ class Index:
         for declaration in self._declarations(name, path):
             return declaration.type
         return None
+
+    def macro(self, name: str, path: str = "") -> ctree.Expr | None:
+        """The expression that an object-like macro stands for (in the file `path`, or seen from KVM's SVM code)."""
+        number = self._numbers.get(path, 0)
+        if not self.sources:
+            return None
+        source = self.sources[number]
+        use = Use(source, len(source.text), len(source.text))
+        found = self.preprocessor.macro(name, use)
+        if found is None or found.params is not None:
+            return None
+        tokens = self.preprocessor.expanded(lex(name, found.path, found.line), use)
+        return parse_expression(tokens, self.is_typedef, found.path) if tokens else None
 
     def op_list(self, macro: str) -> tuple[str, ...]:
         """The names that `macro` (KVM_X86_OP, KVM_X86_OP_OPTIONAL, KVM_X86_OP_OPTIONAL_RET0) lists as x86 ops."""
@@ -186,7 +211,7 @@ class Index:
                 continue
             if found := self._function_at(place, name):
                 return found
-        made = self._made_function(name, path)
+        made = self._made_function(name)
         if made is not None:
             return made
         return next((found for place in hidden if (found := self._function_at(place, name))), None)
@@ -200,14 +225,15 @@ class Index:
                 struct = _strip(node if isinstance(node, ctree.StructType) else getattr(node, "type", None))
                 if isinstance(struct, ctree.StructType) and struct.tag == tag and struct.fields is not None:
                     return struct
-        return None
+        made = self._made_types.get(f"{kind} {tag}")
+        return made if isinstance(made, ctree.StructType) else None
 
     def _find_typedef(self, name: str, path: str) -> CType | None:
         for place in self._ordered(self.names.typedefs.get(name, ()), path):
             found = _first(self._parse(place, self._semicolon), Typedef, name)
             if found:
                 return found.type
-        return None
+        return self._made_types.get(name)
 
     def _find_variable(self, name: str, path: str) -> ctree.Declaration | None:
         best: ctree.Declaration | None = None
@@ -231,53 +257,35 @@ class Index:
             found = _first(self._parse(place, self._semicolon), ctree.Declaration, name)
             if found:
                 yield found
-        for number, offset, macro in self._invocations_with(name):
-            if macro in _NO_DEFINITION or not self._is_active((number, offset)):
-                continue
-            try:
-                found = _first(self._parse((number, offset), self._invocation_end), ctree.Declaration, name)
-            except ParseError:
-                continue
-            if found:
-                yield found
+        for node in self._made(self._invocations.with_argument(name)):
+            if isinstance(node, ctree.Declaration) and node.name == name:
+                yield node
 
-    def _made_function(self, name: str, path: str) -> ctree.Function | None:
+    def _made_function(self, name: str) -> ctree.Function | None:
         """A function whose definition comes out of a macro that is used at the top level."""
-        if self._makers is None:
-            self._makers = list(self._all_makers())
-        for number, offset, words in self._makers:
-            if not any(word in name for word in words) or not self._is_active((number, offset)):
+        return _first(self._made(self._invocations.may_define_function(name)), ctree.Function, name)
+
+    def _made(self, places: Iterable[Place]) -> Iterator[TopLevel]:
+        """What the active ones of some uses of macros define. Uses that make no declarations are passed over."""
+        for place in places:
+            if not self._is_active(place):
                 continue
             try:
-                found = _first(self._parse((number, offset), self._invocation_end), ctree.Function, name)
+                yield from self._parse(place, self._invocation_end)
             except ParseError:
                 continue
-            if found:
-                return found
-        return None
 
-    def _all_makers(self) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-        """Uses of macros whose body holds a { and so may define functions, with the words among their arguments."""
-        bodies: dict[str, bool] = {}
-        for number, offset, macro in self.names.invocations:
-            if macro not in bodies:
-                bodies[macro] = any(
-                    definition.body and "{" in definition.body
-                    for source in self._defining(macro)
-                    for definition in source.directives.macros.get(macro, ())
-                )
-            if bodies[macro]:
-                raw = self.sources[number].raw
-                yield number, offset, tuple(_WORD.findall(raw[raw.find("(", offset) : raw.find(")", offset)]))
-
-    def _invocations_with(self, name: str) -> list[tuple[int, int, str]]:
-        if self._by_argument is None:
-            self._by_argument = {}
-            for number, offset, macro in self.names.invocations:
-                raw = self.sources[number].raw
-                for word in _WORD.findall(raw[raw.find("(", offset) : raw.find(")", offset)]):
-                    self._by_argument.setdefault(word, []).append((number, offset, macro))
-        return self._by_argument.get(name, [])
+    @cached_property
+    def _made_types(self) -> dict[str, CType]:
+        """Types that macros define: typedefs by name, structs by "struct tag"."""
+        found: dict[str, CType] = {}
+        for node in self._made(self._invocations.defining_types):
+            if isinstance(node, Typedef):
+                found.setdefault(node.name, node.type)
+            struct = _strip(node if isinstance(node, ctree.StructType) else getattr(node, "type", None))
+            if isinstance(struct, ctree.StructType) and struct.tag and struct.fields is not None:
+                found.setdefault(f"{struct.kind} {struct.tag}", struct)
+        return found
 
     def _all_enumerators(self) -> dict[str, list[Place]]:
         found: dict[str, list[Place]] = {}
@@ -331,17 +339,12 @@ class Index:
         """The nodes that stand from `place` to where `until` says."""
         if place not in self._parsed:
             source = self.sources[place[0]]
-            tokens = self.preprocessor.tokens(source, place[1], until(place))
-            self._parsed[place] = self._parse_tokens(tokens, source.path)
+            try:
+                tokens = self.preprocessor.tokens(source, place[1], until(place))
+                self._parsed[place] = Parser(tokens, self.is_typedef, source.path).top_level()
+            except RecursionError:
+                raise ParseError(Pos(source.path, source.line(place[1])), "so deep a nesting") from None
         return self._parsed[place]
-
-    def _parse_tokens(self, tokens: list[Token], path: str) -> list[TopLevel]:
-        if not tokens:
-            return []
-        try:
-            return Parser(tokens, self.is_typedef, path).top_level()
-        except RecursionError:
-            raise ParseError(Pos(path, tokens[0].line), "so deep a nesting") from None
 
 
 def _first(nodes: Iterable[TopLevel], kind: type[T], name: str) -> T | None:

@@ -34,7 +34,9 @@ UNDEFINED = frozenset(("DEBUG", "MODULE", "__CHECKER__", "__ASSEMBLY__", "__ASSE
 """Never defined, although some header of the tree may define it for its own users."""
 
 _ENABLED = frozenset(("IS_ENABLED", "IS_BUILTIN", "IS_MODULE", "IS_REACHABLE"))
-_HAS = {"__has_attribute": "1", "__has_builtin": "0", "__has_feature": "0", "__has_include": "0", "__has_extension": "0"}
+_HAS = {
+    "__has_attribute": "1", "__has_builtin": "0", "__has_feature": "0", "__has_include": "0", "__has_extension": "0",
+}  # fmt: skip
 _NEVER_EXPANDED = (ANNOTATIONS | ANNOTATION_CALLS | {"__packed"}) - {"__extension__"}
 
 
@@ -238,7 +240,10 @@ class Preprocessor:
     def tokens(self, source: Source, start: int, end: int) -> list[Token]:
         """The tokens of source.text[start:end] with its directives obeyed and its macros expanded."""
         tokens = lex(self.active_text(source, start, end), source.path, source.line(start))
-        use = Use(source, start, end)
+        return self.expanded(tokens, Use(source, start, end))
+
+    def expanded(self, tokens: list[Token], use: Use) -> list[Token]:
+        """Tokens that stand at `use` with their macros expanded."""
         known: dict[str, Macro | None] = {}
 
         def find(name: str) -> Macro | None:

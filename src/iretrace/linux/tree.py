@@ -132,6 +132,13 @@ def open_tree(path: Path, patches: Sequence[tuple[str, str]] = ()) -> Tree:
     return tree
 
 
+def tree_version(path: Path) -> str:
+    """The version of the Linux tree in `path`, such as 6.1.192. InputError if there is none."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory; give the top directory of a Linux source tree")
+    return _version(Tree(path))
+
+
 def _with_patches(path: Path, unpatched: Tree) -> Tree:
     """A tree that has read nothing yet, so that no unpatched text lingers."""
     tree = Tree(path)

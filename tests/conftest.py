@@ -1,0 +1,41 @@
+"""Fixtures for all tests: real kernel trees, when there are any."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from iretrace.linux.tree import tree_version
+from iretrace.verdict import InputError
+
+
+def _tree(series: str) -> Path:
+    """The newest tree of a series (such as 6.1) in IRETRACE_TREES, which may also be a tree itself; else skip."""
+    given = os.environ.get("IRETRACE_TREES")
+    if not given:
+        pytest.skip("IRETRACE_TREES names no directory with kernel sources; see make trees")
+    found: list[tuple[int, Path]] = []
+    for path in (Path(given), *sorted(Path(given).iterdir())):
+        try:
+            version = tree_version(path)
+        except InputError:
+            continue
+        if version.startswith(series + "."):
+            found.append((int(version.rpartition(".")[2]), path))
+    if not found:
+        pytest.skip(f"no Linux {series} in {given}")
+    return max(found)[1]
+
+
+@pytest.fixture(scope="session")
+def tree_6_1() -> Path:
+    """A Linux 6.1 tree: the last long-term series with NMI singlestepping for SEV-ES guests."""
+    return _tree("6.1")
+
+
+@pytest.fixture(scope="session")
+def tree_6_12() -> Path:
+    """A Linux 6.12 tree: NMI_COMPLETE unmasks at once, vNMI, queued NMIs apart from pending ones."""
+    return _tree("6.12")
