@@ -33,8 +33,8 @@ class Source(Protocol):
         """A tagged enum's definition."""
         ...
 
-    def enumerator(self, name: str) -> tuple[ctree.EnumType, ...] | None:
-        """The enums with this constant."""
+    def enumerator(self, name: str) -> tuple[ctree.EnumType, str] | None:
+        """The enum that defines this constant, and its file."""
         ...
 
     def variable(self, name: str, path: str = "") -> ctree.Declaration | None:
@@ -132,21 +132,20 @@ class Layout(Types):
         found = self.source.enumerator(name)
         if not found:
             return None
-        known = self.enumerators(found[0], path)
+        known = self.enumerators(*found)
         if name not in known:
             raise Unmodelled(f"enumeration constant {name} is used before it is defined")
         kind, value = known[name]
         return Variable(kind, value=value)
 
+    def function(self, name: str, path: str) -> ctree.Function | None:
+        """A function's definition."""
+        return self.source.function(name, path)
+
     def prototype(self, name: str, path: str) -> Func | None:
         """The type of a function, defined or only declared; None if there is no such function."""
         written = self.source.declared(name, path)
-        if written is None:
-            function = self.source.function(name, path)
-            if function is None:
-                return None
-            written = function.type
-        kind = self.resolve(written, path)
+        kind = None if written is None else self.resolve(written, path)
         return kind if isinstance(kind, Func) else None
 
 

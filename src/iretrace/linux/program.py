@@ -1,7 +1,7 @@
 """A kernel tree's C as callable Python: functions are lowered when they are first called, rules answer what is not C.
 
-    program = Program(index, layout, rules)
-    run = program.run()
+    program = Program(index, Layout(index, rules.opaque_structs), rules)
+    run = Run(program)
     run.call("svm_get_nmi_mask", vcpu)
 
 A value is the C value as an int: signed types negative where C is negative, pointers unsigned. Memory is `Run.m`.
@@ -9,161 +9,384 @@ A value is the C value as an int: signed types negative where C is negative, poi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from sys import _getframe
+from types import CodeType, FrameType
+from typing import Any
 
+from iretrace.linux import ctree, fold, memory
+from iretrace.linux.answers import (
+    Answer,
+    ConditionId,
+    Model,
+    Neutral,
+    Rules,
+    Site,
+    Storage,
+    Value,
+)
+from iretrace.linux.builder import Callee, Variable
+from iretrace.linux.calls import BIT_FUNCTIONS
 from iretrace.linux.ctree import Pos
+from iretrace.linux.emit import Context, emit
+from iretrace.linux.globals import Globals
+from iretrace.linux.ir import Call, Fail
+from iretrace.linux.layout import Layout
+from iretrace.linux.lower import FunctionLowering
+from iretrace.linux.memory import Space
+from iretrace.linux.run import PAUSE, Pausing, Retry, Run
+from iretrace.linux.types import Func, Type
+from iretrace.linux.unmodelled import Unmodelled
+from iretrace.verdict import CLine
+
+__all__ = [
+    "PAUSE",
+    "Answer",
+    "ConditionId",
+    "Model",
+    "Neutral",
+    "Pausing",
+    "Program",
+    "Retry",
+    "Rules",
+    "Run",
+    "Site",
+    "Storage",
+    "Unmodelled",
+    "Value",
+]
 
 
-class Unmodelled(Exception):
-    """Something that the run needs and that nobody answers. where: the C place; row: the TOML rows that would answer."""
+@dataclass(slots=True)
+class Function:
+    """A function of the program: its C, and when it has been emitted, the Python and the C place of each line."""
 
-    def __init__(self, what: str, where: Pos | None = None, row: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.row = row
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
-
-
-class Retry(Exception):
-    """A function turned out to be pausing for the first time and was emitted anew: run the step again from its start.
-
-    Happens a few times in a Program's life. Whoever called Run.call or Run.resume restores memory and tries again.
-    """
+    name: str
+    definition: ctree.Function
+    params: int = 0
+    resumable: bool = False
+    source: str = ""
+    positions: tuple[Pos, ...] = ()
+    code: CodeType | None = None
 
 
-class Pausing:
-    """Type of PAUSE."""
+@dataclass(frozen=True, slots=True)
+class BlockInfo:
+    """A basic block: the function, the places of its statements, its leaf conditions."""
 
-    def __repr__(self) -> str:
-        return "PAUSE"
-
-
-PAUSE: Final = Pausing()
-"""What a model returns to stop the run (declare Model.pauses); Run.call and Run.resume then return it as well."""
-
-
-class ConditionId(NamedTuple):
-    """A leaf condition of the tree: ordinal counts the conditions of one line of one function from 0."""
-
-    path: str
-    line: int
-    ordinal: int
     function: str
+    statements: tuple[Pos, ...]
+    conditions: tuple[ConditionId, ...]
 
 
-# What rules answer. ----------------------------------------------------------------------------------------------
+@dataclass
+class Program:
+    """See the module. negate: a condition to flip. One Program serves many runs, one at a time.
 
-
-@dataclass(frozen=True, slots=True)
-class Neutral:
-    """The function does nothing that is modelled; using its value is an error."""
-
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """The function (or opaque macro) only returns `value`. returns: see Model."""
-
-    value: int
-    returns: str = ""
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a model was called from: the place, the calling function, and each argument's width in bits and text.
-
-    pointee holds for a pointer argument the width of what it points to (0 if that is no integer or pointer).
+    initial: content of writable globals at the start. namespace: the globals of the generated code.
     """
 
-    pos: Pos
-    function: str
-    text: str
-    bits: tuple[int, ...]
-    pointee: tuple[int, ...]
+    index: Any
+    layout: Layout
+    rules: Rules
+    negate: ConditionId | None = None
+    line_text: Callable[[str, int], str] | None = None
+    """Text of a line of the tree, for CLine.text; default: from index.tree."""
+
+    space: Space = field(init=False, default_factory=Space)
+    initial: dict[int, int] = field(init=False, default_factory=dict)
+    namespace: dict[str, Any] = field(init=False, default_factory=dict)
+    blocks: list[BlockInfo] = field(init=False, default_factory=list)
+    functions: Targets = field(init=False)
+    """Address -> callable, for calls through pointers."""
+
+    def __post_init__(self) -> None:
+        self.globals = Globals(self.layout, self.rules, self.space, self.initial, self)
+        self.functions = Targets(self)
+        self._functions: dict[str, Function] = {}
+        self._names: dict[tuple[str, str], str] = {}
+        self._by_definition: dict[int, str] = {}
+        self._by_code: dict[CodeType, Function] = {}
+        self._models: dict[tuple[int, Site | None], str] = {}
+        self._model_names: dict[str, str] = {}
+        self._pausing: set[str] = set()
+        self._failures: list[Fail] = []
+        self._addresses: dict[str, int] = {}
+        self._address_names: dict[int, tuple[str, str]] = {}
+        self.namespace.update(
+            {
+                "F": self.functions,
+                "PAUSE": PAUSE,
+                "C_load": memory.load,
+                "C_store": memory.store,
+                "C_copy": memory.copy,
+                "C_fill": memory.fill,
+                "C_leave": memory.leave,
+                "C_memcpy": memory.copy,
+                "C_memset": memory.memset,
+                "C_memcmp": memory.memcmp,
+                "C_strlen": memory.strlen,
+                "C_divide": fold.divide,
+                "C_remainder": fold.remainder,
+                "C_fail": self._failure,
+            }
+        )
+        for name, function in BIT_FUNCTIONS.items():
+            self.namespace["C_" + name] = _ignoring_run(function)
+
+    # Calling.
+
+    def run(self) -> Run:
+        """A run that starts with the initial content of the globals."""
+        return Run(self)
+
+    def entry(self, name: str, path: str = "") -> Callable[..., Any]:
+        """The callable of a C function, called as f(run, *args): from a rule, or from source."""
+        answer = self.rules.function(name, path)
+        if isinstance(answer, Model):
+            model: Callable[..., Any] = self.namespace[self.model(name, answer, self._outer_site(name, answer))]
+            return model
+        if isinstance(answer, Value):
+            value = answer.value
+            return lambda run, *args: value
+        if isinstance(answer, Neutral):
+            return lambda run, *args: None
+        callee = self.callee(name, Pos(path, 0)).name
+        function: Callable[..., Any] = self.namespace[callee]
+        return function
+
+    def _outer_site(self, name: str, answer: Model) -> Site | None:
+        return Site(Pos("", 0), "", (), (), ()) if answer.site else None
+
+    def params(self, name: str) -> int:
+        """How many Python parameters a function of the program has."""
+        return self._functions[name].params
+
+    # What was executed.
+
+    def block_lines(self, block: int) -> tuple[CLine, ...]:
+        """The C statements of a basic block."""
+        info = self.blocks[block]
+        return tuple(self.line(pos, info.function) for pos in info.statements)
+
+    def line(self, pos: Pos, function: str = "") -> CLine:
+        """A place with its text."""
+        return CLine(pos.path, pos.line, function, self._text(pos))
+
+    def _text(self, pos: Pos) -> str:
+        if self.line_text is not None:
+            return self.line_text(pos.path, pos.line)
+        tree = getattr(self.index, "tree", None)
+        text = tree.text(pos.path) if tree is not None else None
+        if text is None:
+            return ""
+        lines: list[str] = text.split("\n", pos.line)
+        return lines[pos.line - 1].strip() if 0 < pos.line <= len(lines) else ""
+
+    def executed_conditions(self, blocks: Iterable[int]) -> set[ConditionId]:
+        """The leaf conditions that were decided in these blocks."""
+        return {condition for block in set(blocks) for condition in self.blocks[block].conditions}
+
+    def explain(self, error: BaseException) -> None:
+        """Give an error of generated code its C place. Python errors that C can cause become Unmodelled."""
+        pos = self._position(error)
+        if isinstance(error, Unmodelled):
+            if error.where is None:
+                error.where = pos
+            return
+        if isinstance(error, ZeroDivisionError):
+            raise Unmodelled("division by zero", pos) from error
+        if isinstance(error, UnboundLocalError):
+            raise Unmodelled("a variable is read before it is written", pos) from error
+        if isinstance(error, RecursionError):
+            raise Unmodelled("the C recurses without end", pos) from error
+
+    def _position(self, error: BaseException) -> Pos | None:
+        """The C place of the innermost generated code in a traceback."""
+        found = None
+        trace = error.__traceback__
+        while trace is not None:
+            function = self._by_code.get(trace.tb_frame.f_code)
+            if function is not None and trace.tb_lineno:
+                found = function.positions[trace.tb_lineno - 1]
+            trace = trace.tb_next
+        return found
+
+    def _failure(self, number: int) -> Unmodelled:
+        fail = self._failures[number]
+        return Unmodelled(fail.what, fail.pos, fail.row)
+
+    # Lowering. These methods are builder.Names.
+
+    @property
+    def types(self) -> Layout:
+        """The types."""
+        return self.layout
+
+    @property
+    def negated(self) -> ConditionId | None:
+        """The condition to negate."""
+        return self.negate
+
+    def identifier(self, name: str, pos: Pos, unevaluated: bool) -> Variable:
+        """A name at file scope."""
+        return self.globals.identifier(name, pos, unevaluated)
+
+    def string(self, text: str) -> int:
+        """The address of a string literal."""
+        return self.globals.string(text)
+
+    def static_local(self, function: str, declaration: ctree.Declaration, kind: Type) -> int:
+        """The address of a function's static variable."""
+        return self.globals.static_local(function, declaration, kind)
+
+    def static_target(self, name: str, pos: Pos) -> str | None:
+        """The function that a static call goes to; None for an optional one that is not there."""
+        return self.globals.static_target(name, pos)
+
+    def prototype(self, name: str, pos: Pos) -> Func | None:
+        """The type of a function."""
+        return self.layout.prototype(name, pos.path)
+
+    def callee(self, name: str, pos: Pos) -> Callee:
+        """A function to call from source; it is lowered when it is first called."""
+        definition = self.layout.function(name, pos.path)
+        if definition is None:
+            row = f'[[function]]\nname = "{name}"\nwhat = "neutral"\nwhy = "..."'
+            raise Unmodelled(f"{name}() has no definition in the tree and no rule", pos, row)
+        kind = self.layout.resolve(definition.type, definition.pos.path)
+        assert isinstance(kind, Func)
+        known = self._by_definition.get(id(definition))
+        if known is None:
+            known = f"f{len(self._functions)}"
+            self._by_definition[id(definition)] = known
+            self._functions[known] = Function(known, definition)
+            self.namespace[known] = self._stub(known)
+        return Callee(known, kind)
+
+    def _stub(self, name: str) -> Callable[..., Any]:
+        """Stands for a function until it is called."""
+
+        def lower_and_call(run: Run, *args: Any) -> Any:
+            self._emit(self._functions[name])
+            return self.namespace[name](run, *args)
+
+        return lower_and_call
+
+    def _emit(self, function: Function) -> None:
+        """Lower a function and compile its Python."""
+        definition = function.definition
+        try:
+            lowered = FunctionLowering(self, definition.pos.path, definition.name).function_body(definition)
+        except Unmodelled as error:
+            raise Unmodelled(error.what, error.where or definition.pos, error.row) from None
+
+        def enter(statements: Sequence[Pos], conditions: Sequence[int]) -> int:
+            ids = tuple(ConditionId(*lowered.conditions[number], definition.name) for number in conditions)
+            self.blocks.append(BlockInfo(definition.name, tuple(statements), ids))
+            return len(self.blocks) - 1
+
+        emitted = emit(lowered, function.name, function.resumable, Context(enter, self._fail, self._may_pause))
+        function.params = lowered.params
+        function.source = emitted.source
+        function.positions = emitted.positions
+        module = compile(emitted.source, f"<{function.name}>", "exec")
+        exec(module, self.namespace)  # generated from basic blocks; holds no text of the tree
+        code = self.namespace[function.name].__code__
+        function.code = code
+        self._by_code[code] = function
+
+    def _fail(self, fail: Fail) -> int:
+        self._failures.append(fail)
+        return len(self._failures) - 1
+
+    # Pausing.
+
+    def _may_pause(self, call: Call) -> bool:
+        """Whether a call can return PAUSE; one through a pointer always may."""
+        return not isinstance(call.callee, str) or call.callee in self._pausing
+
+    def _make_resumable(self, frame: FrameType | None) -> bool:
+        """Make every function on the Python stack resumable, down to Run._run. Returns whether one was not."""
+        changed = False
+        while frame is not None and frame.f_code is not Run._run.__code__:
+            function = self._by_code.get(frame.f_code)
+            if function is not None and not function.resumable:
+                function.resumable = True
+                self._pausing.add(function.name)
+                self.namespace[function.name] = self._stub(function.name)
+                changed = True
+            frame = frame.f_back
+        return changed
+
+    def model(self, name: str, answer: Model, site: Site | None) -> str:
+        """The name in the program of the Python that answers for a function."""
+        key = (id(answer), site)
+        known = self._models.get(key)
+        if known is None:
+            known = f"p{len(self._models)}"
+            self._models[key] = known
+            self._kept_answers = [*getattr(self, "_kept_answers", ()), answer]
+            self.namespace[known] = self._bound(known, answer, site)
+        return known
+
+    def _bound(self, known: str, answer: Model, site: Site | None) -> Callable[..., Any]:
+        call = answer.call
+        if site is not None:
+            inner = call
+
+            def call(run: Run, *args: int) -> Any:
+                return inner(run, site, *args)
+
+        if not answer.pauses:
+            return call
+        self._pausing.add(known)
+
+        def pausing(run: Run, *args: int) -> Any:
+            value = call(run, *args)
+            if value is PAUSE and self._make_resumable(_getframe(1)):
+                raise Retry
+            return value
+
+        return pausing
+
+    # Addresses of functions.
+
+    def address_of(self, name: str, path: str = "") -> int:
+        """The address of a function; every function has one."""
+        definition = self.layout.function(name, path)
+        key = name if definition is None else f"{name} {definition.pos.path}"
+        if key not in self._addresses:
+            self._addresses[key] = memory.FUNCTIONS + 16 * len(self._addresses)
+            self._address_names[self._addresses[key]] = (name, path if definition is None else definition.pos.path)
+        return self._addresses[key]
+
+    def function_at(self, address: int) -> tuple[str, str] | None:
+        """Name and file of the function at an address."""
+        return self._address_names.get(address)
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The function (or opaque macro) is answered by Python: call(run, *args), or call(run, site, *args) with site.
+class Targets(dict[int, Callable[..., Any]]):
+    """Address -> callable."""
 
-    returns: C type of the result where no prototype says so: "" (prototype; int for a macro), a basic type such as
-    "unsigned long", "void", "0" (type of argument 0), "*0" (what argument 0 points to). The result is converted to it.
-    by_address: arguments passed as `&arg` (for macros that take an lvalue). pauses: call may return PAUSE.
-    """
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
 
-    call: Callable[..., Any]
-    returns: str = ""
-    by_address: tuple[int, ...] = ()
-    site: bool = False
-    pauses: bool = False
-    why: str = ""
+    def __missing__(self, address: int) -> Callable[..., Any]:
+        found = self.program.function_at(address)
+        if found is None:
+            what = "NULL" if address == 0 else self.program.space.describe(address)
+            raise Unmodelled(f"call through a pointer that is no function: {what}")
+        name, path = found
 
+        def through_pointer(run: Run, *args: Any) -> Any:
+            return self.program.entry(name, path)(run, *args)
 
-Answer = Neutral | Value | Model
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A global variable that lives in memory. init: "zero", "source" (its C initializer), or "=NAME" (copy of NAME's)."""
-
-    init: str = "zero"
+        self[address] = through_pointer
+        return through_pointer
 
 
-class Rules(Protocol):
-    """What the lowering asks where C does not answer. Names are C names, path is the file of use."""
-
-    shared: frozenset[str]
-    """Members that other CPUs access, as "struct_tag.member"."""
-
-    opaque_structs: Mapping[str, int]
-    """Size in bytes of structs and unions whose definition is not to be found ("struct foo"), all of unknown content."""
-
-    static_calls: Mapping[str, str]
-    """Prefix of static call names to the variable with the targets: {"kvm_x86_": "svm_x86_ops"}; longest prefix wins."""
-
-    def function(self, name: str, path: str) -> Answer | None:
-        """How the call of a function or opaque macro is answered; None: executed from source."""
-        ...
-
-    def global_(self, name: str, path: str) -> int | Storage | None:
-        """A global's constant value, or that it has storage. None: const ones come from source, others are an error."""
-        ...
-
-    def static_key(self, name: str) -> bool | None:
-        """Whether a static key is on; None: unknown, an error when asked."""
-        ...
-
-
-# The run. --------------------------------------------------------------------------------------------------------
-
-
-class Run:
-    """One execution: memory, trace, stack and paused frames. Subclass it to carry what models need.
-
-    m: 8-byte aligned address -> u64, absent means 0. trace: ids of the executed basic blocks in order.
-    frames: paused frames, innermost first, hashable: what has to be kept (with m) to resume later.
-    sp: next free stack address; give each thread of control its own area (see memory.STACK).
-    """
-
-    m: dict[int, int]
-    trace: list[int]
-    frames: tuple[tuple[Any, ...], ...]
-    sp: int
-
-    def shared(self, address: int, mask: int, write: bool) -> None:
-        """Hook: the 8-byte word at `address` is about to be accessed, in the bits of `mask`; shared members only."""
-
-    def call(self, name: str, *args: int, path: str = "") -> Any:
-        """Call a C function (or its model). Returns its value (None for void), or PAUSE. Raises Unmodelled, Retry."""
-        raise NotImplementedError
-
-    def resume(self, value: int | None = None) -> Any:
-        """Continue paused frames: the primitive that paused returns `value`. Returns as `call` does."""
-        raise NotImplementedError
+def _ignoring_run(function: Callable[[int, int], int]) -> Callable[[Run, int, int], int]:
+    return lambda run, value, bits: function(value, bits)
