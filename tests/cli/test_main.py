@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.cli.driver import Open, Request, run, tasks
+from iretrace.cli.driver import Open, Request, integer, run, tasks
 from iretrace.cli.main import main, one_line, read_patch, status_of
 from iretrace.litmus.corpus import select
 from iretrace.verdict import InputError, Result, Verdict
 from tests.world.small import Small
 
 TEST = "nmi-complete-then-spin"
+MAKEFILE = "VERSION = {}\nPATCHLEVEL = 1\nSUBLEVEL = 0\n"
 
 
 def quiet(_text: str) -> None:
@@ -133,6 +134,37 @@ def test_bad_usage_is_one_line_and_ends_with_2(
     assert output.out == ""
     assert output.err.startswith("iretrace: ")
     assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [{}, {"Makefile": "all:\n"}, {"Makefile": MAKEFILE.format(6)}])
+def test_a_directory_that_is_no_complete_linux_is_one_line(
+    content: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    assert main(["check", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"iretrace: {tmp_path}")
+    assert error.count("\n") == 1
+
+
+def test_a_kernel_that_cannot_host_sev_es_is_out_of_scope(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "Makefile").write_text(MAKEFILE.format(5))
+    for directory in ("arch/x86/kvm/svm", "include/linux", "virt/kvm"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "Kbuild").write_text("")
+    (tmp_path / "arch/x86/kvm/svm/svm.c").write_text("int svm;\n")
+    assert main(["check", str(tmp_path)]) == 4
+
+
+@pytest.mark.parametrize(("value", "number"), [("1", 1), ("0x10", 16), ("y", 1), ("n", 0)])
+def test_an_option_is_a_number_or_yes_or_no(value: str, number: int) -> None:
+    assert integer("CONFIG_X", value) == number
+
+
+def test_an_option_that_is_neither_is_refused() -> None:
+    with pytest.raises(InputError, match="--option CONFIG_X=maybe: write a number, y or n"):
+        integer("CONFIG_X", "maybe")
 
 
 def test_a_mistake_of_ours_is_one_line_without_a_traceback(

@@ -62,22 +62,36 @@ Open = Callable[[str], Hypervisor]
 
 
 def tree_opener(request: Request) -> Open:
-    """Opens the request's tree, with its patches, as hypervisor."""
-    from iretrace.linux.hypervisor import open_hypervisor
+    """Reads the request's tree, with its patches, and runs it to the first VMRUN. InputError where that cannot be."""
+    from iretrace.linux.hypervisor import TreeHypervisor, describe
+    from iretrace.linux.tree import open_tree
+    from iretrace.linux.unmodelled import Unmodelled
 
-    def open_for(vcpu: str) -> Hypervisor:
-        return open_hypervisor(request.tree, request.patches, vcpu, request.rules, request.options)
+    options = {name: integer(name, value) for name, value in request.options.items()}
+    try:
+        hypervisor = TreeHypervisor(open_tree(request.tree, request.patches), request.rules, options)
+    except Unmodelled as error:
+        raise InputError(describe(error)) from error
+    return lambda _vcpu: hypervisor
 
-    return open_for
+
+def integer(name: str, value: str) -> int:
+    """The value of an option: a number as in C, or y and n as in a kernel configuration."""
+    if value in ("y", "n"):
+        return int(value == "y")
+    try:
+        return int(value, 0)
+    except ValueError:
+        raise InputError(f"--option {name}={value}: write a number, y or n") from None
 
 
 def unanswered_rules(request: Request) -> str:
-    """The rows that the tests of the request need and that neither tree nor rules have; empty if none is missing."""
-    from iretrace.linux.hypervisor import unanswered
+    """The rows that the event path needs and that neither tree nor rules have; empty if none is missing."""
+    from iretrace.linux.hypervisor import dry_run
+    from iretrace.linux.tree import open_tree
 
-    kinds = dict.fromkeys(task.vcpu for task in tasks(request))
-    rows = [unanswered(request.tree, request.patches, vcpu, request.rules, request.options) for vcpu in kinds]
-    return "".join(dict.fromkeys(rows))
+    rows = dry_run(open_tree(request.tree, request.patches), request.rules)
+    return "".join(f"{row}\n" for row in rows)
 
 
 def run(request: Request, open_hypervisor: Open, progress: Callable[[str], None]) -> list[Result]:
