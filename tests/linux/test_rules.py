@@ -8,7 +8,7 @@ import pytest
 
 from iretrace.linux.answers import Model, Neutral, Storage, Value
 from iretrace.linux.prims import MODELS
-from iretrace.linux.rules import applies, load
+from iretrace.linux.rules import applies, load_rules
 from iretrace.verdict import InputError
 
 EVENT_PATH = """
@@ -41,12 +41,12 @@ EVENT_PATH = """
 
 @pytest.mark.parametrize("version", ["6.1.192", "6.12.117", "7.3.4"])
 def test_no_rule_answers_for_a_function_of_the_event_path(version: str) -> None:
-    rules = load(version, [], MODELS)
+    rules = load_rules(version, [], MODELS)
     assert [name for name in EVENT_PATH if rules.function(name, "") is not None] == []
 
 
 def test_every_row_says_why_and_names_a_model_that_exists() -> None:
-    rules = load("6.1.0", [], MODELS)
+    rules = load_rules("6.1.0", [], MODELS)
     for table, name in rules.rows:
         if table in ("function", "macro"):
             rules.function(name, "")
@@ -65,7 +65,7 @@ def write(path: Path, text: str) -> list[Path]:
 
 def test_a_row_of_the_user_replaces_a_shipped_one(tmp_path: Path) -> None:
     extra = write(tmp_path / "mine.toml", '[[function]]\nname = "ktime_get"\nwhat = "value=7"\nwhy = "a clock that runs"\n')
-    answer = load("6.1.0", extra, MODELS).function("ktime_get", "")
+    answer = load_rules("6.1.0", extra, MODELS).function("ktime_get", "")
     assert isinstance(answer, Value)
     assert answer.value == 7
 
@@ -73,8 +73,8 @@ def test_a_row_of_the_user_replaces_a_shipped_one(tmp_path: Path) -> None:
 def test_a_row_for_other_versions_is_left_out(tmp_path: Path) -> None:
     text = '[[function]]\nname = "later"\nwhat = "neutral"\nversions = ">=6.2"\nwhy = "came with 6.2"\n'
     extra = write(tmp_path / "mine.toml", text)
-    assert load("6.1.0", extra, MODELS).function("later", "") is None
-    assert isinstance(load("6.2.0", extra, MODELS).function("later", ""), Neutral)
+    assert load_rules("6.1.0", extra, MODELS).function("later", "") is None
+    assert isinstance(load_rules("6.2.0", extra, MODELS).function("later", ""), Neutral)
 
 
 @pytest.mark.parametrize(
@@ -89,43 +89,43 @@ def test_a_row_for_other_versions_is_left_out(tmp_path: Path) -> None:
 )
 def test_a_bad_row_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load("6.1.0", write(tmp_path / "mine.toml", text), MODELS)
+        load_rules("6.1.0", write(tmp_path / "mine.toml", text), MODELS)
 
 
 def test_an_unknown_answer_is_refused_where_it_is_used(tmp_path: Path) -> None:
     extra = write(tmp_path / "mine.toml", '[[function]]\nname = "x"\nwhat = "modle=y"\nwhy = "because"\n')
     with pytest.raises(InputError, match=r"mine.toml:1: what = 'modle=y' for x"):
-        load("6.1.0", extra, MODELS).function("x", "")
+        load_rules("6.1.0", extra, MODELS).function("x", "")
 
 
 def test_a_refused_function_says_why_it_is_outside_of_the_slice() -> None:
-    answer = load("6.1.0", [], MODELS).function("process_smi", "")
+    answer = load_rules("6.1.0", [], MODELS).function("process_smi", "")
     assert isinstance(answer, Model)
     with pytest.raises(Exception, match=r"process_smi\(\) is reached.*SMIs are not part of this slice"):
         answer.call(None)
 
 
 def test_a_tracepoint_that_the_tree_declares_is_neutral() -> None:
-    rules = load("6.1.0", [], MODELS, ["kvm_exit"])
+    rules = load_rules("6.1.0", [], MODELS, ["kvm_exit"])
     assert isinstance(rules.function("trace_kvm_exit", ""), Neutral)
     assert rules.function("trace_something_else", "") is None
 
 
 def test_globals_are_values_or_storage() -> None:
-    rules = load("6.1.0", [], MODELS)
+    rules = load_rules("6.1.0", [], MODELS)
     assert rules.global_("vgif", "") == 1
     assert rules.global_("svm_data", "") == Storage("zero")
     assert rules.global_("never_heard_of", "") is None
 
 
 def test_an_option_of_the_user_changes_a_global() -> None:
-    rules = load("6.1.0", [], MODELS)
+    rules = load_rules("6.1.0", [], MODELS)
     rules.constants["global", "vgif"] = 0
     assert rules.global_("vgif", "") == 0
 
 
 def test_only_rows_that_were_asked_for_are_assumptions() -> None:
-    rules = load("6.1.0", [], MODELS)
+    rules = load_rules("6.1.0", [], MODELS)
     assert rules.assumptions() == ()
     rules.function("schedule", "")
     rules.global_("vgif", "")

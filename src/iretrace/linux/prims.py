@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from iretrace.linux.answers import Site
+from iretrace.linux.memory import ReadCheck, WriteCheck
 from iretrace.linux.program import PAUSE
 from iretrace.linux.unmodelled import Unmodelled
 
@@ -30,6 +31,8 @@ class KvmRun(Protocol):
     """What models need of a run; hypervisor.HostRun is it."""
 
     m: dict[int, int]
+    read: ReadCheck
+    write: WriteCheck
     cells: frozenset[int]
     """Addresses of 8-byte words that hold shared members."""
     cpu: int
@@ -46,6 +49,9 @@ class KvmRun(Protocol):
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         """Announces an access of a shared word."""
+
+    def blind(self, address: int, mask: int) -> None:
+        """Announces a change of a shared word whose old value is not looked at."""
 
     def finding(self, what: str, site: Site) -> None:
         """Notes a WARN or BUG that was reached."""
@@ -81,28 +87,35 @@ def _load(run: KvmRun, address: int, bits: int) -> int:
     mask = (1 << bits) - 1
     if word in run.cells:
         run.shared(word, mask << shift, False)
-    return run.m.get(word, 0) >> shift & mask
+    return _word(run, word) >> shift & mask
 
 
 def _store(run: KvmRun, address: int, bits: int, value: int) -> None:
     word, shift = address & ~7, (address & 7) * 8
     mask = (1 << bits) - 1 << shift
     if word in run.cells:
-        run.shared(word, mask, True)
+        run.blind(word, mask)
     _put(run, word, mask, value << shift)
 
 
+def _word(run: KvmRun, word: int) -> int:
+    return run.m.get(word) or run.read[word]
+
+
 def _put(run: KvmRun, word: int, mask: int, bits: int) -> None:
-    run.m[word] = run.m.get(word, 0) & ~mask | bits & mask
+    run.m[word] = (run.m.get(word) or run.write[word]) & ~mask | bits & mask
 
 
-def _read_modify_write(run: KvmRun, address: int, bits: int, change: Callable[[int], int]) -> int:
-    """One atomic access; the old value."""
+def _read_modify_write(run: KvmRun, address: int, bits: int, change: Callable[[int], int], blind: bool = False) -> int:
+    """One atomic access; the old value, which the caller must not use if `blind`."""
     word, shift = address & ~7, (address & 7) * 8
     mask = (1 << bits) - 1
     if word in run.cells:
-        run.shared(word, mask << shift, True)
-    old = run.m.get(word, 0) >> shift & mask
+        if blind:
+            run.blind(word, mask << shift)
+        else:
+            run.shared(word, mask << shift, True)
+    old = _word(run, word) >> shift & mask
     _put(run, word, mask << shift, change(old) << shift)
     return old
 
@@ -110,46 +123,53 @@ def _read_modify_write(run: KvmRun, address: int, bits: int, change: Callable[[i
 # Bits and atomics. -------------------------------------------------------------------------------------------------
 
 
-def _bit(run: KvmRun, number: int, address: int, write: bool) -> tuple[int, int]:
+def _place(number: int, address: int) -> tuple[int, int]:
+    """The word of a bitmap's bit, and the bit in it."""
     place = address + (number >> 3)
-    word, mask = place & ~7, 1 << ((place & 7) * 8 + (number & 7))
-    if word in run.cells:
-        run.shared(word, mask, write)
-    return word, mask
+    return place & ~7, 1 << ((place & 7) * 8 + (number & 7))
 
 
 def test_bit(run: KvmRun, number: int, address: int) -> int:
     """A bit of a bitmap."""
-    word, mask = _bit(run, number, address, False)
-    return int(run.m.get(word, 0) & mask != 0)
+    word, mask = _place(number, address)
+    if word in run.cells:
+        run.shared(word, mask, False)
+    return int(_word(run, word) & mask != 0)
 
 
 def set_bit(run: KvmRun, number: int, address: int) -> None:
     """Sets a bit of a bitmap."""
-    word, mask = _bit(run, number, address, True)
-    run.m[word] = run.m.get(word, 0) | mask
+    word, mask = _place(number, address)
+    if word in run.cells:
+        run.blind(word, mask)
+    _put(run, word, mask, mask)
 
 
 def clear_bit(run: KvmRun, number: int, address: int) -> None:
     """Clears a bit of a bitmap."""
-    word, mask = _bit(run, number, address, True)
-    run.m[word] = run.m.get(word, 0) & ~mask
+    word, mask = _place(number, address)
+    if word in run.cells:
+        run.blind(word, mask)
+    _put(run, word, mask, 0)
+
+
+def _test_and_change(run: KvmRun, number: int, address: int, bits: int) -> int:
+    word, mask = _place(number, address)
+    if word in run.cells:
+        run.shared(word, mask, True)
+    old = _word(run, word)
+    _put(run, word, mask, bits)
+    return int(old & mask != 0)
 
 
 def test_and_set_bit(run: KvmRun, number: int, address: int) -> int:
     """Sets a bit of a bitmap; the old one."""
-    word, mask = _bit(run, number, address, True)
-    old = run.m.get(word, 0)
-    run.m[word] = old | mask
-    return int(old & mask != 0)
+    return _test_and_change(run, number, address, -1)
 
 
 def test_and_clear_bit(run: KvmRun, number: int, address: int) -> int:
     """Clears a bit of a bitmap; the old one."""
-    word, mask = _bit(run, number, address, True)
-    old = run.m.get(word, 0)
-    run.m[word] = old & ~mask
-    return int(old & mask != 0)
+    return _test_and_change(run, number, address, 0)
 
 
 def atomic_read(run: KvmRun, counter: int) -> int:
@@ -164,12 +184,12 @@ def atomic_set(run: KvmRun, counter: int, value: int) -> None:
 
 def atomic_inc(run: KvmRun, counter: int) -> None:
     """Adds one to an atomic_t."""
-    _read_modify_write(run, counter, 32, lambda old: old + 1)
+    _read_modify_write(run, counter, 32, lambda old: old + 1, blind=True)
 
 
 def atomic_dec(run: KvmRun, counter: int) -> None:
     """Takes one from an atomic_t."""
-    _read_modify_write(run, counter, 32, lambda old: old - 1)
+    _read_modify_write(run, counter, 32, lambda old: old - 1, blind=True)
 
 
 def atomic_xchg(run: KvmRun, counter: int, value: int) -> int:

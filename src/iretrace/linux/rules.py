@@ -218,7 +218,7 @@ def _refusal(row: Row) -> Callable[..., Any]:
     return refuse
 
 
-def load(version: str, extra: Sequence[Path], models: Models, tracepoints: Iterable[str] = ()) -> Rules:
+def load_rules(version: str, extra: Sequence[Path], models: Models, tracepoints: Iterable[str] = ()) -> Rules:
     """The shipped rows and then those of the user's files, for a tree of this version. InputError on bad files."""
     rows: dict[tuple[str, str], Row] = {}
     shipped = sorted(resources.files(__package__).joinpath("rules").iterdir(), key=lambda item: item.name)

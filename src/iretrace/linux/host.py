@@ -1,0 +1,179 @@
+"""A host step in progress: the vCPU thread's run, senders that land in it, and where further landings can matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from iretrace.linux.answers import Site
+from iretrace.linux.program import Program, Run
+from iretrace.linux.sender import Access, Log, Sender
+from iretrace.verdict import CLine
+from iretrace.world.protocol import NO_SENDER, Landing, SenderState
+
+NEVER = 1 << 62
+
+
+class KernelRun(Run):
+    """What the models ask of a run; the vCPU thread's unless cpu says otherwise."""
+
+    cells: frozenset[int] = frozenset()
+    cpu = 0
+    task = 0
+    ghcb = 0
+    allocator: Callable[[int], int]
+    features: Callable[[int, str], bool]
+    members: Callable[[str, str], int]
+    lines: Callable[[Site], CLine]
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.interrupts = True
+        self.gif = True
+        self.ipi = False
+        self.warm = False
+        self.findings: list[tuple[str, CLine]] = []
+
+    def finding(self, what: str, site: Site) -> None:
+        """Notes a WARN or BUG that was reached."""
+        text = ", ".join(site.texts[:1])
+        self.findings.append((f"{what} reached: {text}" if text else f"{what} reached", self.lines(site)))
+
+    def allocate(self, size: int) -> int:
+        """Zeroed memory, page-aligned if a page or more."""
+        return self.allocator(size)
+
+    def feature(self, number: int, who: str) -> bool:
+        """Whether a CPU feature is there."""
+        return self.features(number, who)
+
+    def member(self, struct: str, name: str) -> int:
+        """Offset of a member in bytes."""
+        return self.members(struct, name)
+
+    def blind(self, address: int, mask: int) -> None:
+        """A shared word is about to be changed, by a primitive that does not tell what it found."""
+        self.shared(address, mask, True)
+
+    def hand_over(self) -> None:
+        """The vCPU thread is about to pause."""
+
+
+class HostRun(KernelRun):
+    """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps."""
+
+    def __init__(
+        self, program: Program, sender: Sender, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...], reduce: bool
+    ) -> None:
+        super().__init__(program)
+        self.sender = sender
+        self.senders: list[SenderState] = list(senders)
+        self.log: list[tuple[str, int]] = []
+        self.openings: list[Landing] = []
+        self._schedule = schedule
+        self._reduce = reduce
+        self._count = 0
+        self._landed = 0
+        self._next = schedule[0][0] if schedule else NEVER
+        self._last = schedule[-1][:2] if schedule else (0, -1)
+        self._paths: list[tuple[int, tuple[Access, ...]]] | None = None
+        self._watching = any(state is not NO_SENDER for state in senders)
+
+    def shared(self, address: int, mask: int, write: bool) -> None:
+        """A shared word is about to be accessed: senders land, and openings are noted."""
+        k = self._count
+        self._count = k + 1
+        if k == self._next:
+            self._land(k)
+        if self._watching and k >= self._last[0]:
+            if self._reduce:
+                self._open(k, address, mask, write)
+            else:
+                self._open_all(k)
+
+    def hand_over(self) -> None:
+        """The last place where senders can land: nothing conflicts with it, so only `reduce=False` offers it."""
+        k = self._count
+        if k == self._next:
+            self._land(k)
+        if self._watching and not self._reduce:
+            self._open_all(k)
+
+    def _land(self, k: int) -> None:
+        while self._landed < len(self._schedule) and self._schedule[self._landed][0] == k:
+            _, number, steps = self._schedule[self._landed]
+            self._landed += 1
+            for _ in range(steps):
+                self._send(number)
+        rest = self._schedule[self._landed :]
+        self._next = rest[0][0] if rest else NEVER
+        self._paths = None
+
+    def _send(self, number: int) -> None:
+        state = self.senders[number]
+        if state is NO_SENDER:
+            return
+        log: Log = state  # type: ignore[assignment]
+        if not log:
+            self.log.append(("start", number))
+        step = self.sender.step(log, self.m)
+        access = self.sender.access(log)
+        assert access is not None
+        self.m[access.address] = step.word
+        for address, value in step.writes:
+            self.m[address] = value
+        if step.ipi:
+            self.ipi = not (self.interrupts and self.gif)
+        self.trace += step.blocks
+        self.senders[number] = step.log if step.after is not None else NO_SENDER
+        if step.after is None:
+            self.log.append(("end", number))
+
+    def _open(self, k: int, address: int, mask: int, write: bool) -> None:
+        paths = self._paths
+        if paths is None:
+            paths = self._paths = self._remaining()
+        for number, path in paths:
+            if (k, number) == self._last:
+                continue
+            for steps, access in enumerate(path, 1):
+                if access.conflicts(address, mask, write):
+                    self.openings.append((k, number, steps))
+        if write:
+            self._paths = None
+
+    def _remaining(self) -> list[tuple[int, tuple[Access, ...]]]:
+        """What each unfinished sender would access if it went on now."""
+        known: dict[SenderState, tuple[Access, ...]] = {}
+        paths = []
+        for number, state in enumerate(self.senders):
+            if state is not NO_SENDER:
+                if state not in known:
+                    known[state] = self.sender.path(state, self.m)  # type: ignore[arg-type]
+                paths.append((number, known[state]))
+        return paths
+
+    def _open_all(self, k: int) -> None:
+        for number, state in enumerate(self.senders):
+            if state is not NO_SENDER:
+                self.openings.append((k, number, 1))
+
+
+class SenderRun(KernelRun):
+    """A sender's run on another CPU; the hook says what each shared access finds."""
+
+    cpu = 1
+
+    def __init__(self, program: Program, hook: Callable[[SenderRun, int, int, bool, bool], None]) -> None:
+        super().__init__(program)
+        self.hook = hook
+
+    def shared(self, address: int, mask: int, write: bool) -> None:
+        """A shared word is about to be accessed."""
+        self.hook(self, address, mask, write, False)
+
+    def blind(self, address: int, mask: int) -> None:
+        """A shared word is about to be changed, by a primitive that does not tell what it found."""
+        self.hook(self, address, mask, True, True)
+
+
+Words = Mapping[int, int]

@@ -1,0 +1,399 @@
+"""A Linux tree as a hypervisor: world.protocol.Hypervisor by executing the tree's C from source text."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iretrace.linux import memory
+from iretrace.linux.answers import ConditionId
+from iretrace.linux.host import HostRun, KernelRun, SenderRun
+from iretrace.linux.machine import ACCEPT, RUN, Machine
+from iretrace.linux.prims import Bug
+from iretrace.linux.program import PAUSE, Retry
+from iretrace.linux.records import WRITTEN_ON_EXIT, ghcb_record, vmcb_record
+from iretrace.linux.sender import Log, Reached, Sender
+from iretrace.linux.tree import Tree
+from iretrace.linux.unmodelled import Unmodelled
+from iretrace.linux.view import Viewer
+from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.vmcb import Vmcb
+from iretrace.verdict import Assumption, CLine, InputError
+from iretrace.world.protocol import (
+    NO_SENDER,
+    Cause,
+    Executed,
+    Landing,
+    Packed,
+    Pause,
+    PauseKind,
+    Private,
+    Sent,
+    SenderState,
+    View,
+)
+
+APIC_DM_NMI = 0x400
+"""Delivery mode NMI (arch/x86/include/asm/apicdef.h)."""
+
+START: Log = ()
+"""A sender that has done nothing yet."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """Hypervisor state at a hand-over; interned, so that equal states are the same object.
+
+    words: (address, value) of memory words that differ from the first state, sorted. frames: paused C frames.
+    interrupts, gif: whether the vCPU's CPU takes interrupts.
+    """
+
+    words: tuple[tuple[int, int], ...]
+    frames: Hashable
+    interrupts: bool
+    gif: bool
+    sp: int
+
+
+class TreeHypervisor:
+    """Linux `tree.version`, executed.
+
+    rule_files: more rules (`--rules`). options: `--option` values. negate: a condition of the tree to invert.
+    reduce: offer only landings that can matter; False offers every place (for tests of that claim).
+    Raises Unmodelled when the first state cannot be built.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        rule_files: Sequence[Path] = (),
+        options: Mapping[str, int] | None = None,
+        negate: ConditionId | None = None,
+        reduce: bool = True,
+    ) -> None:
+        self.machine = Machine(tree, rule_files, options or {}, negate)
+        self.program = self.machine.program
+        self._reduce = reduce
+        self._states: dict[Hashable, State] = {}
+        self._steps: dict[Hashable, Pause] = {}
+        self._sends: dict[tuple[Private, SenderState], Sent] = {}
+        self._views: dict[Private, View] = {}
+        self._blocks: set[int] = set()
+        self._base: dict[int, int] = {}
+        run, places = self.machine.first_state()
+        self.places = places
+        self._base = {word: value for word, value in run.m.items() if value}
+        self._svm = self.machine.address("svm")
+        self._cells = frozenset(self.machine.words("shared")) | {
+            self.machine.address("task"),
+            self.machine.address("task") + 8,
+        }
+        self._vmcb = vmcb_record(lambda member: places.find(run, f"svm.vmcb->{member}"))
+        self._ghcb = ghcb_record(lambda member: places.find(run, f"ghcb.{member}"))
+        self._masks = self.machine.words("masked")
+        for word, mask in self._ghcb.words.items():
+            self._masks[word] = self._masks.get(word, 0) | mask
+        self._clear = self._cleared_on_exit(run)
+        self._exit_reason = self._spot("run.exit_reason", run)
+        self._viewer = Viewer(places, run, self._svm)
+        self._sender = Sender(
+            self._run_sender, self._base, self._is_stack, self._is_masked, self.program.space.describe
+        )
+        self._start = self._first_pause()
+
+    # Protocol. --------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """For the verdict table."""
+        return f"Linux {self.machine.tree.version}"
+
+    def start(self) -> Pause:
+        """The first VMRUN."""
+        return self._start
+
+    def sender(self, kind: str) -> SenderState:
+        """A fresh sender."""
+        if kind != "nmi":
+            raise InputError(f"outside: {kind}: Linux trees know the outside event nmi")
+        return START
+
+    def step(
+        self,
+        private: Private,
+        vmcb: Vmcb,
+        ghcb: Ghcb,
+        cause: Cause,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+    ) -> Pause:
+        """Run from a hand-over to the next one."""
+        packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
+        key = (private, *packed, cause, senders, schedule)
+        known = self._steps.get(key)
+        if known is None:
+            known = self._steps[key] = self._step(private, *packed, cause, senders, schedule)[0]
+        return known
+
+    def send(self, private: Private, sender: SenderState) -> Sent:
+        """One step of a sender outside of host steps."""
+        key = private, sender
+        known = self._sends.get(key)
+        if known is None:
+            known = self._sends[key] = self._send(private, sender)
+        return known
+
+    def runnable(self, private: Private) -> bool:
+        """Whether a sleeping vCPU thread has been woken: its task state says that it runs."""
+        assert isinstance(private, State)
+        task = self.machine.address("task")
+        value = dict(private.words).get(task, self._base.get(task, 0))
+        return value & 0xFFFF_FFFF == 0
+
+    def view(self, private: Private) -> View:
+        """The view of a state, by the tree's own functions."""
+        known = self._views.get(private)
+        if known is None:
+            known = self._views[private] = self._viewer.view(lambda: self._quiet_run(private))
+        return known
+
+    def explain(
+        self,
+        private: Private,
+        vmcb: Vmcb,
+        ghcb: Ghcb,
+        cause: Cause,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+    ) -> Executed:
+        """The statements of a step."""
+        packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
+        pause, run = self._step(private, *packed, cause, senders, schedule)
+        lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
+        return Executed(lines, self._declined(lines, pause))
+
+    def statements(self) -> int:
+        """Distinct C statements executed so far."""
+        return len({line for block in self._blocks for line in self.program.block_lines(block)})
+
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """Rules used so far."""
+        return self.machine.rules.assumptions()
+
+    # Host steps. ------------------------------------------------------------------------------------------------
+
+    def _first_pause(self) -> Pause:
+        """Run KVM_RUN to the first VMRUN; the state there becomes what other states are compared with."""
+        while True:
+            run = self._host_run((), ())
+            run.m = dict(self._base)
+            try:
+                result = run.call(RUN, self._svm)
+            except Retry:
+                continue
+            break
+        if result is not PAUSE:
+            raise Unmodelled(f"the first KVM_RUN returns {result} without entering the guest")
+        self._base = {word: value for word, value in run.m.items() if value}
+        self._sender = Sender(
+            self._run_sender, self._base, self._is_stack, self._is_masked, self.program.space.describe
+        )
+        return self._pause(run, result)
+
+    def _host_run(self, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> HostRun:
+        run = HostRun(self.program, self._sender, senders, schedule, self._reduce)
+        self.machine.prepare(run)
+        run.cells = self._cells
+        return run
+
+    def _restore(self, run: KernelRun, private: Private) -> None:
+        assert isinstance(private, State)
+        run.m = dict(self._base)
+        run.m.update(private.words)
+        run.frames = private.frames  # type: ignore[assignment]
+        run.interrupts, run.gif, run.sp = private.interrupts, private.gif, private.sp
+
+    def _step(
+        self,
+        private: Private,
+        vmcb: Packed,
+        ghcb: Packed,
+        cause: Cause,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+    ) -> tuple[Pause, HostRun]:
+        while True:
+            run = self._host_run(senders, schedule)
+            self._restore(run, private)
+            self._vmcb.write(run.m, vmcb)
+            self._ghcb.write(run.m, ghcb)
+            try:
+                result = run.call(RUN, self._svm) if cause == Cause.RERUN else run.resume()
+            except Retry:
+                continue
+            except Unmodelled as error:
+                return self._unmodelled(run, private, error), run
+            except Bug:
+                result = None
+            return self._pause(run, result), run
+
+    def _pause(self, run: HostRun, result: Any) -> Pause:
+        self._blocks.update(run.trace)
+        if result is PAUSE:
+            kind = PauseKind.BLOCK if run.gif else PauseKind.ENTER
+        else:
+            kind = PauseKind.USERSPACE
+        if kind == PauseKind.ENTER:
+            for word, mask in self._clear:
+                run.m[word] = run.m.get(word, 0) & ~mask
+        return Pause(
+            kind=kind,
+            private=self._intern(run),
+            vmcb=self._vmcb.read(run.m),
+            ghcb=self._ghcb.read(run.m),
+            senders=tuple(run.senders),
+            log=tuple(run.log),
+            ipi=run.ipi,
+            openings=tuple(run.openings),
+            warm=run.warm,
+            exit_reason=self._reason(run, result) if kind == PauseKind.USERSPACE else 0,
+            defects=tuple(run.findings),
+        )
+
+    def _reason(self, run: HostRun, result: Any) -> int:
+        if isinstance(result, int) and result < 0:
+            return result
+        return memory.load(run, self._exit_reason, 0, 32)
+
+    def _unmodelled(self, run: HostRun, private: Private, error: Unmodelled) -> Pause:
+        self._blocks.update(run.trace)
+        return Pause(
+            kind=PauseKind.USERSPACE,
+            private=private,
+            vmcb=self._vmcb.read(run.m),
+            ghcb=self._ghcb.read(run.m),
+            senders=tuple(run.senders),
+            log=tuple(run.log),
+            ipi=False,
+            openings=tuple(run.openings),
+            warm=False,
+            exit_reason=0,
+            defects=(),
+            unmodelled=describe(error),
+        )
+
+    def _intern(self, run: KernelRun) -> State:
+        """The state of a run at a hand-over."""
+        base, masks = self._base, self._masks
+        words = []
+        for word, value in run.m.items():
+            original = base.get(word, 0)
+            if value != original:
+                mask = masks.get(word)
+                if mask is not None:
+                    value = value & ~mask | original & mask
+                    if value == original:
+                        continue
+                words.append((word, value))
+        for word in base.keys() - run.m.keys():
+            words.append((word, 0))
+        words.sort()
+        key = (tuple(words), run.frames, run.interrupts, run.gif, run.sp)
+        known = self._states.get(key)
+        if known is None:
+            known = self._states[key] = State(*key)
+        return known
+
+    def _cleared_on_exit(self, run: KernelRun) -> list[tuple[int, int]]:
+        """Words and bits of the VMCB that the CPU overwrites on every #VMEXIT."""
+        names = Vmcb.field_names  # type: ignore[attr-defined]
+        return [
+            (word, mask << shift)
+            for name, (word, shift, mask) in zip(names, self._vmcb.fields, strict=True)
+            if name in WRITTEN_ON_EXIT
+        ]
+
+    def _spot(self, place: str, run: KernelRun) -> int:
+        spot = self.places.find(run, place)
+        if spot is None:
+            raise Unmodelled(f"this tree has no {place}")
+        return spot.address
+
+    def _quiet_run(self, private: Private) -> KernelRun:
+        run = self.machine.prepare(KernelRun(self.program))
+        self._restore(run, private)
+        run.frames = ()
+        return run
+
+    def _declined(self, lines: tuple[CLine, ...], pause: Pause) -> CLine | None:
+        """The last statement that examined a waiting NMI and declined it."""
+        view = self.view(pause.private)
+        if not view.nmi_pending or view.event_inj >> 31:
+            return None
+        for line in reversed(lines):
+            if line.function in ("svm_nmi_allowed", "svm_nmi_blocked", "vmx_nmi_allowed"):
+                return line
+        return None
+
+    # Senders. ---------------------------------------------------------------------------------------------------
+
+    def _run_sender(self, words: dict[int, int], hook: Any) -> SenderRun:
+        while True:
+            run = SenderRun(self.program, hook)
+            self.machine.prepare(run)
+            run.m = words
+            run.cells = self._cells
+            run.sp = memory.stack_area(1)
+            try:
+                run.call(ACCEPT, self._apic(), APIC_DM_NMI, 0, 0, 0, 0)
+            except Reached:
+                pass
+            return run
+
+    def _apic(self) -> int:
+        return self.machine.address("apic")
+
+    def _send(self, private: Private, sender: SenderState) -> Sent:
+        run = self._quiet_run(private)
+        assert isinstance(private, State)
+        run.frames = private.frames  # type: ignore[assignment]
+        log: Log = sender  # type: ignore[assignment]
+        try:
+            step = self._sender.step(log, run.m)
+            access = self._sender.access(log)
+        except Unmodelled as error:
+            return Sent(private, NO_SENDER, False, "", CLine("", 0), describe(error))
+        assert access is not None
+        run.m[access.address] = step.word
+        run.m.update(step.writes)
+        self._blocks.update(step.blocks)
+        where = self._where(step.blocks)
+        after = step.log if step.after is not None else NO_SENDER
+        return Sent(self._intern(run), after, step.ipi, where.text, where)
+
+    def _where(self, blocks: tuple[int, ...]) -> CLine:
+        for block in blocks:
+            lines = self.program.block_lines(block)
+            if lines:
+                return lines[-1]
+        return CLine("", 0)
+
+    def _is_stack(self, address: int) -> bool:
+        return address >= memory.STACKS
+
+    def _is_masked(self, address: int) -> bool:
+        return address in self._masks
+
+
+def describe(error: Unmodelled) -> str:
+    """An error with the place and the row that would answer it, on one line."""
+    row = " ".join(error.row.split("\n")).strip()
+    return f"{error}; row to add: {row}" if row else str(error)
+
+
+def dry_run(tree: Tree, rule_files: Sequence[Path] = ()) -> list[str]:
+    """The rows for every name that the event path of a tree reaches and that nobody answers, all at once."""
+    closure = Machine(tree, rule_files, {}, None).closure()
+    return [missing.row for missing in closure.missing.values()]

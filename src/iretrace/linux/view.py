@@ -1,0 +1,71 @@
+"""The view of a state, asked of the tree's own functions; members by name, the newest name first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from iretrace.linux import memory
+from iretrace.linux.host import KernelRun
+from iretrace.linux.initial import Places, Spot
+from iretrace.world.protocol import View
+
+HF_IRET_MASK = 1 << 4
+"""Before Linux 6.3, hflags say that the IRET was seen (arch/x86/include/asm/kvm_host.h)."""
+
+MEMBERS: dict[str, tuple[tuple[str, int], ...]] = {
+    "nmi_queued": (("svm.vcpu.arch.nmi_queued.counter", -1),),
+    "nmi_pending": (("svm.vcpu.arch.nmi_pending", -1),),
+    "nmi_injected": (("svm.vcpu.arch.nmi_injected", -1),),
+    "awaiting_iret_completion": (("svm.awaiting_iret_completion", -1), ("svm.vcpu.arch.hflags", HF_IRET_MASK)),
+    "nmi_singlestep": (("svm.nmi_singlestep", -1),),
+    "int_state": (("svm.vmcb->control.int_state", -1),),
+    "event_inj": (("svm.vmcb->control.event_inj", -1),),
+    "requests": (("svm.vcpu.requests", -1),),
+    "mp_state": (("svm.vcpu.arch.mp_state", -1),),
+}
+"""Field of the view -> places that may hold it, and the bits that count."""
+
+KVM_MP_STATE_RUNNABLE = 0
+KVM_MP_STATE_HALTED = 3
+SVM_INTERRUPT_SHADOW_MASK = 1
+
+
+class Viewer:
+    """Reads views. places are resolved once, on the first state."""
+
+    def __init__(self, places: Places, run: KernelRun, svm: int) -> None:
+        self._svm = svm
+        self._members: dict[str, tuple[Spot, int]] = {}
+        for name, candidates in MEMBERS.items():
+            for place, mask in candidates:
+                spot = places.find(run, place)
+                if spot is not None:
+                    self._members[name] = spot, mask
+                    break
+
+    def _get(self, run: KernelRun, name: str) -> int:
+        if name not in self._members:
+            return 0
+        spot, mask = self._members[name]
+        return memory.load(run, spot.address, spot.bit, spot.width) & mask
+
+    def view(self, make: Callable[[], KernelRun]) -> View:
+        """The view of a state; `make` makes a run on a copy of its memory."""
+        run = make()
+        masked = run.call("svm_get_nmi_mask", self._svm)
+        gif = run.call("gif_set", self._svm)
+        get = self._get
+        mp_state = get(run, "mp_state")
+        return View(
+            nmi_queued=get(run, "nmi_queued"),
+            nmi_pending=get(run, "nmi_pending"),
+            nmi_injected=int(get(run, "nmi_injected") != 0),
+            nmi_masked=int(masked != 0),
+            awaiting_iret_completion=int(get(run, "awaiting_iret_completion") != 0),
+            nmi_singlestep=int(get(run, "nmi_singlestep") != 0),
+            int_shadow=get(run, "int_state") & SVM_INTERRUPT_SHADOW_MASK,
+            gif=int(gif != 0),
+            event_inj=get(run, "event_inj"),
+            requests=get(run, "requests").bit_count(),
+            mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}.get(mp_state, 2),
+        )

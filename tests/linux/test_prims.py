@@ -1,0 +1,162 @@
+"""Models of kernel primitives, on a run made by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from iretrace.linux import prims
+from iretrace.linux.answers import Site
+from iretrace.linux.ctree import Pos
+from iretrace.linux.program import PAUSE
+from iretrace.linux.unmodelled import Unmodelled
+
+
+class FakeRun:
+    """What models need, and a record of what they announce."""
+
+    def __init__(self, shared: frozenset[int] = frozenset()) -> None:
+        self.m: dict[int, int] = {}
+        self.read: dict[int, int] = dict.fromkeys(range(0, 4096, 8), 0)
+        self.write = self.read
+        self.cells = shared
+        self.cpu = 0
+        self.task = 0x800
+        self.interrupts = True
+        self.gif = True
+        self.ipi = False
+        self.warm = False
+        self.ghcb = 0xC00
+        self.announced: list[tuple[int, int, str]] = []
+        self.findings: list[str] = []
+        self.paused = 0
+
+    def shared(self, address: int, mask: int, write: bool) -> None:
+        self.announced.append((address, mask, "write" if write else "read"))
+
+    def blind(self, address: int, mask: int) -> None:
+        self.announced.append((address, mask, "blind"))
+
+    def finding(self, what: str, site: Site) -> None:
+        self.findings.append(what)
+
+    def member(self, struct: str, name: str) -> int:
+        return {"task": 0, "hva": 8, "gfn": 24}[name]
+
+    def hand_over(self) -> None:
+        self.paused += 1
+
+
+def site(bits: int = 64) -> Site:
+    return Site(Pos("x.c", 1), "f", ("x",), (64, bits), (bits, 0))
+
+
+def test_bits_lie_where_x86_has_them() -> None:
+    run = FakeRun()
+    prims.set_bit(run, 0x63, 0x100)
+    assert run.m == {0x108: 1 << 0x23}
+    assert prims.test_bit(run, 0x63, 0x100) == 1
+    prims.clear_bit(run, 0x63, 0x100)
+    assert run.m == {0x108: 0}
+
+
+def test_a_bitmap_may_start_in_the_middle_of_a_word() -> None:
+    run = FakeRun()
+    prims.set_bit(run, 1, 0x10C)
+    assert run.m == {0x108: 1 << 33}
+
+
+def test_a_shared_bit_is_announced_alone() -> None:
+    run = FakeRun(frozenset({0x100}))
+    prims.test_bit(run, 3, 0x100)
+    prims.set_bit(run, 4, 0x100)
+    assert prims.test_and_clear_bit(run, 4, 0x100) == 1
+    assert run.announced == [(0x100, 8, "read"), (0x100, 16, "blind"), (0x100, 16, "write")]
+
+
+def test_atomic_operations_touch_32_bits() -> None:
+    run = FakeRun()
+    run.m[0x100] = 7 << 32
+    prims.atomic_inc(run, 0x104)
+    assert prims.atomic_xchg(run, 0x104, 0) == 8
+    prims.atomic_dec(run, 0x104)
+    assert run.m[0x100] == 0xFFFF_FFFF << 32
+
+
+def test_cmpxchg_changes_only_what_it_expects() -> None:
+    run = FakeRun()
+    run.m[0x100] = 1
+    assert prims.cmpxchg(run, site(32), 0x100, 0, 2) == 1
+    assert prims.cmpxchg(run, site(32), 0x100, 1, 2) == 1
+    assert run.m[0x100] == 2
+
+
+def test_schedule_sleeps_only_while_nobody_woke_the_thread() -> None:
+    run = FakeRun()
+    prims.set_current_state(run, 1)
+    assert prims.schedule(run) is PAUSE
+    assert run.paused == 1
+    assert prims.wake_up_process(run, run.task) == 1
+    assert prims.schedule(run) is None
+
+
+def test_waking_a_thread_that_runs_does_nothing() -> None:
+    run = FakeRun()
+    run.m[0x100] = run.task
+    assert prims.rcuwait_wake_up(run, 0x100) == 0
+
+
+def test_a_wait_that_is_over_wakes_nobody() -> None:
+    run = FakeRun()
+    run.m[0x100] = run.task
+    prims.set_current_state(run, 1)
+    prims.finish_rcuwait(run, 0x100)
+    assert prims.rcuwait_wake_up(run, 0x100) == 0
+    assert run.m[run.task] == 0
+
+
+def test_an_interrupt_waits_until_interrupts_and_gif_are_on() -> None:
+    run = FakeRun()
+    prims.irq_disable(run)
+    prims.smp_send_reschedule(run, 0)
+    assert run.ipi
+    prims.clgi(run)
+    prims.irq_enable(run)
+    assert run.ipi
+    prims.stgi(run)
+    assert not run.ipi
+
+
+def test_per_cpu_data_of_another_cpu_is_an_error() -> None:
+    with pytest.raises(Unmodelled, match="per-CPU data of CPU 1"):
+        prims.per_cpu_ptr(FakeRun(), 0x100, 1)
+
+
+def test_no_vcpu_runs_on_the_cpu_of_a_sender() -> None:
+    run = FakeRun()
+    run.m[0x100] = 5
+    assert prims.this_cpu_read(run, site(), 0x100) == 5
+    run.cpu = 1
+    assert prims.this_cpu_read(run, site(), 0x100) == 0
+
+
+def test_a_warning_is_a_finding_and_keeps_its_value() -> None:
+    run = FakeRun()
+    assert prims.warn_on(run, site(), 0) == 0
+    assert prims.warn_on(run, site(), 4) == 1
+    assert run.findings == ["WARN"]
+
+
+def test_a_bug_ends_the_step() -> None:
+    run = FakeRun()
+    prims.bug_on(run, site(), 0)
+    with pytest.raises(prims.Bug):
+        prims.bug_on(run, site(), 1)
+    assert run.findings == ["BUG"]
+
+
+def test_mapping_the_ghcb_gives_its_address() -> None:
+    run = FakeRun()
+    assert prims.map_ghcb(run, 0, 0x500, 0x100) == 0
+    assert run.m[0x108] == run.ghcb
+    prims.unmap_ghcb(run, 0, 0x100)
+    assert run.m[0x108] == 0
