@@ -322,7 +322,8 @@ def test_assembly_is_kept_as_text() -> None:
 
 def test_auto_type_is_the_type_of_the_initializer() -> None:
     node = statement("__auto_type a = b + 1;", ctree.Declaration)
-    assert node.type == ctree.TypeofType(node.init) if node.init else False
+    assert node.init is not None
+    assert node.type == ctree.TypeofType(node.init)
 
 
 def test_a_variable_hides_a_typedef_of_its_name() -> None:

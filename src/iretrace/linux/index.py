@@ -41,7 +41,7 @@ NEAREST_FIRST = (
 """The directories that are read, with or without those below them, in the order in which a definition is preferred."""
 
 LEFT_OUT = re.compile(
-    r"_(32|32_types|up|api_up|types_up|rt)\.h$|/pgtable-[23]level|/int-l64\.h$|/compiler-(clang|intel)\.h$|/generated/"
+    r"_(32|32_types|up|api_up|types_up|rt)\.h$|/pgtable-[23]level|/int-l64\.h$|/compiler-(clang|intel)\.h$|/generated/|^include/kvm/arm_"
 )
 """Headers that x86-64 with SMP and GCC never includes, but that define the same names as those which it does."""
 
@@ -70,6 +70,7 @@ class Index:
         self._parsed: dict[Place, list[TopLevel]] = {}
         self._functions: dict[tuple[str, str], ctree.Function | None] = {}
         self._structs: dict[tuple[str, str, str], ctree.StructType | None] = {}
+        self._enums: dict[str, ctree.EnumType | None] = {}
         self._typedefs: dict[tuple[str, str], CType | None] = {}
         self._variables: dict[tuple[str, str], ctree.Declaration | None] = {}
         self._is_typedef: dict[str, bool] = {}
@@ -93,6 +94,10 @@ class Index:
     def _defining(self, name: str) -> Iterator[Source]:
         return (self.sources[number] for number in self.names.macros.get(name, ()))
 
+    def covers(self, path: str) -> bool:
+        """Whether definitions are looked for in the file `path`."""
+        return path in self._numbers
+
     # Lookups. ---------------------------------------------------------------------------------------------------
 
     def function(self, name: str, path: str = "") -> ctree.Function | None:
@@ -109,6 +114,12 @@ class Index:
             self._structs[key] = self._find_struct(kind, tag, path)
         return self._structs[key]
 
+    def enum(self, tag: str, path: str = "") -> ctree.EnumType | None:
+        """The definition (with constants) of `enum tag`."""
+        if tag not in self._enums:
+            self._enums[tag] = self._find_enum(tag, path)
+        return self._enums[tag]
+
     def typedef(self, name: str, path: str = "") -> CType | None:
         """The type that a typedef names."""
         key = name, path
@@ -121,7 +132,9 @@ class Index:
         known = self._is_typedef.get(name)
         if known is None:
             places = self.names.typedefs.get(name, ())
-            known = self._is_typedef[name] = any(self._is_active(place) for place in places) or self._is_made(name)
+            known = any(self._is_active(place) for place in places) or self._is_made(name)
+            if known or not self._making_types:
+                self._is_typedef[name] = known
         return known
 
     def _is_made(self, name: str) -> bool:
@@ -167,7 +180,10 @@ class Index:
         return None
 
     def macro(self, name: str, path: str = "") -> ctree.Expr | None:
-        """The expression that an object-like macro stands for (in the file `path`, or seen from KVM's SVM code)."""
+        """The expression that an object-like macro stands for (in the file `path`, or seen from KVM's SVM code).
+
+        None if there is no such macro, or if it is no expression.
+        """
         number = self._numbers.get(path, 0)
         if not self.sources:
             return None
@@ -177,7 +193,10 @@ class Index:
         if found is None or found.params is not None:
             return None
         tokens = self.preprocessor.expanded(lex(name, found.path, found.line), use)
-        return parse_expression(tokens, self.is_typedef, found.path) if tokens else None
+        try:
+            return parse_expression(tokens, self.is_typedef, found.path) if tokens else None
+        except ParseError:
+            return None
 
     def op_list(self, macro: str) -> tuple[str, ...]:
         """The names that `macro` (KVM_X86_OP, KVM_X86_OP_OPTIONAL, KVM_X86_OP_OPTIONAL_RET0) lists as x86 ops."""
@@ -227,6 +246,21 @@ class Index:
                     return struct
         made = self._made_types.get(f"{kind} {tag}")
         return made if isinstance(made, ctree.StructType) else None
+
+    def _find_enum(self, tag: str, path: str) -> ctree.EnumType | None:
+        pattern = re.compile(rf"\benum\s+{re.escape(tag)}\s*\{{")
+        places = [
+            (number, match.start())
+            for number, source in enumerate(self.sources)
+            if "enum " + tag in source.raw
+            for match in pattern.finditer(source.raw)
+        ]
+        for place in self._ordered(places, path):
+            for node in self._parse(place, self._semicolon):
+                enum = _strip(node if isinstance(node, ctree.EnumType) else getattr(node, "type", None))
+                if isinstance(enum, ctree.EnumType) and enum.tag == tag and enum.items is not None:
+                    return enum
+        return None
 
     def _find_typedef(self, name: str, path: str) -> CType | None:
         for place in self._ordered(self.names.typedefs.get(name, ()), path):

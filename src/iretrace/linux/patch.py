@@ -25,7 +25,7 @@ class PatchedFile:
 
 @dataclass(slots=True)
 class Hunk:
-    """One hunk: the line of the old file where it begins, and its lines with their marks (space, - or +)."""
+    """One hunk: the line of the old file where it begins, and its lines with their marks (space, - or +) and ends."""
 
     header: str
     start: int
@@ -87,11 +87,7 @@ def _apply_file(
 
 def _apply_hunks(before: PatchedFile, change: FilePatch, name: str) -> PatchedFile:
     """The text and added lines of a file after all hunks of one patch."""
-    text = before.text or ""
-    lines = text.split("\n")
-    had_end = lines[-1] == ""
-    if had_end:
-        lines.pop()
+    lines = _lines(before.text or "")
     added = [number in before.added for number in range(1, len(lines) + 1)]
     shift = low = 0
     for number, hunk in enumerate(change.hunks, start=1):
@@ -116,8 +112,14 @@ def _apply_hunks(before: PatchedFile, change: FilePatch, name: str) -> PatchedFi
         added[at : at + len(old)] = marks
         low = at + len(new)
         shift = at - (hunk.start - 1) + len(new) - len(old)
-    result = "\n".join(lines) + ("\n" if lines and (had_end or not text) else "")
-    return PatchedFile(result, frozenset(number for number, mark in enumerate(added, start=1) if mark))
+    return PatchedFile("".join(lines), frozenset(number for number, mark in enumerate(added, start=1) if mark))
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text with their ends; the last one may lack it."""
+    lines = [line + "\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines if lines[-1] else lines[:-1]
 
 
 def _find(lines: Sequence[str], old: Sequence[str], near: int, low: int) -> int:
@@ -134,7 +136,7 @@ def _find(lines: Sequence[str], old: Sequence[str], near: int, low: int) -> int:
 
 def parse_patch(text: str, name: str) -> list[FilePatch]:
     """The file changes in a patch, in order; mail headers, messages and signatures are passed over."""
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     files: list[FilePatch] = []
     at = 0
     while at < len(lines):
@@ -192,15 +194,24 @@ def _read_hunks(lines: Sequence[str], at: int, change: FilePatch, name: str) -> 
             if line[0] not in " +-\\":
                 where = change.new or change.old
                 raise InputError(f"{name}:{at + 1}: {where}: hunk {hunk.header} is cut short or wrapped")
-            if line[0] != "\\":
-                hunk.lines.append(line)
+            if line[0] == "\\":
+                _cut_end(hunk)
+            else:
+                hunk.lines.append(line + "\n")
                 old -= line[0] != "+"
                 new -= line[0] != "-"
             at += 1
         change.hunks.append(hunk)
-        while at < len(lines) and lines[at].startswith("\\"):
+        if at < len(lines) and lines[at].startswith("\\"):
+            _cut_end(hunk)
             at += 1
     return at
+
+
+def _cut_end(hunk: Hunk) -> None:
+    """Obey "No newline at end of file"."""
+    if hunk.lines:
+        hunk.lines[-1] = hunk.lines[-1].removesuffix("\n")
 
 
 def _path(written: str, name: str) -> str:

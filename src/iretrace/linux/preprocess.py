@@ -103,9 +103,16 @@ class Preprocessor:
         for source in self._defining(name):
             if source is user or not source.is_header:
                 continue
-            for definition in reversed(source.directives.macros.get(name, [])):
-                if definition.body is not None and self.is_active(source, definition.offset):
-                    return self._make(source, definition)
+            definition = self._left_by(source, name)
+            if definition is not None:
+                return self._make(source, definition)
+        return None
+
+    def _left_by(self, source: Source, name: str) -> Definition | None:
+        """The definition of a macro that stands when a header has been read to its end."""
+        for definition in reversed(source.directives.macros.get(name, [])):
+            if self.is_active(source, definition.offset):
+                return definition if definition.body is not None else None
         return None
 
     def _make(self, source: Source, definition: Definition) -> Macro:
@@ -166,9 +173,8 @@ class Preprocessor:
         for other in self._defining(name):
             if other is source or not other.is_header or (branch.defines == name and other.rank >= source.rank):
                 continue
-            for definition in reversed(other.directives.macros.get(name, [])):
-                if definition.body is not None and self.is_active(other, definition.offset):
-                    return True
+            if self._left_by(other, name) is not None:
+                return True
         return False
 
     def _evaluate(self, source: Source, branch: Branch) -> int:

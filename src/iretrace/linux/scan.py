@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from iretrace.linux.cursor import ANNOTATION_CALLS, ANNOTATIONS
+from iretrace.linux.cursor import ANNOTATION_CALLS, ANNOTATIONS, STORAGE_WORDS
 
 _ITEM = re.compile(r"\n(?:#[ \t]*define[ \t]+(\w+)|([A-Za-z_][\w\s*]*)([(\[=;,{]))")
 _TAGS = [
@@ -81,11 +81,11 @@ class Names:
                 if behind and behind[1] != words:
                     self._add_item(file, raw, start, "int " + behind[1], behind[2], behind.end())
                 return
-            if len(parts) == 1:
-                self.invocations.append((file, start, name))
-                return
             if pointer := _POINTER.match(raw, after):
                 name = pointer[1]
+            elif all(part in STORAGE_WORDS or part in ANNOTATIONS for part in parts[:-1]):
+                self.invocations.append((file, start, name))
+                return
         elif len(parts) == 1 or (len(parts) == 2 and parts[0] in ("struct", "union", "enum")):
             return
         self.items.setdefault(name, []).append(place)

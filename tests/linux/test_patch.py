@@ -1,0 +1,129 @@
+"""Unified diffs on texts."""
+
+from __future__ import annotations
+
+import difflib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iretrace.linux.patch import PatchedFile, apply_patches, changed_paths, parse_patch
+from iretrace.verdict import InputError
+
+OLD = "".join(f"line {number}\n" for number in range(1, 21))
+
+
+def make_diff(path: str, old: str, new: str) -> str:
+    """A unified diff as diff -u writes it."""
+    lines: list[str] = []
+    for line in difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"a/{path}", f"b/{path}"):
+        lines.append(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n")
+    return "".join(lines)
+
+
+def apply(texts: dict[str, str], *patches: str) -> dict[str, PatchedFile]:
+    return apply_patches(texts.get, [(f"{number}.patch", patch) for number, patch in enumerate(patches, start=1)])
+
+
+def test_a_diff_changes_the_text_and_says_which_lines_it_added() -> None:
+    new = OLD.replace("line 7\n", "seven\nseven and a half\n")
+    assert apply({"a.c": OLD}, make_diff("a.c", OLD, new)) == {"a.c": PatchedFile(new, frozenset((7, 8)))}
+
+
+def test_a_hunk_is_found_at_an_offset() -> None:
+    new = OLD.replace("line 7\n", "seven\n")
+    moved = "more\n" * 5 + OLD
+    done = apply({"a.c": moved}, make_diff("a.c", OLD, new))
+    assert done["a.c"] == PatchedFile("more\n" * 5 + new, frozenset((12,)))
+
+
+def test_of_two_places_the_nearer_is_taken() -> None:
+    block = "a\nb\nc\n"
+    patch = "--- a/x\n+++ b/x\n@@ -9,3 +9,3 @@\n a\n-b\n+B\n c\n"
+    done = apply({"x": block + "1\n2\n3\n4\n" + block}, patch)
+    assert done["x"].text == block + "1\n2\n3\n4\n" + "a\nB\nc\n"
+
+
+def test_patches_build_on_each_other_and_keep_added_lines() -> None:
+    first = OLD.replace("line 7\n", "seven\n")
+    second = first.replace("line 2\n", "")
+    done = apply({"a.c": OLD}, make_diff("a.c", OLD, first), make_diff("a.c", first, second))
+    assert done["a.c"] == PatchedFile(second, frozenset((6,)))
+
+
+def test_an_mbox_of_two_mails_applies_in_order() -> None:
+    first = OLD.replace("line 7\n", "seven\n")
+    second = first.replace("seven\n", "VII\n")
+    mail = "From 0123 Mon Sep 17 00:00:00 2001\nFrom: A\nSubject: [PATCH] x\n\nWhy.\n---\n a.c | 2 +-\n\n"
+    mbox = "".join(
+        f"{mail}diff --git a/a.c b/a.c\nindex 1..2 100644\n{make_diff('a.c', old, new)}-- \n2.39.2\n\n"
+        for old, new in ((OLD, first), (first, second))
+    )
+    assert apply({"a.c": OLD}, mbox)["a.c"].text == second
+
+
+def test_files_are_created_deleted_and_renamed() -> None:
+    patch = (
+        "diff --git a/new.c b/new.c\nnew file mode 100644\nindex 0..1\n"
+        "--- /dev/null\n+++ b/new.c\n@@ -0,0 +1,2 @@\n+a\n+b\n"
+        "diff --git a/old.c b/old.c\ndeleted file mode 100644\nindex 1..0\n"
+        "--- a/old.c\n+++ /dev/null\n@@ -1 +0,0 @@\n-x\n"
+        "diff --git a/from.c b/to.c\nsimilarity index 100%\nrename from from.c\nrename to to.c\n"
+    )
+    done = apply({"old.c": "x\n", "from.c": OLD}, patch)
+    assert {path: file.text for path, file in done.items()} == {
+        "new.c": "a\nb\n", "old.c": None, "from.c": None, "to.c": OLD
+    }  # fmt: skip
+
+
+def test_a_rename_with_changes_applies_to_the_new_path() -> None:
+    new = OLD.replace("line 7\n", "seven\n")
+    header = "diff --git a/from.c b/to.c\nsimilarity index 90%\nrename from from.c\nrename to to.c\nindex 1..2 100644\n"
+    hunks = make_diff("to.c", OLD, new).replace("a/to.c", "a/from.c")
+    done = apply({"from.c": OLD}, header + hunks)
+    assert done["from.c"].text is None
+    assert done["to.c"].text == new
+
+
+def test_an_empty_context_line_without_its_space_is_accepted() -> None:
+    patch = "--- a/x\n+++ b/x\n@@ -1,3 +1,3 @@\n a\n\n-b\n+B\n"
+    assert apply({"x": "a\n\nb\n"}, patch)["x"].text == "a\n\nB\n"
+
+
+@pytest.mark.parametrize(
+    ("patch", "complaint"),
+    [
+        (make_diff("a.c", OLD.replace("line 6", "six"), OLD), r"1\.patch: a\.c: hunk 1 \(@@"),
+        (make_diff("b.c", OLD, OLD + "x\n"), "b.c: no such file"),
+        ("--- /dev/null\n+++ b/a.c\n@@ -0,0 +1 @@\n+x\n", "a.c: the patch creates it, but the tree has it"),
+        ("--- a/a.c\n+++ b/../../etc/passwd\n@@ -1 +1 @@\n-a\n+b\n", "leads out of the tree"),
+        ("--- a/a.c\n+++ /etc/passwd\n@@ -1 +1 @@\n-a\n+b\n", "leads out of the tree"),
+        ("Subject: hello\n\nNo diff.\n", "no unified diff inside"),
+        ("--- a/a.c\n+++ b/a.c\n@@ -1,2 +1,2 @@\n line 1\n", "hunk .* is cut short"),
+        ("--- a/a.c\n+++ /dev/null\n@@ -1 +0,0 @@\n-line 1\n", "not all of its lines"),
+        ("diff --git a/a.c b/a.c\nBinary files a/a.c and b/a.c differ\n", "a binary patch"),
+    ],
+)
+def test_what_does_not_apply_is_refused_in_one_line(patch: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint) as caught:
+        apply({"a.c": OLD}, patch)
+    assert "\n" not in str(caught.value)
+
+
+def test_changed_paths_are_told_once_each() -> None:
+    new = OLD.replace("line 7\n", "seven\n")
+    patch = make_diff("a.c", OLD, new) + make_diff("b.c", OLD, new) + make_diff("a.c", new, OLD)
+    assert list(changed_paths(parse_patch(patch, "x"))) == ["a.c", "b.c"]
+
+
+_texts = st.lists(st.sampled_from("abcd"), max_size=12).map(lambda lines: "".join(line + "\n" for line in lines))
+
+
+@settings(max_examples=80, deadline=None)
+@given(_texts, _texts, st.booleans())
+def test_a_diff_of_two_texts_makes_one_of_the_other(old: str, new: str, cut: bool) -> None:
+    new = new.rstrip("\n") if cut else new
+    patch = make_diff("a.c", old, new)
+    if patch:
+        assert apply({"a.c": old}, patch)["a.c"].text == new
