@@ -31,7 +31,7 @@ RUN = "kvm_arch_vcpu_ioctl_run"
 ACCEPT = "__apic_accept_irq"
 """A sender's function: how an NMI reaches a vCPU inside the kernel (irqfd, MSI, another vCPU's ICR)."""
 
-_TRACEPOINT = re.compile(r"^(?:TRACE_EVENT|DEFINE_EVENT)\w*\(\s*(?:\w+\s*,\s*)?(\w+)", re.MULTILINE)
+_TRACEPOINT = re.compile(r"^(?:TRACE_EVENT\w*\(|DEFINE_EVENT\w*\(\s*\w+\s*,)\s*(\w+)", re.MULTILINE)
 _FEATURE = re.compile(r"^#define\s+(X86_(?:FEATURE|BUG)_\w+)\s+(?:X86_BUG)?\(\s*(\d+)\s*\*\s*32\s*\+\s*(\d+)\s*\)", re.MULTILINE)
 
 
@@ -114,10 +114,10 @@ class Machine:
         """An object, or a global with storage."""
         if name in self.objects:
             return self.objects[name]
-        try:
-            return self.program.variable(name)
-        except Unmodelled:
+        if self.rules.global_(name, "") is None:
             return None
+        variable = self.program.identifier(name, Pos("", 0), False)
+        return None if variable.address is None else (variable.address, variable.type)
 
     def first_state(self) -> tuple[KernelRun, Places]:
         """Make the objects and take the steps of the rules; the run whose memory is the first state."""

@@ -22,7 +22,7 @@ VMCB_FIELDS: dict[str, str] = {
         for name in (
             "asid", "tlb_ctl", "int_ctl", "int_vector", "int_state", "exit_code", "exit_info_1", "exit_info_2",
             "exit_int_info", "exit_int_info_err", "nested_ctl", "ghcb_gpa", "event_inj", "event_inj_err", "virt_ext",
-            "clean", "next_rip",
+            "clean", "next_rip", "pause_filter_count", "pause_filter_thresh",
         )
     },
     **{name: f"save.{name}" for name in ("cpl", "efer", "dr6", "dr7", "rflags", "rip", "rsp", "rax")},

@@ -11,23 +11,23 @@ from dataclasses import dataclass, field
 
 from iretrace.linux.cursor import ANNOTATION_CALLS, ANNOTATIONS, STORAGE_WORDS
 
-_ITEM = re.compile(r"\n(?:#[ \t]*define[ \t]+(\w+)|([A-Za-z_][\w\s*]*)([(\[=;,{]))")
-_TAGS = [
+# Quantifiers are bounded or possessive wherever a hostile text could make a search take for ever.
+_ITEM = re.compile(r"\n(?:#[ \t]*define[ \t]+(\w+)|([A-Za-z_][\w\s*]{0,400}+)([(\[=;,{]))")
+_ATTRIBUTES = r"(?:__\w++\s*+(?:\((?:[^(){};]|\((?:[^(){};]|\([^(){};]*+\))*+\))*+\))?+\s*+)*+"
+_TAGS = {
     # One pattern each: a literal beginning is what makes a search fast.
-    re.compile(
-        rf"({kind})\s+(?:__attribute__\s*\(\([\w\s(),]*\)\)\s*)?((?:__\w+\s+)*\w+)"
-        r"\s*(?:__\w+\s*(?:\([\w\s()]*\))?\s*)*\{"
-    )
+    kind: re.compile(rf"{kind}\s++({_ATTRIBUTES})(\w*)\s*+{_ATTRIBUTES}\{{")
     for kind in ("struct", "union")
-]
+}
 _ENUM = re.compile(r"\benum\b\s*(?:__\w+\s+)?(\w*)\s*\{([^}]*)\}")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\n[ \t]*#[^\n]*", re.DOTALL)
 _ENUMERATOR = re.compile(r"(?:^|,)\s*(\w+)")
 _AFTER_ATTRIBUTE = re.compile(r"[^()]*(?:\([^()]*\)[^()]*)*\)\s*([A-Za-z_][\w\s*]*)([(\[=;,{])")
 _POINTER = re.compile(r"\s*\*+\s*(?:const\s+)?(\w+)")
+_POINTER_OR_NAME = re.compile(r"\s*\**\s*(\w+)\s*[\[=;]")
 _DECLARATORS = re.compile(r"[^;(){}=]*;")
 _BRACE = re.compile(r"[{}]")
-_TYPEDEF_NAME = re.compile(r"\s*(?:__\w+\s*(?:\(\(.*?\)\)|\([^()]*\))?\s*)*\**(\w+)")
+_TYPEDEF_NAME = re.compile(rf"\s*+({_ATTRIBUTES})\**+(\w*)")
 _NO_ITEM = frozenset(("else", "return", "if", "while", "for", "switch", "do", "case", "default", "goto"))
 
 Place = tuple[int, int]
@@ -59,10 +59,12 @@ class Names:
                     files.append(file)
             else:
                 self._add_item(file, raw, match.start() + 1, words, end, match.end())
-        for pattern in _TAGS:
+        for kind, pattern in _TAGS.items():
             for match in pattern.finditer(raw):
-                tag = f"{match[1]} {match[2].split()[-1]}"
-                self.tags.setdefault(tag, []).append((file, match.start()))
+                # A tag that looks like an attribute (struct __foo) was taken for one.
+                tag = match[2] or match[1].rstrip()
+                if tag:
+                    self.tags.setdefault(f"{kind} {tag}", []).append((file, match.start()))
 
     def _add_item(self, file: int, raw: str, start: int, words: str, end: str, after: int) -> None:
         parts = words.replace("*", " ").split()
@@ -71,6 +73,10 @@ class Names:
             del parts[0]
         if parts[0] == "typedef":
             self._add_typedef(file, raw, start, name, end, after)
+            return
+        if end == "{" and parts[0] in ("static", "const"):
+            if declared := _POINTER_OR_NAME.match(raw, _closing_brace(raw, after)):
+                self.items.setdefault(declared[1], []).append((file, start))
             return
         if parts[0] in _NO_ITEM or end == "{":
             return
@@ -101,7 +107,7 @@ class Names:
             behind_body = _TYPEDEF_NAME.match(raw, _closing_brace(raw, after))
             if behind_body is None:
                 return
-            name = behind_body[1]
+            name = behind_body[2] or behind_body[1].rstrip()
         elif end == "(":
             if pointer := _POINTER.match(raw, after):
                 name = pointer[1]
