@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,27 @@ def test_nesting_without_end_is_an_error_and_no_crash(tmp_path: Path) -> None:
     index = mini_index(tmp_path, {SVM: "int f(void)\n{\n\treturn " + "(" * 50_000 + "1" + ")" * 50_000 + ";\n}\n"})
     with pytest.raises(ParseError, match="so deep a nesting"):
         index.function("f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "struct x " + "__a__a" * 40 + ";",
+        "a\n" * 20_000,
+        "struct __a " * 5000,
+        "typedef struct {\n} " + "__a__b" * 40 + "(\n",
+    ],
+)
+def test_texts_made_to_stall_a_search_do_not(tmp_path: Path, text: str) -> None:
+    start = time.process_time()
+    mini_index(tmp_path, {SVM: text})
+    assert time.process_time() - start < 0.5
+
+
+def test_tags_that_look_like_attributes_are_found(tmp_path: Path) -> None:
+    index = mini_index(tmp_path, {SVM_H: "struct __a {\n\tint x;\n};\nstruct b {\n\tint y;\n} __aligned(8);\n"})
+    assert index.struct("struct", "__a") is not None
+    assert index.struct("struct", "b") is not None
 
 
 def test_types_know_the_file_that_names_them(tmp_path: Path) -> None:

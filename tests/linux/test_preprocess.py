@@ -141,6 +141,12 @@ def test_unbalanced_directives_do_no_harm(tmp_path: Path) -> None:
     assert active(tmp_path, "#endif\n#else\na\n#if 1\nb\n") == "a b"
 
 
+def test_conditionals_nested_without_end_are_an_error_and_no_crash(tmp_path: Path) -> None:
+    index = mini_index(tmp_path, {SVM: "#if 1\n" * 5000 + "int f(void) { return 1; }\n"})
+    with pytest.raises(InputError, match=r"svm\.c: conditionals are nested too deeply"):
+        index.function("f")
+
+
 def test_definitions_that_exclude_each_other_end_somewhere(tmp_path: Path) -> None:
     text = "#ifdef A\na\n#endif\n#ifdef B\nb\n#endif\n"
     assert active(tmp_path, text, kvm="#ifdef B\n#define A\n#endif\n#ifdef A\n#define B\n#endif\n") == ""

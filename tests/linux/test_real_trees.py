@@ -35,7 +35,9 @@ EVENT_PATH = """
     is_guest_mode kvm_rax_read kvm_rip_write kvm_ghcb_get_rax_if_valid kvm_ghcb_sw_exit_code_is_valid ghcb_set_rax
 """.split()
 
-STRUCTS = "kvm_vcpu kvm_vcpu_arch vcpu_svm vmcb vmcb_control_area vmcb_save_area sev_es_save_area ghcb kvm_run kvm".split()
+STRUCTS = """
+    kvm kvm_run kvm_vcpu kvm_vcpu_arch vcpu_svm vmcb vmcb_control_area vmcb_save_area sev_es_save_area ghcb
+""".split()
 TYPEDEFS = "u8 u16 u32 u64 __u64 s64 bool gpa_t gfn_t atomic_t atomic64_t spinlock_t cpumask_t size_t".split()
 OPS = "svm_x86_ops kvm_x86_ops svm_exit_handlers npt_enabled svm_data halt_poll_ns".split()
 

@@ -125,9 +125,12 @@ class Preprocessor:
     # Conditions. ------------------------------------------------------------------------------------------------
 
     def is_active(self, source: Source, offset: int) -> bool:
-        """Whether the conditionals around `offset` let it through."""
+        """Whether the conditionals around `offset` let it through. InputError: they nest without end."""
         branch = source.branch(offset)
-        return branch is None or self._is_taken(source, branch)
+        try:
+            return branch is None or self._is_taken(source, branch)
+        except RecursionError:
+            raise InputError(f"{source.path}: conditionals are nested too deeply to be followed") from None
 
     def _is_taken(self, source: Source, branch: Branch) -> bool:
         if branch.active is None:
