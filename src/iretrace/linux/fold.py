@@ -61,12 +61,13 @@ def binary(op: str, left: Expr, right: Expr, kind: Int) -> Expr:
 
 
 def _shift_count(count: Expr, kind: Int) -> Expr:
-    """The count as the processor takes it: modulo the width."""
+    """The count as the processor takes it: modulo the width of the register."""
+    most = (1 << (kind.bits - 1).bit_length()) - 1
     if isinstance(count, Const):
-        return Const(count.value & (kind.bits - 1), INT, count.given)
-    if 0 <= count.low and count.high < kind.bits:
+        return Const(count.value & most, INT, count.given)
+    if 0 <= count.low and count.high <= most:
         return count
-    return Binary("&", count, Const(kind.bits - 1), count.type)
+    return Binary("&", count, Const(most), count.type)
 
 
 def negate(of: Expr, invert: bool, kind: Int) -> Expr:

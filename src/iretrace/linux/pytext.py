@@ -48,39 +48,46 @@ class Text:
                 return f"({self.use('s')}+{expr.offset})" if expr.offset else self.use("s")
             case Load():
                 return self.load(expr)
-            case Binary():
-                raw = self.raw(expr)
-                return wrap(raw, expr.type, False) if expr.wraps else raw
-            case Negate():
-                raw = self.raw(expr)
+            case Binary() | Negate():
+                raw = self.raw(expr, expr.type.bits if expr.wraps else 0)
                 return wrap(raw, expr.type, False) if expr.wraps else raw
             case Compare():
-                return f"(+({self.condition(expr)}))"
+                return f"(+({self.value(expr.left)}{expr.op}{self.value(expr.right)}))"
             case Convert():
                 return self.converted(expr)
             case Called():
                 return self.called(expr.call)
         return f"(1 if {self.condition(expr)} else 0)"
 
-    def raw(self, expr: Binary | Negate) -> str:
-        """Arithmetic before it wraps."""
+    def raw(self, expr: Binary | Negate, bits: int = 0) -> str:
+        """Arithmetic before it wraps. bits: how many low bits of the result matter; 0: all."""
         if isinstance(expr, Negate):
-            return f"({'~' if expr.invert else '-'}{self.value(expr.of)})"
-        left, right, op = self.value(expr.left), self.value(expr.right), expr.op
+            return f"({'~' if expr.invert else '-'}{self.low(expr.of, bits)})"
+        op = expr.op
+        if op not in WRAPPING:
+            bits = 0
+        left = self.low(expr.left, bits)
+        right = self.low(expr.right, 0 if op == "<<" else bits)
         if op in "/%":
             if expr.left.low >= 0 and expr.right.low >= 0:
                 return f"({left}{'//' if op == '/' else op}{right})"
             return f"{'C_divide' if op == '/' else 'C_remainder'}({left},{right})"
         return f"({left}{op}{right})"
 
+    def low(self, expr: Expr, bits: int) -> str:
+        """A number that agrees with the value in the low bits; 0: the value."""
+        if bits and expr.type.bits >= bits:
+            if isinstance(expr, Convert):
+                return self.low(expr.of, bits)
+            if isinstance(expr, Negate) or (isinstance(expr, Binary) and expr.op in WRAPPING):
+                return self.raw(expr, bits if expr.wraps else 0)
+        return self.value(expr)
+
     def converted(self, expr: Convert) -> str:
-        """A conversion; what it converts need not wrap first if its low bits are enough."""
+        """A conversion."""
         of, kind = expr.of, expr.type
-        narrows = isinstance(of, Binary | Negate) and of.wraps and of.type.bits >= kind.bits
-        if narrows and (isinstance(of, Negate) or (isinstance(of, Binary) and of.op in WRAPPING)):
-            assert isinstance(of, Binary | Negate)
-            return wrap(self.raw(of), kind, False)
-        return wrap(self.value(of), kind, 0 <= of.low and of.high < 1 << kind.bits)
+        fits = 0 <= of.low and of.high < 1 << kind.bits
+        return wrap(self.value(of) if fits else self.low(of, kind.bits), kind, fits)
 
     def called(self, call: Call) -> str:
         """A call."""

@@ -412,7 +412,7 @@ class Types:
         """Size in bytes; of void and functions 1, as GCC has it."""
         match kind:
             case Int():
-                return kind.bits // 8
+                return (1 << (kind.bits - 1).bit_length()) // 8  # of the type of a wide bit-field, that of its word
             case Ptr():
                 return 8
             case Array():
