@@ -17,6 +17,7 @@ from iretrace.linux.memory import load
 from iretrace.linux.prims import MODELS
 from iretrace.linux.program import Program
 from iretrace.linux.rules import Rules, load_rules
+from iretrace.linux.sleepers import sleepers
 from iretrace.linux.tree import Tree
 from iretrace.linux.types import VOID, Ptr, Type
 from iretrace.linux.unmodelled import Unmodelled
@@ -55,6 +56,15 @@ class Machine:
         self.objects: dict[str, tuple[int, Type]] = {}
         self._features = self._feature_names()
         self._offsets: dict[tuple[str, str], int] = {}
+        self._declare_sleepers()
+
+    def _declare_sleepers(self) -> None:
+        rows = [row for table in ("function", "macro") for row in self.rules.table(table)]
+        primitives = [row.name for row in rows if row.keys.get("pauses")]
+        answered = {row.name: row for row in rows if row.what not in ("source", "intrinsic")}
+        targets = vendor_targets(self.index, "svm_x86_ops")
+        for name, path in sleepers(self.index, RUN, primitives, answered, targets):
+            self.program.declare_pausing(name, path)
 
     # What models ask for.
 

@@ -307,6 +307,12 @@ class Program:
         """Whether a call can return PAUSE; one through a pointer always may."""
         return not isinstance(call.callee, str) or call.callee in self._pausing
 
+    def declare_pausing(self, name: str, path: str = "") -> None:
+        """Say before the first run that a function can pause, so that no run has to find out (see Retry)."""
+        callee = self.callee(name, Pos(path, 0)).name
+        self._functions[callee].resumable = True
+        self._pausing.add(callee)
+
     def _make_resumable(self, frame: FrameType | None) -> bool:
         """Make every function on the Python stack resumable, down to Run._run. Returns whether one was not."""
         changed = False

@@ -24,6 +24,7 @@ _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\n[ \t]*#[^\n]*", re.DOTALL)
 _ENUMERATOR = re.compile(r"(?:^|,)\s*(\w+)")
 _AFTER_ATTRIBUTE = re.compile(r"[^()]*(?:\([^()]*\)[^()]*)*\)\s*([A-Za-z_][\w\s*]*)([(\[=;,{])")
 _POINTER = re.compile(r"\s*\*+\s*(?:const\s+)?(\w+)")
+_PARENTHESISED = re.compile(r"\s*(\w+)\s*\)\s*\(")
 _POINTER_OR_NAME = re.compile(r"\s*\**\s*(\w+)\s*[\[=;]")
 _DECLARATORS = re.compile(r"[^;(){}=]*;")
 _BRACE = re.compile(r"[{}]")
@@ -109,7 +110,7 @@ class Names:
                 return
             name = behind_body[2] or behind_body[1].rstrip()
         elif end == "(":
-            if pointer := _POINTER.match(raw, after):
+            if pointer := _POINTER.match(raw, after) or _PARENTHESISED.match(raw, after):
                 name = pointer[1]
             elif name.startswith("__attribute"):
                 semicolon = raw.find(";", after)
