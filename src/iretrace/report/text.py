@@ -11,7 +11,7 @@ from iretrace.verdict import Assumption, Result, Verdict
 KINDS = ("stub", "model", "initial", "option", "config", "knob", "limit", "note")
 """Kinds of assumptions in the order of the ledger."""
 
-SHORT_KINDS = ("stub", "initial", "config")
+SHORT_KINDS = ("stub", "model", "initial", "option", "config")
 """Kinds that fill pages: one line each, unless verbose."""
 
 NAME_WIDTH, VCPU_WIDTH, HOST_WIDTH = 36, 17, 8
@@ -164,7 +164,8 @@ def ledger(results: Sequence[Result], look: Look) -> list[str]:
         if of_kind:
             lines += _kind_lines(kind, of_kind, look)
     if lines:
-        lines.insert(0, "Assumptions on the explored paths")
+        hint = "" if look.verbose else " (--verbose: each with its reason)"
+        lines.insert(0, f"Assumptions on the explored paths{hint}")
     lines.append(f"{statements} C statements executed from source, {len(assumptions)} assumptions")
     return lines
 
