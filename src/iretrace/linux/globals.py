@@ -66,7 +66,7 @@ class Globals:
         kind = global_type(self.layout, name, pos)
         if isinstance(kind, Func):
             return Variable(kind, address=self.program.address_of(name, pos.path))
-        declaration = self.layout.source.variable(name, pos.path)
+        declaration = self.layout.variable(name, pos.path)
         if answer is None:
             if declaration is None or declaration.init is None or not declaration.const:
                 row = f'[[global]]\nname = "{name}"\nwhat = "value=0"\nwhy = "..."'
@@ -93,7 +93,8 @@ class Globals:
         made = self.space.allocate(name, self.layout.size_of(kind), self.layout.align_of(kind), storage.writable)
         self._objects[key] = made
         if storage.init.startswith("="):
-            declaration = self.layout.source.variable(storage.init[1:], pos.path)
+            # Whoever copies a static table sits in another file than the table.
+            declaration = self.layout.variable(storage.init[1:])
             if declaration is None:
                 raise Unmodelled(f"`{storage.init[1:]}`, of which {name} is a copy, is not defined in the tree", pos)
         elif storage.init != "source":
@@ -158,7 +159,7 @@ class Globals:
             raise Unmodelled(f"the table of static call {name} is not known", pos, row)
         prefix = max(prefixes, key=len)
         table, member = self.rules.static_calls[prefix], name.removeprefix(prefix)
-        declaration = self.layout.source.variable(table)
+        declaration = self.layout.variable(table)
         if declaration is None or not isinstance(declaration.init, ctree.InitList):
             raise Unmodelled(f"`{table}`, the table of static call {name}, has no initializer in the tree", pos)
         for designators, value in declaration.init.items:

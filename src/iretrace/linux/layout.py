@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 from iretrace.linux import ctree
 from iretrace.linux.answers import Answer, ConditionId, Model, Rules, Site, Storage
 from iretrace.linux.builder import Callee, Variable
 from iretrace.linux.ctree import CType, Pos
+from iretrace.linux.cursor import ParseError
 from iretrace.linux.lower import FunctionLowering
-from iretrace.linux.types import Func, Struct, Type, Types
+from iretrace.linux.places import NOTHING, Place
+from iretrace.linux.types import Array, Func, Struct, Type, Types
 from iretrace.linux.unmodelled import Unmodelled
 
 
@@ -44,6 +47,15 @@ class Source(Protocol):
     def declared(self, name: str, path: str = "") -> CType | None:
         """The type of a function or variable that is declared."""
         ...
+
+
+@contextmanager
+def parsing() -> Iterator[None]:
+    """A definition that cannot be parsed is something unmodelled, which matters only where it is needed."""
+    try:
+        yield
+    except ParseError as error:
+        raise Unmodelled(f"cannot parse {error.construct}", error.pos) from None
 
 
 class NoRules:
@@ -88,15 +100,18 @@ class Layout(Types):
 
     def find_struct(self, kind: str, tag: str, path: str) -> ctree.StructType | None:
         """The definition of a tagged struct or union."""
-        return self.source.struct(kind, tag, path)
+        with parsing():
+            return self.source.struct(kind, tag, path)
 
     def find_typedef(self, name: str, path: str) -> CType | None:
         """What a typedef stands for."""
-        return self.source.typedef(name, path)
+        with parsing():
+            return self.source.typedef(name, path)
 
     def find_enum(self, tag: str, path: str) -> ctree.EnumType | None:
         """The definition of a tagged enum."""
-        return self.source.enum(tag, path)
+        with parsing():
+            return self.source.enum(tag, path)
 
     # For everybody else.
 
@@ -129,7 +144,8 @@ class Layout(Types):
 
     def enumerator_variable(self, name: str, path: str) -> Variable | None:
         """Type and value of an enumeration constant."""
-        found = self.source.enumerator(name)
+        with parsing():
+            found = self.source.enumerator(name)
         if not found:
             return None
         known = self.enumerators(*found)
@@ -140,11 +156,22 @@ class Layout(Types):
 
     def function(self, name: str, path: str) -> ctree.Function | None:
         """A function's definition."""
-        return self.source.function(name, path)
+        with parsing():
+            return self.source.function(name, path)
+
+    def variable(self, name: str, path: str = "") -> ctree.Declaration | None:
+        """A global variable, one that is visible in the file `path` first."""
+        with parsing():
+            return self.source.variable(name, path) or self.source.variable(name)
+
+    def declared(self, name: str, path: str) -> CType | None:
+        """The type of a function or variable that is declared."""
+        with parsing():
+            return self.source.declared(name, path)
 
     def prototype(self, name: str, path: str) -> Func | None:
         """The type of a function, defined or only declared; None if there is no such function."""
-        written = self.source.declared(name, path)
+        written = self.declared(name, path)
         kind = None if written is None else self.resolve(written, path)
         return kind if isinstance(kind, Func) else None
 
@@ -158,9 +185,6 @@ class FileLowering(FunctionLowering):
 
     def member_path(self, kind: Type, members: str) -> tuple[int, Type, int | None]:
         """See Layout.place."""
-        from iretrace.linux.places import NOTHING, Place
-        from iretrace.linux.types import Array
-
         place = Place(kind, None, NOTHING)
         pos = Pos(self.path, 0)
         for part in members.replace("]", "").replace("[", ".#").split("."):
@@ -217,13 +241,13 @@ class FileNames:
 
 def global_type(layout: Layout, name: str, pos: Pos) -> Type:
     """The type of a global variable or function. `[]` gets its size from the initializer."""
-    variable = layout.source.variable(name, pos.path)
+    variable = layout.variable(name, pos.path)
     if variable is not None:
         kind = layout.resolve(variable.type, variable.pos.path)
         if variable.init is not None:
             kind = FileLowering(layout, variable.pos.path).completed(kind, variable.init)
         return kind
-    written = layout.source.declared(name, pos.path)
+    written = layout.declared(name, pos.path)
     if written is not None:
         return layout.resolve(written, pos.path)
     function = layout.prototype(name, pos.path)

@@ -130,6 +130,8 @@ class Places(Builder):
         for scope in reversed(self.scopes):
             if name in scope:
                 return scope[name]
+        if name in ("__func__", "__FUNCTION__", "__PRETTY_FUNCTION__"):
+            return Variable(Array(CHAR, len(self.function) + 1), address=self.names.string(self.function))
         return self.names.identifier(name, pos, self.unevaluated > 0)
 
     def name_place(self, expr: ctree.Name) -> Place:

@@ -305,7 +305,7 @@ class Types:
     # Resolving.
 
     def resolve(self, written: CType, path: str, scope: Scope | None = None) -> Type:
-        """The type that was written; scope: where its expressions are evaluated. Raises Unmodelled for unknown names."""
+        """The type that was written; scope: where its expressions are evaluated. Unmodelled for unknown names."""
         match written:
             case ctree.TypeName():
                 return self._typedef(written.name, path)
@@ -319,7 +319,7 @@ class Types:
                 count = None if written.size is None else (scope or self).constant(written.size, path)
                 return Array(self.resolve(written.of, path, scope), count)
             case ctree.StructType():
-                return self.struct(written, path)
+                return self.struct(written, path, scope)
             case ctree.EnumType():
                 return self.enum(written, path)
             case ctree.FunctionType():
@@ -348,13 +348,15 @@ class Types:
             params = ()
         return self.resolve(written.returns, path), params
 
-    def struct(self, written: ctree.StructType, path: str) -> Struct:
+    def struct(self, written: ctree.StructType, path: str, scope: Scope | None = None) -> Struct:
         """The struct or union; tagged ones are one object per tag and file of use."""
         if not written.tag:
             kept = self._anonymous.get(id(written))
             if kept is None:
-                made = Struct(written.kind, "", lambda s: self._lay_out(s, written, path))
+                made = Struct(written.kind, "", lambda s: self._lay_out(s, written, path, scope))
                 kept = self._anonymous[id(written)] = (written, made)  # keeps `written` alive, so the id stays its own
+                if scope is not None:
+                    _ = made.body  # now, while the scope is what it is
             return kept[1]
         key = (written.kind, written.tag, path)
         found = self._structs.get(key)
@@ -368,7 +370,7 @@ class Types:
         if definition is None:
             definition = self.find_struct(struct.kind, struct.tag, path)
         if definition is not None and definition.fields is not None:
-            return self._lay_out(struct, definition, definition.path or path)
+            return self._lay_out(struct, definition, definition.path or path, None)
         size = self.opaque.get(str(struct))
         if size is None:
             row = f'[opaque_structs]\n"{struct}" = SIZE_IN_BYTES'
@@ -436,11 +438,11 @@ class Types:
             case Void() | Func():
                 return 1
 
-    def _lay_out(self, struct: Struct, written: ctree.StructType, path: str) -> Body:
+    def _lay_out(self, struct: Struct, written: ctree.StructType, path: str, scope: Scope | None) -> Body:
         placing = _Placing(union=written.kind == "union", packed=written.packed)
         for field in written.fields or ():
             try:
-                self._place(placing, field, path)
+                self._place(placing, field, path, scope)
             except Unmodelled as error:
                 if error.where is None:
                     raise Unmodelled(f"{error.what} (member {field.name} of {struct})", field.pos, error.row) from None
@@ -450,15 +452,18 @@ class Types:
             align = max(align, self.constant(written.align, path))
         return Body(round_up(-(-placing.end // 8), align), align, tuple(placing.fields), placing.members)
 
-    def _place(self, placing: _Placing, field: ctree.Field, path: str) -> None:
-        kind = self.resolve(field.type, path)
+    def _place(self, placing: _Placing, field: ctree.Field, path: str, scope: Scope | None) -> None:
+        kind = self.resolve(field.type, path, scope)
         aligned = 0 if field.align is None else self.constant(field.align, path)
         if field.bits is None:
             packed = placing.packed or field.packed
             align = max(1 if packed else self.align_of(kind), aligned)
             placing.member(field.name, kind, self.size_of(kind), align)
         elif isinstance(kind, Int):
-            placing.bit_field(field, kind, self.constant(field.bits, path), aligned)
+            width = (scope or self).constant(field.bits, path)
+            if not 0 <= width <= kind.bits:
+                raise Unmodelled(f"a bit-field of {width} bits", field.pos)
+            placing.bit_field(field, kind, width, aligned)
         else:
             raise Unmodelled("bit-field of a type that is no integer", field.pos)
 
