@@ -169,7 +169,10 @@ class Index:
 
     def declared(self, name: str, path: str = "") -> CType | None:
         """The type of a function or variable, whether it is defined in the tree that was read or only declared."""
-        function = self.function(name, path)
+        try:
+            function = self.function(name, path)
+        except ParseError:
+            function = None  # the type may be known all the same
         if function is not None:
             return function.type
         variable = self.variable(name, path)
