@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.cli.driver import Open, Request, integer, run, tasks
+from iretrace.cli.driver import Open, Request, integer, run, tasks, unreadable_is_input_error
 from iretrace.cli.main import main, one_line, read_patch, status_of
+from iretrace.linux.ctree import Pos
+from iretrace.linux.cursor import ParseError
+from iretrace.linux.unmodelled import Unmodelled
 from iretrace.litmus.corpus import select
 from iretrace.verdict import InputError, Result, Verdict
 from tests.world.small import Small
@@ -155,6 +158,18 @@ def test_a_kernel_that_cannot_host_sev_es_is_out_of_scope(tmp_path: Path, capsys
     (tmp_path / "Kbuild").write_text("")
     (tmp_path / "arch/x86/kvm/svm/svm.c").write_text("int svm;\n")
     assert main(["check", str(tmp_path)]) == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unmodelled("who() is called and nobody answers it", Pos("a.c", 3), '[[function]]\nname = "who"'),
+        ParseError(Pos("a.c", 3), "a construct"),
+    ],
+)
+def test_c_that_every_run_needs_and_that_is_not_known_is_bad_input(error: Exception) -> None:
+    with pytest.raises(InputError, match="a.c:3"), unreadable_is_input_error():
+        raise error
 
 
 @pytest.mark.parametrize(("value", "number"), [("1", 1), ("0x10", 16), ("y", 1), ("n", 0)])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,16 +64,28 @@ Open = Callable[[str], Hypervisor]
 
 def tree_opener(request: Request) -> Open:
     """Reads the request's tree, with its patches, and runs it to the first VMRUN. InputError where that cannot be."""
-    from iretrace.linux.hypervisor import TreeHypervisor, describe
+    from iretrace.linux.hypervisor import TreeHypervisor
     from iretrace.linux.tree import open_tree
-    from iretrace.linux.unmodelled import Unmodelled
 
     options = {name: integer(name, value) for name, value in request.options.items()}
-    try:
+    with unreadable_is_input_error():
         hypervisor = TreeHypervisor(open_tree(request.tree, request.patches), request.rules, options)
+    return lambda _vcpu: hypervisor
+
+
+@contextmanager
+def unreadable_is_input_error() -> Iterator[None]:
+    """C that the reader does not know, in a function that every run needs, is for the user to hear of in one line."""
+    from iretrace.linux.cursor import ParseError
+    from iretrace.linux.hypervisor import describe
+    from iretrace.linux.unmodelled import Unmodelled
+
+    try:
+        yield
     except Unmodelled as error:
         raise InputError(describe(error)) from error
-    return lambda _vcpu: hypervisor
+    except ParseError as error:
+        raise InputError(f"{error}; every run needs this function, and iretrace does not know this C yet") from error
 
 
 def integer(name: str, value: str) -> int:
@@ -90,7 +103,8 @@ def unanswered_rules(request: Request) -> str:
     from iretrace.linux.hypervisor import dry_run
     from iretrace.linux.tree import open_tree
 
-    rows = dry_run(open_tree(request.tree, request.patches), request.rules)
+    with unreadable_is_input_error():
+        rows = dry_run(open_tree(request.tree, request.patches), request.rules)
     return "".join(f"{row}\n" for row in rows)
 
 
