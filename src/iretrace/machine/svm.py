@@ -114,14 +114,15 @@ def vmrun(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 2", "#VMEXIT; Exit During IDT Vectoring; Interrupt Shadows")
 def vmexit(m: Machine, cpu: Cpu, vmcb: Vmcb, code: u64, info_1: u64, info_2: u64) -> None:
-    """Leave the guest: exit code and infos, the interrupt shadow and (SEV-ES) the guest's IF are saved; EVENTINJ.V
-    reads 0; EXITINTINFO is not valid unless the caller says that a delivery was cut off."""
+    """Leave the guest: exit code and infos, the interrupt shadow and (SEV-ES) the guest's IF are saved; EVENTINJ
+    reads 0, all of it (as KVM expects in svm_vcpu_run(), and QEMU has it in do_vmexit()); EXITINTINFO is not valid
+    unless the caller says that a delivery was cut off."""
     vmcb.exit_code = code
     vmcb.exit_info_1 = info_1
     vmcb.exit_info_2 = info_2
     vmcb.exit_int_info = 0
     vmcb.exit_int_info_err = 0
-    vmcb.event_inj = vmcb.event_inj & ~SVM_EVTINJ_VALID
+    vmcb.event_inj = 0
     state: u32 = SVM_INTERRUPT_SHADOW_MASK if cpu.shadow != SHADOW_NONE else 0
     if m.sev_es and cpu.rflags & X86_EFLAGS_IF != 0:
         state |= SVM_GUEST_INTERRUPT_MASK
