@@ -176,7 +176,7 @@ class Generator:
         """A full expression."""
         self.count += 1
         self.spare = True
-        text = self.expr(self.random.randint(1, depth))
+        text = self.expr(min(depth, self.random.choice((1, 1, 2, 2, 3))))
         self.spare = False
         return text
 

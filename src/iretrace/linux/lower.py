@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 
 from iretrace.linux import ctree
@@ -20,6 +20,7 @@ from iretrace.linux.ir import Block, Choose, Copy, Expr, Frame, Jump, Lowered, R
 from iretrace.linux.places import NOTHING, Place, Val
 from iretrace.linux.types import INT, VOID, Array, Int, Ptr, Struct, Type, Void, describe, promote
 from iretrace.linux.unmodelled import Unmodelled
+from iretrace.linux.walk import nodes
 
 T = TypeVar("T")
 
@@ -383,48 +384,17 @@ class FunctionLowering(Initializers):
         return value
 
 
-def _nodes(node: object) -> Iterator[object]:
-    """A syntax tree's nodes, depth first."""
-    yield node
-    for name in _FIELDS.get(type(node)) or _fields_of(type(node)):
-        value = getattr(node, name)
-        if isinstance(value, tuple):
-            yield from _nodes_of_tuple(value)
-        elif type(value) in _FIELDS or is_dataclass(value):
-            yield from _nodes(value)
-
-
-def _nodes_of_tuple(items: tuple[object, ...]) -> Iterator[object]:
-    for item in items:
-        if isinstance(item, tuple):
-            yield from _nodes_of_tuple(item)
-        elif is_dataclass(item):
-            yield from _nodes(item)
-
-
-_FIELDS: dict[type, tuple[str, ...]] = {Pos: ()}
-
-
-def _fields_of(kind: type) -> tuple[str, ...]:
-    """The fields of a node that can hold nodes."""
-    plain = {"pos", "op", "name", "value", "suffix", "hex", "arrow", "text", "label", "storage", "const"}
-    keep = {ctree.Switch, ctree.Return, ctree.Case}
-    names = tuple(f.name for f in fields(kind) if f.name not in plain or (kind in keep and f.name == "value"))
-    _FIELDS[kind] = names
-    return names
-
-
 def addressed(body: ctree.Block, lowering: FunctionLowering) -> Iterator[str]:
     """The names of variables whose address is taken."""
-    for node in _nodes(body):
-        match node:
-            case ctree.Unary(op="&"):
+    for node in nodes(body):
+        if isinstance(node, ctree.Unary):
+            if node.op == "&":
                 yield _direct_root(node.of)
-            case ctree.Call(function=ctree.Name() as name):
-                answer = lowering.names.rules.function(name.name, lowering.path)
-                if isinstance(answer, Model):
-                    for number in answer.by_address:
-                        yield _direct_root(node.args[number])
+        elif isinstance(node, ctree.Call) and isinstance(node.function, ctree.Name):
+            answer = lowering.names.rules.function(node.function.name, lowering.path)
+            if isinstance(answer, Model):
+                for number in answer.by_address:
+                    yield _direct_root(node.args[number])
 
 
 def _direct_root(expr: ctree.Expr) -> str:

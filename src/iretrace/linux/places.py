@@ -135,6 +135,7 @@ class Places(Builder):
         return self.names.identifier(name, pos, self.unevaluated > 0)
 
     def name_place(self, expr: ctree.Name) -> Place:
+        """A variable or function."""
         variable = self.lookup(expr.name, expr.pos)
         if variable.local is not None:
             return Place(variable.type, variable.local, NOTHING)
@@ -166,6 +167,7 @@ class Places(Builder):
         return Place(to, None, base, 8 * distance, align=align)
 
     def member(self, expr: ctree.Member) -> Place:
+        """`of.name`, `of->name`."""
         outer = self.pointee(self.rvalue(expr.of), expr.pos) if expr.arrow else self.place(expr.of)
         return self.select(outer, expr.name, expr.pos)
 
@@ -181,6 +183,7 @@ class Places(Builder):
         return outer._replace(type=found.type, bit=outer.bit + found.bit, width=found.width, shared=shared)
 
     def index(self, expr: ctree.Index) -> Place:
+        """`of[index]`."""
         array, number = expr.of, expr.index
         of = self.rvalue(array)
         mark = self.mark()
@@ -262,6 +265,7 @@ class Places(Builder):
         return Val(kind, kept)
 
     def assign_local(self, local: int, value: Expr, pos: Pos) -> None:
+        """Set a variable of the function."""
         self.add(Set(pos, local, value))
 
     def convert(self, value: Val, kind: Type, pos: Pos) -> Val:

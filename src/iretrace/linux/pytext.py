@@ -151,7 +151,15 @@ class Text:
                 return f"not {text}" if negated else text
             case Not():
                 return self.condition(expr.of, not negated)
-        return f"not {self.value(expr)}" if negated else self.value(expr)
+        return f"not {self.nonzero(expr)}" if negated else self.nonzero(expr)
+
+    def nonzero(self, expr: Expr) -> str:
+        """A number that is 0 if the value is: signs do not matter."""
+        if isinstance(expr, Load) and expr.signed:
+            expr = Load(expr.base, expr.bit, expr.width, expr.type, False, expr.align)
+        elif isinstance(expr, Convert) and expr.type.signed:
+            return f"({self.low(expr.of, expr.type.bits)}&{mask(expr.type.bits)})"
+        return self.value(expr)
 
 
 def located(base: Expr, bit: int) -> tuple[Expr, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from iretrace.linux import ctree, fold
 from iretrace.linux.builder import is_scalar, word_type
 from iretrace.linux.ctree import Pos
@@ -46,49 +49,37 @@ class Values(Places):
 
     def rvalue(self, expr: ctree.Expr) -> Val:
         """The value of an expression; a struct's is its address."""
-        match expr:
-            case ctree.Num():
-                return _number(expr)
-            case ctree.Name():
-                return self.name(expr)
-            case ctree.Member() | ctree.Index() | ctree.Str() | ctree.CompoundLiteral() | ctree.Unary(op="*"):
-                return self.load(self.place(expr), expr.pos)
-            case ctree.Unary():
-                return self.unary(expr)
-            case ctree.Postfix():
-                return self.step(expr.of, expr.op, expr.pos, before=True)
-            case ctree.Binary():
-                return self.binary(expr)
-            case ctree.Assign():
-                return self.assign(expr)
-            case ctree.Conditional():
-                return self.conditional(expr)
-            case ctree.Call():
-                return self.call(expr, True)
-            case ctree.Cast():
-                return self.cast(expr)
-            case ctree.StatementExpr():
-                return self.statement_expr(expr, True)
-            case ctree.SizeOf():
-                of = expr.of
-                kind = self.resolve(of) if isinstance(of, ctree.CType) else self.type_of(of, self.path)
-                size = self.types.align_of(kind) if expr.align else self.types.size_of(kind)
-                return Val(ULONG, Const(size, ULONG))
-            case ctree.OffsetOf():
-                return self.offset_of(expr)
-            case ctree.TypesCompatible():
-                return Val(INT, Const(int(same_type(self.resolve(expr.left), self.resolve(expr.right)))))
-            case ctree.Generic():
-                return self.generic(expr)
-        raise Unmodelled("an initializer list where a value is needed", expr.pos)
+        lower = RVALUES.get(type(expr))
+        if lower is None:
+            raise Unmodelled("an initializer list where a value is needed", expr.pos)
+        return lower(self, expr)
+
+    def loaded(self, expr: ctree.Member | ctree.Index | ctree.Str | ctree.CompoundLiteral) -> Val:
+        """The value of a place."""
+        return self.load(self.place(expr), expr.pos)
+
+    def size_of(self, expr: ctree.SizeOf) -> Val:
+        """sizeof and _Alignof."""
+        of = expr.of
+        kind = self.resolve(of) if isinstance(of, ctree.CType) else self.type_of(of, self.path)
+        size = self.types.align_of(kind) if expr.align else self.types.size_of(kind)
+        return Val(ULONG, Const(size, ULONG))
+
+    def types_compatible(self, expr: ctree.TypesCompatible) -> Val:
+        """__builtin_types_compatible_p."""
+        return Val(INT, Const(int(same_type(self.resolve(expr.left), self.resolve(expr.right)))))
 
     def name(self, expr: ctree.Name) -> Val:
+        """A name."""
         variable = self.lookup(expr.name, expr.pos)
         if variable.value is not None:
             return Val(variable.type, Const(variable.value, word_type(variable.type), variable.given))
         return self.load(self.name_place(expr), expr.pos)
 
     def unary(self, expr: ctree.Unary) -> Val:
+        """Prefix operators."""
+        if expr.op == "*":
+            return self.load(self.place(expr), expr.pos)
         if expr.op == "&":
             if isinstance(expr.of, ctree.Unary) and expr.of.op == "*":
                 return self.rvalue(expr.of.of)
@@ -126,6 +117,7 @@ class Values(Places):
         return old if before else stored
 
     def binary(self, expr: ctree.Binary) -> Val:
+        """Binary operators."""
         op = expr.op
         if op == ",":
             self.effect(expr.left)
@@ -155,6 +147,7 @@ class Values(Places):
         return Val(kind, fold.binary(op, a, b, kind))
 
     def pointer_arithmetic(self, op: str, left: Val, right: Val, pos: Pos) -> Val:
+        """+ and - with pointers."""
         if op == "-" and isinstance(left.type, Ptr) and isinstance(right.type, Ptr):
             size = self.types.size_of(left.type.to)
             difference = fold.convert(fold.binary("-", left.ir, right.ir, ULONG), LONG)
@@ -167,7 +160,7 @@ class Values(Places):
 
     def offset(self, pointer: Val, count: Val, sign: int = 1) -> Val:
         """pointer + sign * count."""
-        assert isinstance(pointer.type, Ptr) and isinstance(count.type, Int)
+        assert isinstance(pointer.type, Ptr)
         size = self.types.size_of(pointer.type.to) * sign
         ir = count.ir
         if isinstance(ir, Const):
@@ -178,6 +171,7 @@ class Values(Places):
         return Val(Ptr(pointer.type.to), fold.add(pointer.ir, distance))
 
     def comparison(self, op: str, left: Val, right: Val, pos: Pos) -> Val:
+        """== != < <= > >=; pointers compare as unsigned numbers."""
         if isinstance(left.type, Int) and isinstance(right.type, Int):
             kind = common(left.type, right.type)
         else:
@@ -187,6 +181,7 @@ class Values(Places):
         return Val(INT, fold.compare(op, a, b))
 
     def cast(self, expr: ctree.Cast) -> Val:
+        """`(type)value`."""
         kind = self.resolve(expr.type)
         if isinstance(kind, Void):
             self.effect(expr.of)
@@ -194,6 +189,7 @@ class Values(Places):
         return self.convert(self.rvalue(expr.of), kind, expr.pos)
 
     def assign(self, expr: ctree.Assign) -> Val:
+        """= and compound assignment; the place is evaluated first."""
         place = self.place(expr.left)
         if expr.op == "=":
             mark = self.mark()
@@ -227,6 +223,7 @@ class Values(Places):
                 self.rvalue(expr)
 
     def offset_of(self, expr: ctree.OffsetOf) -> Val:
+        """offsetof."""
         place = Place(self.resolve(expr.type), None, NOTHING)
         for step in expr.path:
             if isinstance(step, str):
@@ -242,6 +239,7 @@ class Values(Places):
         return Val(ULONG, Const(place.bit // 8, ULONG))
 
     def generic(self, expr: ctree.Generic) -> Val:
+        """_Generic."""
         kind = decay(self.type_of(expr.control, self.path))
         default = None
         for choice, value in expr.choices:
@@ -385,3 +383,26 @@ def _number(expr: ctree.Num) -> Val:
         if kind.low <= expr.value <= kind.high:
             return Val(kind, Const(expr.value, kind))
     raise Unmodelled(f"constant {expr.value} fits no type", expr.pos)
+
+
+RVALUES: dict[type, Callable[[Values, Any], Val]] = {
+    ctree.Name: Values.name,
+    ctree.Num: lambda self, expr: _number(expr),
+    ctree.Member: Values.loaded,
+    ctree.Binary: Values.binary,
+    ctree.Unary: Values.unary,
+    ctree.Call: lambda self, expr: self.call(expr, True),
+    ctree.Cast: Values.cast,
+    ctree.Assign: Values.assign,
+    ctree.Conditional: Values.conditional,
+    ctree.Index: Values.loaded,
+    ctree.Str: Values.loaded,
+    ctree.CompoundLiteral: Values.loaded,
+    ctree.Postfix: lambda self, expr: self.step(expr.of, expr.op, expr.pos, before=True),
+    ctree.StatementExpr: lambda self, expr: self.statement_expr(expr, True),
+    ctree.SizeOf: Values.size_of,
+    ctree.OffsetOf: Values.offset_of,
+    ctree.TypesCompatible: Values.types_compatible,
+    ctree.Generic: Values.generic,
+}
+"""How the value of each kind of expression is lowered."""
