@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
 
 from iretrace.linux.answers import Site
 from iretrace.linux.program import Program, Run
-from iretrace.linux.sender import Access, Log, Sender
+from iretrace.linux.sender import Access, Hook, Log, Sender
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, Landing, SenderState
 
@@ -163,9 +164,17 @@ class SenderRun(KernelRun):
 
     cpu = 1
 
-    def __init__(self, program: Program, hook: Callable[[SenderRun, int, int, bool, bool], None]) -> None:
+    def __init__(self, program: Program, hook: Hook) -> None:
         super().__init__(program)
         self.hook = hook
+
+    def statement(self) -> CLine:
+        """The C statement that is being executed, of the innermost function outside of headers."""
+        places = list(self.program.places(sys._getframe()))
+        inside = [place for place in places if not place[0].path.endswith(".h")]
+        for pos, function in inside[:1] or places[:1]:
+            return self.program.line(pos, function)
+        return CLine("", 0)
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         """A shared word is about to be accessed."""
@@ -174,6 +183,3 @@ class SenderRun(KernelRun):
     def blind(self, address: int, mask: int) -> None:
         """A shared word is about to be changed, by a primitive that does not tell what it found."""
         self.hook(self, address, mask, True, True)
-
-
-Words = Mapping[int, int]

@@ -19,7 +19,7 @@ from iretrace.linux.tree import Tree
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.linux.view import Viewer
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.vmcb import Vmcb
+from iretrace.machine.vmcb import SVM_EVTINJ_VALID, Vmcb
 from iretrace.verdict import Assumption, CLine, InputError
 from iretrace.world.protocol import (
     NO_SENDER,
@@ -170,9 +170,17 @@ class TreeHypervisor:
     ) -> Executed:
         """The statements of a step."""
         packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
-        pause, run = self._step(private, *packed, cause, senders, schedule)
+        refusals: list[int] = []
+
+        def asked(run: Any, result: Any) -> None:
+            if result == 0:
+                refusals.append(run.trace[-1])
+
+        asks = self.machine.target("nmi_allowed")
+        with self.program.watched(*asks, asked):
+            pause, run = self._step(private, *packed, cause, senders, schedule)
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
-        return Executed(lines, self._declined(lines, pause))
+        return Executed(lines, self._declined(refusals, pause))
 
     def statements(self) -> int:
         """Distinct C statements executed so far."""
@@ -327,15 +335,14 @@ class TreeHypervisor:
         run.frames = ()
         return run
 
-    def _declined(self, lines: tuple[CLine, ...], pause: Pause) -> CLine | None:
-        """The last statement that examined a waiting NMI and declined it."""
-        view = self.view(pause.private)
-        if not view.nmi_pending or view.event_inj >> 31:
+    def _declined(self, refusals: list[int], pause: Pause) -> CLine | None:
+        """The last statement that examined a waiting NMI and declined it, if no NMI was injected after all."""
+        if pause.unmodelled or not refusals:
             return None
-        for line in reversed(lines):
-            if line.function in ("svm_nmi_allowed", "svm_nmi_blocked", "vmx_nmi_allowed"):
-                return line
-        return None
+        view = self.view(pause.private)
+        if not view.nmi_pending or view.event_inj & SVM_EVTINJ_VALID:
+            return None
+        return self.program.block_lines(refusals[-1])[-1]
 
     # Senders. ---------------------------------------------------------------------------------------------------
 
@@ -369,16 +376,8 @@ class TreeHypervisor:
         run.m[access.address] = step.word
         run.m.update(step.writes)
         self._blocks.update(step.blocks)
-        where = self._where(step.blocks)
         after = step.log if step.after is not None else NO_SENDER
-        return Sent(self._intern(run), after, step.ipi, where.text, where)
-
-    def _where(self, blocks: tuple[int, ...]) -> CLine:
-        for block in blocks:
-            lines = self.program.block_lines(block)
-            if lines:
-                return lines[-1]
-        return CLine("", 0)
+        return Sent(self._intern(run), after, step.ipi, step.where.text, step.where)
 
     def _is_stack(self, address: int) -> bool:
         return address >= memory.STACKS

@@ -163,6 +163,14 @@ class Machine:
                 found[word] = found.get(word, 0) | mask
         return found
 
+    def target(self, operation: str) -> tuple[str, str]:
+        """(function, file) that the vendor's table has for an operation."""
+        name = vendor_targets(self.index, "svm_x86_ops").get(operation, "")
+        function = self.index.function(name)
+        if function is None:
+            raise Unmodelled(f"svm_x86_ops of this tree has no {operation}")
+        return name, function.pos.path
+
     def closure(self) -> Closure:
         """Everything that the event path reaches, found without running it."""
         roots = [RUN, ACCEPT]

@@ -9,7 +9,8 @@ A value is the C value as an int: signed types negative where C is negative, poi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from sys import _getframe
 from types import CodeType, FrameType
@@ -212,6 +213,32 @@ class Program:
                 found = function.positions[trace.tb_lineno - 1]
             trace = trace.tb_next
         return found
+
+    def places(self, frame: FrameType | None) -> Iterator[tuple[Pos, str]]:
+        """Where C is on a Python stack, innermost call first: (place, function)."""
+        while frame is not None and frame.f_code is not Run._run.__code__:
+            function = self._by_code.get(frame.f_code)
+            if function is not None and frame.f_lineno:
+                yield function.positions[frame.f_lineno - 1], function.definition.name
+            frame = frame.f_back
+
+    @contextmanager
+    def watched(self, name: str, path: str, seen: Callable[[Run, Any], None]) -> Iterator[None]:
+        """While this lasts, seen(run, result) is told of every return of a C function."""
+        key = self.callee(name, Pos(path, 0)).name
+        original: Callable[..., Any] = self.namespace[key]
+
+        def watching(run: Run, *args: Any) -> Any:
+            result = original(run, *args)
+            seen(run, result)
+            return result
+
+        self.namespace[key] = watching
+        try:
+            yield
+        finally:
+            if self.namespace[key] is watching:
+                self.namespace[key] = original
 
     def _failure(self, number: int) -> Unmodelled:
         fail = self._failures[number]

@@ -8,10 +8,11 @@ it. So no C frame of a sender is kept, and whatever a tree's kvm_inject_nmi() an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from iretrace.linux.unmodelled import Unmodelled
+from iretrace.verdict import CLine
 
 Log = tuple[int, ...]
 """What each shared access of a sender found (0 where the sender did not look): the state of a sender."""
@@ -44,6 +45,8 @@ class Step:
     """Other words that it writes: (address, value); none of them is shared."""
     ipi: bool
     after: Access | None
+    where: CLine
+    """The statement that makes the access."""
     blocks: tuple[int, ...]
     """Basic blocks executed between its access and the next one, that of the access first."""
 
@@ -53,45 +56,89 @@ class Recorder(dict[int, int]):
 
     def __init__(self, words: Mapping[int, int]) -> None:
         super().__init__(words)
-        self.read: set[int] = set()
+        self.seen: set[int] = set()
         self.written: set[int] = set()
 
     def get(self, key: int, default: Any = None) -> Any:
         """The word, noted as read."""
         if key not in self.written:
-            self.read.add(key)
+            self.seen.add(key)
         return super().get(key, default)
 
     def __getitem__(self, key: int) -> int:
         if key not in self.written:
-            self.read.add(key)
+            self.seen.add(key)
         return super().__getitem__(key)
 
     def __setitem__(self, key: int, value: int) -> None:
         self.written.add(key)
         super().__setitem__(key, value)
 
+    def feed(self, key: int, value: int) -> None:
+        """Change a word from outside of the run."""
+        super().__setitem__(key, value)
 
-class SenderHost:
-    """What a sender's run has to offer to the sender machinery: see hypervisor.SenderRun."""
+    def peek(self, key: int) -> int:
+        """A word, not noted as read."""
+        return super().get(key, 0)
 
-    m: dict[int, int]
+
+class SenderHost(Protocol):
+    """What a run has to offer here; host.SenderRun does."""
+
     trace: list[int]
     ipi: bool
-    hook: Callable[[int, int, bool, bool], None]
+
+    def statement(self) -> CLine:
+        """The C statement that is being executed, of the innermost function outside of headers."""
+
+
+Hook = Callable[[SenderHost, int, int, bool, bool], None]
+"""Called before each shared access with the run, address, mask, write, and blind: the old value is not looked at."""
+
+
+@dataclass(slots=True)
+class Replay:
+    """One run of a sender: through the accesses of `log`, and through the next one if it is given what that finds."""
+
+    log: Log
+    found: int | None
+    memory: Recorder
+    count: int = 0
+    next: Access | None = None
+    blind: bool = False
+    mark: int = 0
+    before: dict[int, int] = field(default_factory=dict)
+    where: CLine = field(default_factory=lambda: CLine("", 0))
+    touched: set[int] = field(default_factory=set)
+
+    def hook(self, host: SenderHost, address: int, mask: int, write: bool, blind: bool) -> None:
+        """A shared access is about to happen."""
+        number, self.count = self.count, self.count + 1
+        self.touched.add(address)
+        if number < len(self.log):
+            self.memory.feed(address, self.memory.peek(address) & ~mask | self.log[number])
+        elif number == len(self.log) and self.found is not None:
+            self.memory.feed(address, self.found)
+            self.blind, self.where = blind, host.statement()
+            self.mark, self.before = max(len(host.trace) - 1, 0), dict(self.memory)
+            host.ipi = False
+        else:
+            self.next = Access(address, mask, write)
+            raise Reached
 
 
 class Sender:
     """The function that raises one kind of event, as a machine whose states are logs.
 
-    start: runs the function once on a given memory with a given hook, which is called before each shared access with
-    (address, mask, write, blind); blind: the old value is not looked at. private: whether an address is the sender's
-    own (its stack). ignored: words that play no role for what KVM does.
+    start: runs the function once on a memory with a hook. base: memory with everything that a sender reads beside
+    shared cells. own: whether an address is the sender's own (its stack). ignored: whether a word plays no role for
+    what KVM does. describe: an address in words.
     """
 
     def __init__(
         self,
-        start: Callable[[dict[int, int], Callable[[SenderHost, int, int, bool, bool], None]], SenderHost],
+        start: Callable[[Recorder, Hook], SenderHost],
         base: Mapping[int, int],
         own: Callable[[int], bool],
         ignored: Callable[[int], bool],
@@ -103,16 +150,14 @@ class Sender:
         self._ignored = ignored
         self._describe = describe
         self._steps: dict[tuple[Log, int], Step] = {}
-        self._first: Access | None = None
-        self._known: dict[Log, Access | None] = {}
-        self.stable: dict[int, int] = {}
-        """Words that senders read but that are not shared: they must keep these values."""
+        self._next: dict[Log, Access | None] = {}
+        self._stable: dict[int, int] = {}
 
     def access(self, log: Log) -> Access | None:
         """The next access of a sender; None: it is done."""
-        if log not in self._known:
-            self._known[log] = self._run(log, None)[0]
-        return self._known[log]
+        if log not in self._next:
+            self._next[log] = self._run(log, None)[0].next
+        return self._next[log]
 
     def step(self, log: Log, memory: Mapping[int, int]) -> Step:
         """The next step of a sender on a memory. Raises Unmodelled if it looks at a word that nobody declared shared."""
@@ -120,78 +165,52 @@ class Sender:
         if access is None:
             raise ValueError("the sender is done")
         found = memory.get(access.address, 0)
-        step = self._steps.get((log, found))
-        if step is None:
-            step = self._steps[log, found] = self._make(log, access, found)
-        for address, value in self.stable.items():
+        step = self._steps.get((log, found)) or self._make(log, access, found)
+        for address, value in self._stable.items():
             if memory.get(address, 0) != value:
-                raise Unmodelled(
-                    f"a sender reads {self._describe(address)}, which changes while the vCPU runs",
-                    row=f'[[shared]]\nname = "{self._describe(address)}"\nwhy = "senders on other CPUs access it"\n',
-                )
+                raise self._undeclared("reads", address)
         return step
 
     def path(self, log: Log, memory: Mapping[int, int]) -> tuple[Access, ...]:
         """The accesses of all steps that a sender still has to do, if it does them now, one after the other."""
         accesses: list[Access] = []
-        overlay: dict[int, int] = {}
+        changed: dict[int, int] = {}
         access = self.access(log)
         while access is not None:
             accesses.append(access)
-            found = overlay.get(access.address)
+            found = changed.get(access.address)
             if found is None:
                 found = memory.get(access.address, 0)
             step = self._steps.get((log, found)) or self._make(log, access, found)
-            overlay[access.address] = step.word
+            changed[access.address] = step.word
             log, access = step.log, step.after
         return tuple(accesses)
 
     def _make(self, log: Log, access: Access, found: int) -> Step:
-        after, host, blind, mark, before = self._run(log, found)
-        word = host.m.get(access.address, 0)
-        own, ignored = self._own, self._ignored
-        writes = []
-        for address, value in host.m.items():
-            if address != access.address and before.get(address, 0) != value and not own(address):
-                if not ignored(address):
-                    raise Unmodelled(
-                        f"a sender writes {self._describe(address)}",
-                        row=f'[[shared]]\nname = "{self._describe(address)}"\nwhy = "senders on other CPUs access it"\n',
-                    )
-                writes.append((address, value))
-        new_log = (*log, 0 if blind else found & access.mask)
-        self._known[new_log] = after
-        step = Step(new_log, word, tuple(writes), host.ipi, after, tuple(host.trace[mark:]))
+        replay, host = self._run(log, found)
+        writes: list[tuple[int, int]] = []
+        for address, value in replay.memory.items():
+            if address == access.address or replay.before.get(address, 0) == value or self._own(address):
+                continue
+            if not self._ignored(address):
+                raise self._undeclared("writes", address)
+            writes.append((address, value))
+        new = (*log, 0 if replay.blind else found & access.mask)
+        self._next[new] = replay.next
+        word = replay.memory.peek(access.address)
+        blocks = tuple(host.trace[replay.mark :])
+        step = Step(new, word, tuple(writes), host.ipi, replay.next, replay.where, blocks)
         self._steps[log, found] = step
         return step
 
-    def _run(self, log: Log, found: int | None) -> tuple[Access | None, SenderHost, bool, int, dict[int, int]]:
-        """Run up to the access after `log` (found is None), or through it to the one behind it."""
-        memory = Recorder(self._base)
-        count = 0
-        reached: Access | None = None
-        blind_step, mark, before = False, 0, {}
-        touched: set[int] = set()
-
-        def hook(host: SenderHost, address: int, mask: int, write: bool, blind: bool) -> None:
-            nonlocal count, reached, blind_step, mark, before
-            index, count = count, count + 1
-            touched.add(address)
-            if index < len(log):
-                dict.__setitem__(memory, address, memory_word(address, mask, log[index]))
-            elif index == len(log) and found is not None:
-                dict.__setitem__(memory, address, found)
-                host.ipi = False
-                blind_step, mark, before = blind, max(len(host.trace) - 1, 0), dict(memory)
-            else:
-                reached = Access(address, mask, write)
-                raise Reached
-
-        def memory_word(address: int, mask: int, value: int) -> int:
-            return dict.get(memory, address, 0) & ~mask | value
-
-        host = self._start(memory, hook)
-        for address in memory.read - touched:
+    def _run(self, log: Log, found: int | None) -> tuple[Replay, SenderHost]:
+        replay = Replay(log, found, Recorder(self._base))
+        host = self._start(replay.memory, replay.hook)
+        for address in replay.memory.seen - replay.touched:
             if not self._own(address):
-                self.stable[address] = self._base.get(address, 0)
-        return reached, host, blind_step, mark, before
+                self._stable[address] = self._base.get(address, 0)
+        return replay, host
+
+    def _undeclared(self, what: str, address: int) -> Unmodelled:
+        row = '[[shared]]\nname = "STRUCT.MEMBER"\nwhy = "senders on other CPUs access it"\n'
+        return Unmodelled(f"a sender {what} {self._describe(address)}, which no rule says to be shared", row=row)
