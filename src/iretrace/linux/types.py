@@ -373,7 +373,7 @@ class Types:
             return self._lay_out(struct, definition, definition.path or path, None)
         size = self.opaque.get(str(struct))
         if size is None:
-            row = f'[opaque_structs]\n"{struct}" = SIZE_IN_BYTES'
+            row = f'[[opaque_struct]]\nname = "{struct}"\nsize = 8\nwhy = "..."'
             raise Unmodelled(f"{struct} has no definition in the tree", None, row)
         struct.opaque = True
         return Body(size, min(8, size & -size or 1), (), {})
