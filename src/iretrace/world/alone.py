@@ -8,8 +8,7 @@ from typing import NamedTuple
 from iretrace.explore.fair import endings
 from iretrace.explore.graph import Edge, Kind, Limits, explore
 from iretrace.litmus.test import Test
-from iretrace.machine.cpu import SEEN_MARK, Cpu
-from iretrace.subset import unpack
+from iretrace.machine.cpu import SEEN_MARK
 from iretrace.verdict import Outcome
 from iretrace.world.reference import PatientReference, Ref
 
@@ -72,7 +71,7 @@ class Alone:
 
     def _placed(self, state: State) -> int:
         """The `at LABEL` arrival that is complete before the instruction at RIP, or -1."""
-        rip = unpack(Cpu, state.reference[0]).rip
+        rip = self.reference.rip(state.reference)
         for number, arrival in enumerate(self.test.outside):
             if arrival.at == rip and not state.ended >> number & 1:
                 return number
