@@ -189,6 +189,14 @@ class Program:
         """The leaf conditions that were decided in these blocks."""
         return {condition for block in set(blocks) for condition in self.blocks[block].conditions}
 
+    def invert(self, condition: ConditionId) -> None:
+        """Negate another condition from now on. Only the functions that held the last one and hold this are emitted anew."""
+        names = {condition.function} | ({self.negate.function} if self.negate else set())
+        self.negate = condition
+        for function in self._functions.values():
+            if function.definition.name in names:
+                self.namespace[function.name] = self._stub(function.name)
+
     def explain(self, error: BaseException) -> None:
         """Give an error of generated code its C place. Python errors that C can cause become Unmodelled."""
         pos = self._position(error)
