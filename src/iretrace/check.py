@@ -11,6 +11,7 @@ from iretrace.explore.graph import Edge, Graph, Limits, explore
 from iretrace.litmus.test import Clause, Test
 from iretrace.machine.cpu import KNOB_IRET_FAULT_UNMASKS, KNOB_SHADOW_BLOCKS_EXIT, KNOB_TRAP_EXIT_KEEPS_SHADOW
 from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
+from iretrace.world.endings import explained, how, point
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor, View
 from iretrace.world.story import Story
@@ -101,15 +102,15 @@ def _check_with(
     )
     if graph.defects:
         at, edge = graph.defects[0]
-        return _violated(result, explored, _path_to(explored, at, edge), [], edge.defect), product.machine.consulted
+        return _violated(result, explored, _path_to(explored, at, edge), [], edge.defect), product.consulted()
     if not graph.gave_up:
         explored.endings = endings(graph, product)
         result = replace(result, outcomes=_outcomes(explored))
         for ending in explored.endings:
             cause = _judge(explored, ending)
             if cause:
-                return _lasso(result, explored, ending, cause), product.machine.consulted
-    return _not_violated(result, explored), product.machine.consulted
+                return _lasso(result, explored, ending, cause), product.consulted()
+    return _not_violated(result, explored), product.consulted()
 
 
 def _not_violated(result: Result, explored: Explored) -> Result:
@@ -141,8 +142,8 @@ def _judge(explored: Explored, ending: Ending) -> str:
     state = _point(explored, ending.entry)
     if not ending.stuck and not ending.retires:
         return "no guest instruction ever retires again"
-    says = product.ending(state) if ending.stuck or len({_rip(explored, n) for n in ending.members}) == 1 else "loops"
-    if not any(product.explains_ending(_point(explored, n), says) for n in ending.members):
+    says = how(product, explored.graph, ending)
+    if not explained(product, explored.graph, ending, says):
         return _unexplained(explored, state, says)
     marks = tuple(product.test.marks[m] for m in state.marks)
     for clause in product.test.clauses:
@@ -155,7 +156,7 @@ def _judge(explored: Explored, ending: Ending) -> str:
 
 def _unexplained(explored: Explored, state: Point, says: str) -> str:
     product = explored.product
-    view = product.hypervisor.view(product.privates.values[state.private])
+    view = product.hypervisor.view(product.vcpu.private(state.core))
     doing = {"s": "spins", "h": "sleeps", "l": "loops"}.get(says[:1], says) if says else "goes on"
     held = ""
     if view.nmi_pending or view.nmi_queued:
@@ -168,14 +169,8 @@ def _unexplained(explored: Explored, state: Point, says: str) -> str:
     return f"the guest {doing} for ever {host}{held}; {allowed}, which never comes"
 
 
-def _rip(explored: Explored, number: int) -> object:
-    return explored.product.cpus.values[_point(explored, number).cpu][0]
-
-
 def _point(explored: Explored, number: int) -> Point:
-    state = explored.graph.states[number]
-    assert isinstance(state, Point)
-    return state
+    return point(explored.graph, number)
 
 
 def _reached(explored: Explored) -> bool:
@@ -185,7 +180,7 @@ def _reached(explored: Explored) -> bool:
         return True
     product = explored.product
     return any(
-        _meets(asdict(product.hypervisor.view(private)), reach.terms) for private in product.privates.values
+        _meets(asdict(product.hypervisor.view(private)), reach.terms) for private in product.vcpu.privates.values
     )
 
 
@@ -204,7 +199,7 @@ def _outcomes(explored: Explored) -> tuple[Outcome, ...]:
     for ending in explored.endings:
         state = _point(explored, ending.entry)
         marks = tuple(product.test.marks[m] for m in state.marks)
-        found.add((marks, product.ending(state).split(" ")[0]))
+        found.add((marks, how(product, explored.graph, ending).split(" ")[0]))
     return tuple(Outcome(marks, how) for marks, how in sorted(found))
 
 

@@ -28,9 +28,9 @@ class Kind(IntEnum):
     """Anything else; what of it is owed, `Model.owed` says."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Edge:
-    """An edge. With `defect` or `unmodelled` set there is no target: the run ends there."""
+    """An edge; never changed. With `defect` or `unmodelled` set there is no target: the run ends there."""
 
     kind: Kind
     label: Hashable
@@ -96,7 +96,7 @@ def explore(
     progress: Callable[[int], None] | None = None,
     stop_at_defect: bool = True,
 ) -> Graph:
-    """Reach everything, breadth first. Stops at the end of the level where the first defect was met."""
+    """Reach everything, breadth first. Stops at the first state that a defect leaves: no way to one is shorter."""
     graph = Graph()
     first = model.initial()
     if first.defect:

@@ -4,101 +4,50 @@ A state is flat and small: its parts are interned and named by number. What can 
   guest    a step of the guest (an injected event, an exit, an instruction)
   host     the hypervisor runs from a #VMEXIT, a wake-up or KVM_RUN to its next hand-over, with steps of senders
            landing in between (every schedule that can matter is an edge of its own)
-  send     a step of a sender while the guest runs or the vCPU sleeps; a kick's IPI arrives with the step that sends it
+  send     a step of a sender while the guest runs or the vCPU sleeps or is in userspace; a kick's IPI arrives with
+           the step that sends it
   tick     on a ticking host: an exit for no reason of the guest's
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from iretrace.explore.graph import Edge, Kind
 from iretrace.explore.monitor import EMPTY, Monitor
-from iretrace.litmus.test import Test
-from iretrace.machine.boundary import guest_step
-from iretrace.machine.cpu import (
-    DF_VECTOR,
-    SEEN_DELIVERY,
-    SEEN_MARK,
-    VC_VECTOR,
-    Cpu,
+from iretrace.litmus.test import Arrival, Test
+from iretrace.machine.cpu import DF_VECTOR, SEEN_DELIVERY, SEEN_MARK, Cpu
+from iretrace.subset import unpack
+from iretrace.world.guest import place
+from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState
+from iretrace.world.reference import PatientReference, Ref, ending_of
+from iretrace.world.vcpu import (
+    FINISHED,
+    UNSTARTED,
+    Core,
+    Did,
+    HostStep,
+    Phase,
+    Schedule,
+    Senders,
+    SenderStep,
+    Vcpu,
 )
-from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.svm import vmrun
-from iretrace.machine.vmcb import SVM_EXIT_ERR, SVM_EXIT_IRET, SVM_EXIT_VMGEXIT, Vmcb
-from iretrace.subset import pack, unpack
-from iretrace.world.guest import make_cpu, make_machine, place
-from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Landing, Pause, PauseKind, SenderState, Sent
-from iretrace.world.reference import PatientReference, Ref, ending_of, forget_seen, observation
 
-KVM_EXIT_SHUTDOWN = 8
-KVM_EXIT_FAIL_ENTRY = 9
-KVM_EXIT_INTERNAL_ERROR = 17
-EINTR = 4
-EAGAIN = 11
-
-UNSTARTED = -2
-FINISHED = -1
-
-T = TypeVar("T", bound=Hashable)
-
-
-class Phase(IntEnum):
-    """Who holds the CPU."""
-
-    GUEST = 0
-    HOST = 1
-    BLOCKED = 2
-    ENDED = 3
-    """KVM_RUN returned for good (the guest shut down)."""
+GUEST_LABEL = ("guest",)
+TICK_LABEL = ("tick",)
+WAKE_LABEL = ("wake",)
 
 
 class Point(NamedTuple):
-    """One product state. cpu, vmcb, ghcb, private and each sender are numbers of interned values."""
+    """One product state. core, monitor and each sender are numbers of interned values."""
 
-    phase: int
-    cause: int
-    cpu: int
-    vmcb: int
-    ghcb: int
-    private: int
-    senders: tuple[int, ...]
+    core: int
+    senders: Senders
     monitor: int
     marks: tuple[int, ...]
     """Marks seen so far, for the test's clauses; at most as many as the longest clause has, and one more."""
-
-
-class Interned(Generic[T]):
-    """Values and their numbers."""
-
-    def __init__(self) -> None:
-        self._number: dict[T, int] = {}
-        self.values: list[T] = []
-
-    def __call__(self, value: T) -> int:
-        """The number of a value."""
-        number = self._number.get(value)
-        if number is None:
-            number = self._number[value] = len(self.values)
-            self.values.append(value)
-        return number
-
-
-@dataclass(frozen=True, slots=True)
-class GuestStep:
-    """The memoised result of one step of the guest."""
-
-    cpu: int
-    vmcb: int
-    ghcb: int
-    exited: bool
-    shown: Hashable
-    mark: int
-    retired: bool
-    defect: str
 
 
 class Product:
@@ -108,41 +57,34 @@ class Product:
         self.test = test
         self.hypervisor = hypervisor
         self.ticking = host == "ticking"
-        self.machine = make_machine(test, vcpu, knobs)
+        self.vcpu = Vcpu(test, vcpu, hypervisor, knobs)
         self.reference = PatientReference(test, vcpu, knobs)
         self.monitor: Monitor[Ref] = Monitor(self.reference)
-        self.cpus: Interned[tuple[object, ...]] = Interned()
-        self.vmcbs: Interned[tuple[int, ...]] = Interned()
-        self.ghcbs: Interned[tuple[int, ...]] = Interned()
-        self.privates: Interned[Hashable] = Interned()
-        self.senders: Interned[SenderState] = Interned()
         self.longest = max((len(clause.marks) for clause in test.clauses), default=-1) + 1
-        self._guest_steps: dict[tuple[int, int, int], GuestStep] = {}
-        self._host_steps: dict[Hashable, list[tuple[tuple[Landing, ...], Pause]]] = {}
-        self._sends: dict[tuple[int, int], Sent] = {}
+        self._placed = tuple((n, arrival.at) for n, arrival in enumerate(test.outside) if arrival.at >= 0)
+        self._twins = tuple(_twins_before(test.outside, number) for number in range(len(test.outside)))
+        self._sender_steps: dict[tuple[int, int], SenderStep] = {}
+        self._host_steps: dict[tuple[int, Senders], list[HostStep]] = {}
+
+    def consulted(self) -> int:
+        """The knobs that mattered so far, as a bit set."""
+        return self.vcpu.machine.consulted | self.reference.machine.consulted
 
     # The model. -------------------------------------------------------------------------------------------------
 
     def initial(self) -> Edge:
         """Create the vCPU and run it to its first VMRUN. No sender is around yet."""
-        senders = tuple(UNSTARTED for _ in self.test.outside)
-        before = Point(
-            phase=Phase.HOST,
-            cause=Cause.RERUN,
-            cpu=self.cpus(pack(make_cpu(self.test))),
-            vmcb=-1,
-            ghcb=-1,
-            private=-1,
-            senders=senders,
-            monitor=self.monitor.start(),
-            marks=(),
-        )
-        return self._handed_over(before, (), self.hypervisor.start())
+        return self._handed_over(self.monitor.start(), (), self.vcpu.start(len(self.test.outside)))
 
     def owed(self, state: Hashable) -> bool:
-        """A promised arrival, one that is placed here, or a step of a started sender is still to come."""
+        """A promised arrival, one that is placed here, or a step of a started sender is still to come.
+
+        Once KVM_RUN has returned for good nothing can reach the guest any more."""
         assert isinstance(state, Point)
-        if self._arrival_placed_here(state) >= 0:
+        core = self.core(state)
+        if core.phase == Phase.ENDED:
+            return False
+        if self._placed and self._arrival_placed_here(state, core) >= 0:
             return True
         return any(
             sender >= 0 or (sender == UNSTARTED and arrival.promised and arrival.at < 0)
@@ -152,277 +94,160 @@ class Product:
     def edges(self, state: Hashable) -> Iterator[Edge]:
         """Everything that can happen."""
         assert isinstance(state, Point)
-        if state.phase == Phase.HOST:
-            yield from self._host_edges(state)
-            return
-        placed = self._arrival_placed_here(state)
-        if placed >= 0:
-            yield self._send(state, placed)
-            return
-        yield from self._sends_from(state)
-        if state.phase == Phase.GUEST:
+        core = self.core(state)
+        if core.phase == Phase.GUEST:
+            placed = self._arrival_placed_here(state, core) if self._placed else -1
+            if placed >= 0:
+                yield self._send(state, placed)
+                return
+            yield from self._sends(state)
             yield self._guest_edge(state)
             if self.ticking:
-                yield self._tick(state)
-        elif state.phase == Phase.BLOCKED and self.hypervisor.runnable(self.privates.values[state.private]):
-            yield Edge(Kind.RUN, ("wake",), state._replace(phase=Phase.HOST, cause=Cause.WAKE))
+                yield Edge(Kind.TICK, TICK_LABEL, state._replace(core=self.vcpu.interrupted(state.core)))
+        elif core.phase == Phase.HOST:
+            if core.cause == Cause.RERUN:
+                yield from self._sends(state)
+            for step in self.host_steps(state):
+                yield self._handed_over(state.monitor, state.marks, step)
+        elif core.phase == Phase.BLOCKED:
+            yield from self._sends(state)
+            woken = self.vcpu.woken(state.core)
+            if woken >= 0:
+                yield Edge(Kind.RUN, WAKE_LABEL, state._replace(core=woken))
 
     # The guest. -------------------------------------------------------------------------------------------------
 
+    def core(self, state: Point) -> Core:
+        """Processor, guest and hypervisor of a state."""
+        return self.vcpu.cores.values[state.core]
+
+    def cpu(self, state: Point) -> Cpu:
+        """A copy of a state's processor."""
+        return self.vcpu.cpu(state.core)
+
+    def rip(self, state: Point) -> int:
+        """Where the guest executes."""
+        return self.vcpu.cpus.values[self.core(state).cpu][0]
+
+    def did(self, state: Point) -> Did:
+        """What the guest's next step does."""
+        return self.vcpu.did(state.core)
+
     def _guest_edge(self, state: Point) -> Edge:
-        step = self.guest_step(state)
-        kind = Kind.RETIRE if step.retired else Kind.RUN
-        if step.defect:
-            return Edge(kind, ("guest",), defect=step.defect)
-        monitor, marks = state.monitor, state.marks
-        if step.shown is not None:
-            monitor = self.monitor.observe(monitor, step.shown)
+        core, senders, monitor, marks = state
+        did = self.vcpu.did(core)
+        kind = Kind.RETIRE if did.retired else Kind.RUN
+        if did.defect:
+            return Edge(kind, GUEST_LABEL, defect=did.defect)
+        if did.shown is not None:
+            monitor = self.monitor.observe(monitor, did.shown)
             if monitor == EMPTY:
-                return Edge(kind, ("guest",), defect=self._inexplicable(state, step))
-            if step.mark >= 0 and len(marks) < self.longest:
-                marks = (*marks, step.mark)
+                return Edge(kind, GUEST_LABEL, defect=self._inexplicable(state, did))
+            if did.mark >= 0 and len(marks) < self.longest:
+                marks = (*marks, did.mark)
         if self.reference.without_contract:
-            return Edge(kind, ("guest",), unmodelled=self.reference.without_contract)
-        target = state._replace(cpu=step.cpu, vmcb=step.vmcb, ghcb=step.ghcb, monitor=monitor, marks=marks)
-        if step.exited:
-            target = target._replace(phase=Phase.HOST, cause=Cause.VMEXIT)
-        return Edge(kind, ("guest",), target)
+            return Edge(kind, GUEST_LABEL, unmodelled=self.reference.without_contract)
+        return Edge(kind, GUEST_LABEL, Point(self.vcpu.after(core, did), senders, monitor, marks))
 
-    def guest_step(self, state: Point) -> GuestStep:
-        """What the guest's next step does, memoised."""
-        key = (state.cpu, state.vmcb, state.ghcb)
-        known = self._guest_steps.get(key)
-        if known is not None:
-            return known
-        cpu = unpack(Cpu, self.cpus.values[state.cpu])
-        vmcb = unpack(Vmcb, self.vmcbs.values[state.vmcb])
-        ghcb = unpack(Ghcb, self.ghcbs.values[state.ghcb])
-        before = cpu.rip
-        injecting = cpu.event_inj != 0
-        guest_step(self.machine, cpu, vmcb, ghcb)
-        shown = observation(cpu)
-        mark = cpu.seen_vector if cpu.seen == SEEN_MARK else -1
-        exited = cpu.guest_mode == 0
-        retired = not injecting and (not exited or vmcb.exit_code == SVM_EXIT_VMGEXIT or cpu.rip != before)
-        defect = self._guest_defect(cpu)
-        forget_seen(cpu)
-        made = GuestStep(
-            cpu=self.cpus(pack(cpu)),
-            vmcb=self.vmcbs(pack(vmcb)),
-            ghcb=self.ghcbs(pack(ghcb)),
-            exited=exited,
-            shown=shown,
-            mark=mark,
-            retired=retired,
-            defect=defect,
-        )
-        self._guest_steps[key] = made
-        return made
-
-    def _guest_defect(self, cpu: Cpu) -> str:
-        """Defects whatever the history: #VC for IRET, which no GHCB event answers."""
-        at_vc = self.machine.idt[VC_VECTOR] == cpu.rip + 1
-        if self.machine.sev_es and at_vc and cpu.rsp < len(cpu.memory) and cpu.memory[cpu.rsp] == SVM_EXIT_IRET:
-            return "the guest gets #VC for its IRET, an event that the GHCB protocol does not have"
-        return ""
-
-    def _inexplicable(self, state: Point, step: GuestStep) -> str:
-        return f"the guest sees {self.say(step.shown)}; {self.say_allowed(state.monitor)}"
+    def _inexplicable(self, state: Point, did: Did) -> str:
+        return f"the guest sees {self.say(did.shown)}; {self.say_allowed(state.monitor)}"
 
     # Other CPUs. ------------------------------------------------------------------------------------------------
 
-    def _arrival_placed_here(self, state: Point) -> int:
+    def _arrival_placed_here(self, state: Point, core: Core) -> int:
         """The `at LABEL` arrival that must be complete before the guest's next instruction, or -1."""
-        if state.phase != Phase.GUEST:
+        if core.phase != Phase.GUEST:
             return -1
-        rip = self.cpus.values[state.cpu][0]
-        for number, arrival in enumerate(self.test.outside):
-            if arrival.at == rip and state.senders[number] != FINISHED:
+        rip = self.rip(state)
+        for number, at in self._placed:
+            if at == rip and state.senders[number] != FINISHED:
                 return number
         return -1
 
-    def _startable(self, senders: tuple[int, ...], number: int) -> bool:
+    def _startable(self, senders: Senders, number: int, landed: set[int]) -> bool:
         """An arrival can start; of several alike, the first that has not (they cannot be told apart)."""
-        arrival = self.test.outside[number]
-        if senders[number] != UNSTARTED or arrival.at >= 0:
+        if senders[number] != UNSTARTED or self.test.outside[number].at >= 0:
             return False
-        return all(
-            senders[other] != UNSTARTED or self.test.outside[other] != arrival for other in range(number)
-        )
+        return all(senders[twin] != UNSTARTED or twin in landed for twin in self._twins[number])
 
-    def _sends_from(self, state: Point) -> Iterator[Edge]:
-        if state.phase == Phase.ENDED:
-            return
+    def _sends(self, state: Point) -> Iterator[Edge]:
         for number, sender in enumerate(state.senders):
-            if sender >= 0 or self._startable(state.senders, number):
+            if sender >= 0 or self._startable(state.senders, number, set()):
                 yield self._send(state, number)
 
-    def sent(self, state: Point, number: int) -> Sent:
+    def sender_step(self, state: Point, number: int) -> SenderStep:
         """The next step of a sender, memoised."""
         sender = state.senders[number]
         if sender == UNSTARTED:
-            sender = self.senders(self.hypervisor.sender(self.test.outside[number].kind))
-        key = (state.private, sender)
-        known = self._sends.get(key)
+            sender = self.vcpu.fresh[number]
+        key = (state.core, sender)
+        known = self._sender_steps.get(key)
         if known is None:
-            private = self.privates.values[state.private]
-            known = self._sends[key] = self.hypervisor.send(private, self.senders.values[sender])
+            known = self._sender_steps[key] = self.vcpu.sender_step(state.core, sender)
         return known
 
     def _send(self, state: Point, number: int) -> Edge:
-        sent = self.sent(state, number)
+        step = self.sender_step(state, number)
         label = ("send", number)
-        if sent.unmodelled:
-            return Edge(Kind.OUTSIDE, label, unmodelled=sent.unmodelled)
+        if step.sent.unmodelled:
+            return Edge(Kind.OUTSIDE, label, unmodelled=step.sent.unmodelled)
         monitor = state.monitor
         if state.senders[number] == UNSTARTED:
             monitor = self.monitor.stamp(monitor, ("start", number))
-        after = FINISHED
-        if sent.sender is NO_SENDER:
+        if step.sender == FINISHED:
             monitor = self.monitor.stamp(monitor, ("end", number))
-        else:
-            after = self.senders(sent.sender)
-        senders = (*state.senders[:number], after, *state.senders[number + 1 :])
-        target = state._replace(
-            private=self.privates(sent.private),
-            senders=senders,
-            monitor=monitor,
-        )
-        if sent.ipi and state.phase == Phase.GUEST:
-            target = target._replace(cpu=self._interrupted(target))
-        return Edge(Kind.OUTSIDE, label, target)
-
-    def _interrupted(self, state: Point) -> int:
-        cpu = unpack(Cpu, self.cpus.values[state.cpu])
-        cpu.intr_pending = 1
-        return self.cpus(pack(cpu))
-
-    def _tick(self, state: Point) -> Edge:
-        return Edge(Kind.TICK, ("tick",), state._replace(cpu=self._interrupted(state)))
+        senders = (*state.senders[:number], step.sender, *state.senders[number + 1 :])
+        return Edge(Kind.OUTSIDE, label, Point(step.core, senders, monitor, state.marks))
 
     # The hypervisor. --------------------------------------------------------------------------------------------
 
-    def _host_edges(self, state: Point) -> Iterator[Edge]:
-        for schedule, pause in self.host_steps(state):
-            yield self._handed_over(state, schedule, pause)
-
     def senders_around(self, state: Point) -> tuple[SenderState, ...]:
         """What each sender that may land in a host step has still to do."""
+        values = self.vcpu.senders.values
         return tuple(
-            self.senders.values[sender]
+            values[sender]
             if sender >= 0
-            else self.hypervisor.sender(arrival.kind)
+            else values[fresh]
             if sender == UNSTARTED and arrival.at < 0
             else NO_SENDER
-            for sender, arrival in zip(state.senders, self.test.outside, strict=True)
+            for sender, fresh, arrival in zip(state.senders, self.vcpu.fresh, self.test.outside, strict=True)
         )
 
-    def host_steps(self, state: Point) -> list[tuple[tuple[Landing, ...], Pause]]:
-        """The hypervisor's step under every schedule that can matter, memoised."""
-        key = (state.private, state.vmcb, state.ghcb, state.cause, state.senders)
+    def pauses(self, state: Point) -> list[tuple[Schedule, Pause]]:
+        """The hypervisor's step under every schedule that makes a difference."""
+        senders = state.senders
+
+        def may_land(landed: set[int], number: int) -> bool:
+            return senders[number] >= 0 or self._startable(senders, number, landed)
+
+        return self.vcpu.pauses(state.core, senders, self.senders_around(state), may_land)
+
+    def host_steps(self, state: Point) -> list[HostStep]:
+        """What becomes of a state's core and senders by the hypervisor's step, memoised."""
+        key = (state.core, state.senders)
         known = self._host_steps.get(key)
-        if known is not None:
-            return known
-        senders = self.senders_around(state)
-        results: list[tuple[tuple[Landing, ...], Pause]] = []
-        schedules: list[tuple[Landing, ...]] = [()]
-        while schedules:
-            schedule = schedules.pop()
-            pause = self.hypervisor.step(
-                self.privates.values[state.private],
-                unpack(Vmcb, self.vmcbs.values[state.vmcb]),
-                unpack(Ghcb, self.ghcbs.values[state.ghcb]),
-                Cause(state.cause),
-                senders,
-                schedule,
-            )
-            results.append((schedule, pause))
-            landed = {landing[1] for landing in schedule}
-            for landing in pause.openings:
-                if landing[1] in landed or self._may_land(state, landed, landing[1]):
-                    schedules.append((*schedule, landing))
-        self._host_steps[key] = results
-        return results
+        if known is None:
+            known = self._host_steps[key] = [
+                self.vcpu.handed_over(state.core, state.senders, schedule, pause)
+                for schedule, pause in self.pauses(state)
+            ]
+        return known
 
-    def _may_land(self, state: Point, landed: set[int], number: int) -> bool:
-        if state.senders[number] >= 0:
-            return True
-        senders = tuple(FINISHED if n in landed else sender for n, sender in enumerate(state.senders))
-        return self._startable(senders, number)
-
-    def _handed_over(self, state: Point, schedule: tuple[Landing, ...], pause: Pause) -> Edge:
-        label = ("host", schedule)
-        if pause.unmodelled:
-            return Edge(Kind.RUN, label, unmodelled=pause.unmodelled)
-        if pause.defects:
-            return Edge(Kind.RUN, label, defect=pause.defects[0][0])
-        target = self._after_host(state, pause)
-        if pause.kind == PauseKind.ENTER:
-            return self._entered(target, label, pause)
-        if pause.kind == PauseKind.BLOCK:
-            return Edge(Kind.RUN, label, target._replace(phase=Phase.BLOCKED))
-        if pause.exit_reason in (-EINTR, -EAGAIN):
-            return Edge(Kind.RUN, label, target._replace(phase=Phase.HOST, cause=Cause.RERUN))
-        if pause.exit_reason == KVM_EXIT_SHUTDOWN:
-            return self._shut_down(target, label)
-        return Edge(Kind.RUN, label, **_userspace(pause.exit_reason))
-
-    def _after_host(self, state: Point, pause: Pause) -> Point:
-        senders = list(state.senders)
-        monitor = state.monitor
-        for what, number in pause.log:
-            monitor = self.monitor.stamp(monitor, (what, number))
-            senders[number] = FINISHED if what == "end" else self.senders(pause.senders[number])
-        for number, sender in enumerate(senders):
-            if sender >= 0:
-                senders[number] = self.senders(pause.senders[number])
-        cpu = unpack(Cpu, self.cpus.values[state.cpu])
-        cpu.intr_pending = int(pause.ipi)
-        if pause.warm:
-            cpu.cold = 0
-        return state._replace(
-            cpu=self.cpus(pack(cpu)),
-            vmcb=self.vmcbs(pause.vmcb),
-            ghcb=self.ghcbs(pause.ghcb),
-            private=self.privates(pause.private),
-            senders=tuple(senders),
-            monitor=monitor,
-        )
-
-    def _entered(self, state: Point, label: Hashable, pause: Pause) -> Edge:
-        """VMRUN: a refusal is a defect."""
-        cpu = unpack(Cpu, self.cpus.values[state.cpu])
-        vmcb = unpack(Vmcb, pause.vmcb)
-        vmrun(self.machine, cpu, vmcb)
-        if vmcb.exit_code == SVM_EXIT_ERR and cpu.guest_mode == 0:
-            return Edge(Kind.RUN, label, defect="the processor refuses this VMRUN: #VMEXIT(INVALID)")
-        return Edge(
-            Kind.RUN,
-            label,
-            state._replace(phase=Phase.GUEST, cause=0, cpu=self.cpus(pack(cpu)), vmcb=self.vmcbs(pack(vmcb))),
-        )
-
-    def _shut_down(self, state: Point, label: Hashable) -> Edge:
-        cpu = unpack(Cpu, self.cpus.values[state.cpu])
-        if not cpu.shutdown:
-            return Edge(Kind.RUN, label, defect="KVM_EXIT_SHUTDOWN although the guest has not shut down")
-        return Edge(Kind.RUN, label, state._replace(phase=Phase.ENDED))
+    def _handed_over(self, monitor: int, marks: tuple[int, ...], step: HostStep) -> Edge:
+        if step.core < 0:
+            return Edge(Kind.RUN, step.label, defect=step.defect, unmodelled=step.unmodelled)
+        for stamp in step.log:
+            monitor = self.monitor.stamp(monitor, stamp)
+        return Edge(Kind.RUN, step.label, Point(step.core, step.senders, monitor, marks))
 
     # Endings. ---------------------------------------------------------------------------------------------------
 
     def ending(self, state: Point) -> str:
         """How the guest goes on for ever if it stays in this state. A vCPU that sleeps has executed HLT."""
-        cpu = unpack(Cpu, self.cpus.values[state.cpu])
-        if state.phase == Phase.BLOCKED:
-            return f"halted at {cpu.rip}"
-        return ending_of(self.machine, cpu) or "loops"
-
-    def explains_ending(self, state: Point, ending: str) -> bool:
-        """Some explanation of the history goes on in the same way, and nothing is owed in it."""
-        return any(
-            (ending == "loops" or self.reference.ending(ref) == ending) and self.reference.owes_nothing(ref)
-            for ref in self.monitor.members(state.monitor)
-        )
+        core = self.core(state)
+        if core.phase == Phase.BLOCKED:
+            return f"halted at {self.rip(state)}"
+        return ending_of(self.vcpu.machine, unpack(Cpu, self.vcpu.cpus.values[core.cpu]))
 
     # Words. -----------------------------------------------------------------------------------------------------
 
@@ -446,12 +271,7 @@ class Product:
         return "the processor could only show " + " or ".join(allowed)
 
 
-def _userspace(reason: int) -> dict[str, str]:
-    """Returns to userspace that end a run: errors are defects, the rest is not modelled."""
-    if reason == KVM_EXIT_INTERNAL_ERROR:
-        return {"defect": "KVM_EXIT_INTERNAL_ERROR"}
-    if reason == KVM_EXIT_FAIL_ENTRY:
-        return {"defect": "KVM_EXIT_FAIL_ENTRY"}
-    if reason < 0:
-        return {"defect": f"KVM_RUN fails with errno {-reason}"}
-    return {"unmodelled": f"KVM_RUN returns to userspace with exit reason {reason}; no VMM for it is modelled"}
+def _twins_before(outside: tuple[Arrival, ...], number: int) -> tuple[int, ...]:
+    """The arrivals before this one that are just like it."""
+    alike = (outside[number].kind, outside[number].promised, outside[number].at)
+    return tuple(n for n in range(number) if (outside[n].kind, outside[n].promised, outside[n].at) == alike)

@@ -1,19 +1,24 @@
 """The patient reference: the machine without hypervisor, free to be late, but never to forget.
 
-A state is (packed Cpu, arrivals in transit, those whose sender is done), the last two as bit sets over the test's
-arrivals. Its rules, and where they come from, are in docs/design.md ("The patient reference"):
+A state is (number of a Cpu, arrivals in transit as a bit set, how many more are in transit whose sender is done).
+Its rules, and where they come from, are in docs/design.md ("The patient reference"):
   a. an arrival is in transit from its stamp;
   b. it is latched at any later point, but no instruction retires between the end of its sender's call and the latching;
   c. an NMI merges into a latched NMI only while NMIs are blocked; else it waits until the first is taken;
   d. a latched, unblocked NMI is taken now or later, but it is owed;
   e. what the guest itself causes is never late.
 Whether an STI or MOV SS shadow blocks NMIs is up to the implementation, so the reference may do either each time.
+
+The reference is held to what the guest and the senders can see, not to the instructions of the observed run: where
+nothing is shown it may be ahead or behind. Rule b speaks of its own instructions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
+from iretrace.explore.interned import Interned
 from iretrace.explore.monitor import Observation, Stamp
 from iretrace.litmus.test import Test
 from iretrace.machine.boundary import latch_nmi, take_nmi
@@ -25,8 +30,11 @@ from iretrace.subset import pack, unpack
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
 
-Ref = tuple[tuple[object, ...], int, int]
-"""(packed Cpu, in transit, of these: sender done)."""
+Ref = tuple[int, int, int]
+"""(Cpu by number, in transit with the sender still at it, in transit with the sender done)."""
+
+Move = tuple[Observation | None, int]
+"""(what it shows, the Cpu after it)."""
 
 
 def observation(cpu: Cpu) -> Observation | None:
@@ -52,14 +60,39 @@ def ending_of(machine: Machine, cpu: Cpu) -> str:
     return ""
 
 
+def loops_through(rips: Iterable[int]) -> str:
+    """The ending of a run that executes these instructions again and again."""
+    return "loops through " + ", ".join(str(rip) for rip in sorted(set(rips)))
+
+
+@dataclass(slots=True)
+class Known:
+    """What one Cpu can do, worked out once."""
+
+    rip: int
+    ending: str
+    room: bool
+    """An arrival can be latched: the latch is empty, or blocked and so merges."""
+    due: bool
+    """An NMI is latched that nothing but a shadow holds: it may be taken, and is owed."""
+    latched: int
+    """The Cpu with its NMI latched."""
+    taken: Move | None
+    """Taking the latched NMI, if it is due."""
+    executed: Move | None
+    """Executing the next instruction, unless halted or shut down."""
+
+
 class PatientReference:
     """The reference machine of a test, for explore.monitor.Monitor."""
 
     def __init__(self, test: Test, vcpu: str, knobs: int) -> None:
         self.machine = make_machine(test, vcpu, knobs)
+        self._cpus: Interned[tuple[object, ...]] = Interned()
+        self._known: dict[int, Known] = {}
         cpu = make_cpu(test)
         cpu.cold = 0  # no nested paging on bare metal
-        self._first = cpu
+        self._first = self._cpus(pack(cpu))
         self._vmcb = Vmcb()
         self._ghcb = Ghcb()
         self.without_contract = ""
@@ -67,63 +100,104 @@ class PatientReference:
 
     def start(self) -> Ref:
         """The machine as main begins."""
-        return (pack(self._first), 0, 0)
+        return (self._first, 0, 0)
 
     def stamp(self, state: Ref, event: Stamp) -> Ref:
         """("start", i): arrival i is in transit. ("end", i): its sender's call has returned."""
         cpu, transit, done = state
         what, arrival = event
+        bit = 1 << arrival
         if what == "start":
-            return (cpu, transit | 1 << arrival, done)
-        return (cpu, transit, done | (transit & 1 << arrival))
+            return (cpu, transit | bit, done)
+        if transit & bit:
+            return (cpu, transit & ~bit, done + 1)
+        return state
 
     def moves(self, state: Ref) -> Iterator[tuple[Observation | None, Ref]]:
         """Latch an arrival, take the latched NMI, or execute the next instruction."""
-        packed, transit, done = state
-        cpu = unpack(Cpu, packed)
-        yield from self._latch(cpu, packed, transit, done)
-        if cpu.nmi_latched and not cpu.nmi_masked and not cpu.shutdown:
-            taking = unpack(Cpu, packed)
-            see_nothing(taking)
-            take_nmi(self.machine, taking, self._vmcb)
-            yield self._after(taking, transit, done)
-        if self._may_retire(cpu, done) and not cpu.halted and not cpu.shutdown:
-            see_nothing(cpu)
-            execute(self.machine, cpu, self._vmcb, self._ghcb)
-            if cpu.door and not answer_vmgexit(cpu):
-                self.without_contract = f"VMGEXIT {cpu.door:#x} has no contract"
-            yield self._after(cpu, transit, done)
+        cpu, transit, done = state
+        known = self.known(cpu)
+        if known.room:
+            if done:
+                yield None, (known.latched, transit, done - 1)
+            for arrival in range(transit.bit_length()):
+                if transit >> arrival & 1:
+                    yield None, (known.latched, transit & ~(1 << arrival), done)
+        if known.taken is not None:
+            shown, after = known.taken
+            yield shown, (after, transit, done)
+        # No arrival whose sender is done is still in transit, unless it waits for the latched NMI to be taken.
+        if known.executed is not None and (done == 0 or known.due):
+            shown, after = known.executed
+            yield shown, (after, transit, done)
 
     def owes_nothing(self, state: Ref) -> bool:
-        """Nothing is in transit, and no NMI waits that nothing holds."""
-        cpu = unpack(Cpu, state[0])
-        return state[1] == 0 and (not cpu.nmi_latched or bool(cpu.nmi_masked) or bool(cpu.shutdown))
+        """Nothing is in transit, and no NMI waits that nothing holds. After a shutdown nothing can come any more."""
+        cpu, transit, done = state
+        known = self.known(cpu)
+        return known.ending == "shutdown" or (transit == 0 and done == 0 and not known.due)
+
+    def goes_on(self, state: Ref) -> str:
+        """How it goes on for ever by itself, showing nothing and owing nothing; "" if it does not."""
+        way: list[int] = []
+        at = state[0]
+        while at not in way:
+            known = self.known(at)
+            if known.due:
+                return ""
+            if known.ending:
+                return known.ending
+            if known.executed is None or known.executed[0] is not None:
+                return ""
+            way.append(at)
+            at = known.executed[1]
+        return loops_through(self.known(cpu).rip for cpu in way[way.index(at) :])
+
+    def rip(self, state: Ref) -> int:
+        """Where it executes."""
+        return self.known(state[0]).rip
 
     def ending(self, state: Ref) -> str:
-        """How this state goes on for ever by itself ("" if it does not)."""
-        return ending_of(self.machine, unpack(Cpu, state[0]))
+        """How this state goes on for ever as it is ("" if it does not)."""
+        return self.known(state[0]).ending
 
-    def _latch(
-        self, cpu: Cpu, packed: tuple[object, ...], transit: int, done: int
-    ) -> Iterator[tuple[Observation | None, Ref]]:
+    def known(self, number: int) -> Known:
+        """What a Cpu can do."""
+        known = self._known.get(number)
+        if known is None:
+            known = self._known[number] = self._work_out(self._cpus.values[number])
+        return known
+
+    def _work_out(self, packed: tuple[object, ...]) -> Known:
+        cpu = unpack(Cpu, packed)
         blocked = cpu.nmi_masked or cpu.shadow != SHADOW_NONE
-        if not transit or (cpu.nmi_latched and not blocked):
-            return
-        if not cpu.nmi_latched:
-            latched = unpack(Cpu, packed)
-            latch_nmi(latched)
-            packed = pack(latched)
-        for arrival in range(transit.bit_length()):
-            bit = 1 << arrival
-            if transit & bit:
-                yield None, (packed, transit & ~bit, done & ~bit)
+        due = bool(cpu.nmi_latched and not cpu.nmi_masked and not cpu.shutdown)
+        ending = ending_of(self.machine, cpu)
+        latched = unpack(Cpu, packed)
+        latch_nmi(latched)
+        return Known(
+            rip=cpu.rip,
+            ending=ending,
+            room=bool(blocked or not cpu.nmi_latched),
+            due=due,
+            latched=self._cpus(pack(latched)),
+            taken=self._take(unpack(Cpu, packed)) if due else None,
+            executed=None if cpu.halted or cpu.shutdown else self._execute(cpu),
+        )
 
-    @staticmethod
-    def _may_retire(cpu: Cpu, done: int) -> bool:
-        """No arrival whose sender is done is still in transit, unless it waits for the latched NMI to be taken."""
-        return done == 0 or bool(cpu.nmi_latched and not cpu.nmi_masked)
+    def _take(self, cpu: Cpu) -> Move:
+        see_nothing(cpu)
+        take_nmi(self.machine, cpu, self._vmcb)
+        return self._after(cpu)
 
-    def _after(self, cpu: Cpu, transit: int, done: int) -> tuple[Observation | None, Ref]:
+    def _execute(self, cpu: Cpu) -> Move:
+        see_nothing(cpu)
+        execute(self.machine, cpu, self._vmcb, self._ghcb)
+        if cpu.door and not answer_vmgexit(cpu):
+            self.without_contract = f"VMGEXIT {cpu.door:#x} has no contract"
+        return self._after(cpu)
+
+    def _after(self, cpu: Cpu) -> Move:
         shown = observation(cpu)
         forget_seen(cpu)
-        return shown, (pack(cpu), transit, done)
+        return shown, self._cpus(pack(cpu))

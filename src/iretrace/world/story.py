@@ -7,8 +7,7 @@ from dataclasses import asdict
 
 from iretrace.explore.graph import Edge
 from iretrace.litmus.test import Op
-from iretrace.machine.cpu import Cpu
-from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE, Ghcb
+from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import (
     SVM_EVTINJ_VALID,
     SVM_EXIT_CPUID,
@@ -23,8 +22,9 @@ from iretrace.machine.vmcb import (
 from iretrace.subset import unpack
 from iretrace.verdict import CLine, Step
 from iretrace.world.guest import place
-from iretrace.world.product import UNSTARTED, Point, Product
+from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Cause, Executed, Pause, PauseKind, View
+from iretrace.world.vcpu import UNSTARTED
 
 EXIT_NAMES = {
     SVM_EXIT_INTR: "INTR",
@@ -82,9 +82,9 @@ class Story:
 
     def _tell_guest(self, state: Point, edge: Edge) -> Step:
         product = self._product
-        before = unpack(Cpu, product.cpus.values[state.cpu])
-        done = product.guest_step(state)
-        vmcb = unpack(Vmcb, product.vmcbs.values[done.vmcb])
+        before = product.cpu(state)
+        done = product.did(state)
+        vmcb = unpack(Vmcb, product.vcpu.vmcbs.values[done.vmcb])
         here = place(product.test, before.rip)
         if before.event_inj:
             what = f"delivers {product.say(done.shown)}" if done.shown else "delivers the injected event"
@@ -102,7 +102,7 @@ class Story:
         return self._step("guest", what, f"{instruction.op.name.lower()}", note=edge.defect)
 
     def _tell_send(self, state: Point, number: int) -> Step:
-        sent = self._product.sent(state, number)
+        sent = self._product.sender_step(state, number).sent
         kind = self._product.test.outside[number].kind.upper()
         first = " arrives:" if state.senders[number] == UNSTARTED else ":"
         what = f"{kind} {number + 1}{first} {sent.what}"
@@ -110,7 +110,7 @@ class Story:
 
     def _tell_host(self, state: Point, schedule: tuple[tuple[int, int, int], ...], edge: Edge) -> list[Step]:
         product = self._product
-        pause = next(pause for made, pause in product.host_steps(state) if made == schedule)
+        pause = next(pause for made, pause in product.pauses(state) if made == schedule)
         executed = self._explain(state, schedule)
         steps: list[Step] = []
         for _, number, count in schedule:
@@ -129,10 +129,10 @@ class Story:
     def _explain(self, state: Point, schedule: tuple[tuple[int, int, int], ...]) -> Executed:
         product = self._product
         return product.hypervisor.explain(
-            product.privates.values[state.private],
-            unpack(Vmcb, product.vmcbs.values[state.vmcb]),
-            unpack(Ghcb, product.ghcbs.values[state.ghcb]),
-            Cause(state.cause),
+            product.vcpu.private(state.core),
+            product.vcpu.vmcb(state.core),
+            product.vcpu.ghcb(state.core),
+            Cause(product.core(state).cause),
             product.senders_around(state),
             schedule,
         )

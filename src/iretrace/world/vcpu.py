@@ -1,0 +1,336 @@
+"""The vCPU's half of the product: processor, guest and hypervisor, and what each can do next, worked out once.
+
+Nothing here knows of fairness, of the reference or of what has been observed so far.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from iretrace.explore.interned import Interned
+from iretrace.explore.monitor import Stamp
+from iretrace.litmus.test import Test
+from iretrace.machine.boundary import guest_step
+from iretrace.machine.cpu import SEEN_MARK, VC_VECTOR, Cpu
+from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.svm import PAGE_SHIFT, vmrun
+from iretrace.machine.vmcb import SVM_EXIT_ERR, SVM_EXIT_IRET, SVM_EXIT_VMGEXIT, Vmcb
+from iretrace.subset import pack, unpack
+from iretrace.world.guest import make_cpu, make_machine
+from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Landing, Pause, PauseKind, SenderState, Sent
+from iretrace.world.reference import forget_seen, observation
+
+KVM_EXIT_SHUTDOWN = 8
+KVM_EXIT_FAIL_ENTRY = 9
+KVM_EXIT_INTERNAL_ERROR = 17
+EINTR = 4
+EAGAIN = 11
+
+UNSTARTED = -2
+FINISHED = -1
+
+Schedule = tuple[Landing, ...]
+Senders = tuple[int, ...]
+"""For each arrival: the number of its sender's state, or UNSTARTED, or FINISHED."""
+
+
+class Phase(IntEnum):
+    """Who holds the CPU."""
+
+    GUEST = 0
+    HOST = 1
+    BLOCKED = 2
+    ENDED = 3
+    """KVM_RUN returned for good (the guest shut down)."""
+
+
+class Core(NamedTuple):
+    """Processor, guest and hypervisor. cpu, vmcb, ghcb and private are numbers of interned values."""
+
+    phase: int
+    cause: int
+    cpu: int
+    vmcb: int
+    ghcb: int
+    private: int
+
+
+@dataclass(slots=True)
+class Did:
+    """What one step of a guest did. mark: the number of the mark shown, or -1."""
+
+    cpu: int
+    vmcb: int
+    ghcb: int
+    exited: bool
+    shown: Hashable
+    mark: int
+    retired: bool
+    defect: str
+
+
+@dataclass(slots=True)
+class HostStep:
+    """One way for the hypervisor to get from where it runs to its next hand-over. core: -1 if the run ends here."""
+
+    label: tuple[str, Schedule]
+    core: int
+    senders: Senders
+    log: tuple[Stamp, ...]
+    defect: str = ""
+    unmodelled: str = ""
+
+
+@dataclass(slots=True)
+class SenderStep:
+    """One step of a sender. sender: the number of its state after the step, or FINISHED."""
+
+    sent: Sent
+    core: int
+    sender: int
+
+
+class Vcpu:
+    """Processor, guest and hypervisor of one test, for one value of the knobs."""
+
+    def __init__(self, test: Test, vcpu: str, hypervisor: Hypervisor, knobs: int) -> None:
+        self.hypervisor = hypervisor
+        self.machine = make_machine(test, vcpu, knobs)
+        self.first = pack(make_cpu(test))
+        self.cores: Interned[Core] = Interned()
+        self.cpus: Interned[tuple[int, ...]] = Interned()
+        self.vmcbs: Interned[tuple[int, ...]] = Interned()
+        self.ghcbs: Interned[tuple[int, ...]] = Interned()
+        self.privates: Interned[Hashable] = Interned()
+        self.senders: Interned[SenderState] = Interned()
+        self.fresh = tuple(self.senders(hypervisor.sender(arrival.kind)) for arrival in test.outside)
+        """For each arrival: the number of its sender's state before the first step."""
+        self._did: dict[tuple[int, int, int], Did] = {}
+        self._interrupted: dict[int, int] = {}
+        self._pauses: dict[Hashable, list[tuple[Schedule, Pause]]] = {}
+        self._handed: dict[tuple[int, bool, int], int] = {}
+        self._entered: dict[tuple[int, int], tuple[int, int] | None] = {}
+
+    def core(self, number: int) -> Core:
+        """The core of that number."""
+        return self.cores.values[number]
+
+    def cpu(self, core: int) -> Cpu:
+        """A copy of a core's processor."""
+        return unpack(Cpu, self.cpus.values[self.cores.values[core].cpu])
+
+    def vmcb(self, core: int) -> Vmcb:
+        """A copy of a core's VMCB."""
+        return unpack(Vmcb, self.vmcbs.values[self.cores.values[core].vmcb])
+
+    def ghcb(self, core: int) -> Ghcb:
+        """A copy of a core's GHCB."""
+        return unpack(Ghcb, self.ghcbs.values[self.cores.values[core].ghcb])
+
+    def private(self, core: int) -> Hashable:
+        """A core's hypervisor state."""
+        return self.privates.values[self.cores.values[core].private]
+
+    # The guest. -------------------------------------------------------------------------------------------------
+
+    def did(self, core: int) -> Did:
+        """What the guest's next step does."""
+        _, _, cpu, vmcb, ghcb, _ = self.cores.values[core]
+        known = self._did.get((cpu, vmcb, ghcb))
+        if known is None:
+            known = self._did[cpu, vmcb, ghcb] = self._guest_step(self.cpu(core), self.vmcb(core), self.ghcb(core))
+        return known
+
+    def after(self, core: int, did: Did) -> int:
+        """The core after the guest's step."""
+        private = self.cores.values[core].private
+        phase, cause = (Phase.HOST, Cause.VMEXIT) if did.exited else (Phase.GUEST, 0)
+        return self.cores(Core(phase, cause, did.cpu, did.vmcb, did.ghcb, private))
+
+    def _guest_step(self, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> Did:
+        before = cpu.rip
+        injecting = cpu.event_inj != 0
+        guest_step(self.machine, cpu, vmcb, ghcb)
+        shown = observation(cpu)
+        mark = cpu.seen_vector if cpu.seen == SEEN_MARK else -1
+        exited = cpu.guest_mode == 0
+        retired = not injecting and (not exited or vmcb.exit_code == SVM_EXIT_VMGEXIT or cpu.rip != before)
+        defect = self._guest_defect(cpu)
+        forget_seen(cpu)
+        after = (self.cpus(pack(cpu)), self.vmcbs(pack(vmcb)), self.ghcbs(pack(ghcb)))
+        return Did(*after, exited, shown, mark, retired, defect)
+
+    def _guest_defect(self, cpu: Cpu) -> str:
+        """Defects whatever the history: #VC for IRET, which no GHCB event answers; a shutdown nobody intercepts."""
+        if cpu.shutdown and cpu.guest_mode:
+            return "the guest shuts down and the hypervisor does not intercept it: the host's processor shuts down"
+        at_vc = self.machine.idt[VC_VECTOR] == cpu.rip + 1
+        if self.machine.sev_es and at_vc and cpu.rsp < len(cpu.memory) and cpu.memory[cpu.rsp] == SVM_EXIT_IRET:
+            return "the guest gets #VC for its IRET, an event that the GHCB protocol does not have"
+        return ""
+
+    def interrupted(self, core: int) -> int:
+        """The core with a physical interrupt pending."""
+        known = self._interrupted.get(core)
+        if known is None:
+            cpu = self.cpu(core)
+            cpu.intr_pending = 1
+            changed = self.cores.values[core]._replace(cpu=self.cpus(pack(cpu)))
+            known = self._interrupted[core] = self.cores(changed)
+        return known
+
+    # Other CPUs. ------------------------------------------------------------------------------------------------
+
+    def sender_step(self, core: int, sender: int) -> SenderStep:
+        """A step of a sender while the guest runs, or the vCPU sleeps or is in userspace."""
+        sent = self.hypervisor.send(self.private(core), self.senders.values[sender])
+        left = FINISHED if sent.sender is NO_SENDER else self.senders(sent.sender)
+        if sent.unmodelled:
+            return SenderStep(sent, -1, left)
+        after = self.cores(self.cores.values[core]._replace(private=self.privates(sent.private)))
+        if sent.ipi and self.cores.values[core].phase == Phase.GUEST:
+            after = self.interrupted(after)
+        return SenderStep(sent, after, left)
+
+    # The hypervisor. --------------------------------------------------------------------------------------------
+
+    def start(self, arrivals: int) -> HostStep:
+        """Create the vCPU and run it to its first VMRUN. No sender is around yet."""
+        return self._hand_over(self.cpus(self.first), 0, (UNSTARTED,) * arrivals, (), self.hypervisor.start())
+
+    def woken(self, core: int) -> int:
+        """The core of a sleeping vCPU after it woke up, or -1: nobody has woken it."""
+        if not self.hypervisor.runnable(self.private(core)):
+            return -1
+        return self.cores(self.cores.values[core]._replace(phase=Phase.HOST, cause=Cause.WAKE))
+
+    def pauses(
+        self, core: int, senders: Senders, around: tuple[SenderState, ...], may_land: Callable[[set[int], int], bool]
+    ) -> list[tuple[Schedule, Pause]]:
+        """The hypervisor's step under every schedule that makes a difference, short ones first.
+
+        around: what each sender that may land has still to do. may_land: whether another one may, after some landed.
+        """
+        _, cause, _, vmcb, ghcb, private = self.cores.values[core]
+        key = (cause, vmcb, ghcb, private, senders)
+        known = self._pauses.get(key)
+        if known is not None:
+            return known
+        results: dict[Hashable, tuple[Schedule, Pause]] = {}
+        schedules: deque[Schedule] = deque([()])
+        while schedules:
+            schedule = schedules.popleft()
+            pause = self.hypervisor.step(
+                self.private(core), self.vmcb(core), self.ghcb(core), Cause(cause), around, schedule
+            )
+            results.setdefault(_all_but_openings(pause), (schedule, pause))
+            landed = {landing[1] for landing in schedule}
+            for landing in pause.openings:
+                if landing[1] in landed or may_land(landed, landing[1]):
+                    schedules.append((*schedule, landing))
+        made = self._pauses[key] = list(results.values())
+        return made
+
+    def handed_over(self, core: int, senders: Senders, schedule: Schedule, pause: Pause) -> HostStep:
+        """What becomes of a core by a step of the hypervisor."""
+        return self._hand_over(self.cores.values[core].cpu, self._faulted_page(core), senders, schedule, pause)
+
+    def _faulted_page(self, core: int) -> int:
+        """The stack page of the nested page fault that a host step was entered for."""
+        return self.vmcb(core).exit_info_2 >> PAGE_SHIFT
+
+    def _hand_over(self, cpu: int, page: int, senders: Senders, schedule: Schedule, pause: Pause) -> HostStep:
+        label = ("host", schedule)
+        if pause.unmodelled:
+            return HostStep(label, -1, senders, (), unmodelled=pause.unmodelled)
+        if pause.defects:
+            return HostStep(label, -1, senders, (), defect=pause.defects[0][0])
+        made = HostStep(label, -1, self._senders_after(senders, pause), pause.log)
+        core = Core(
+            Phase.HOST,
+            0,
+            self._resumed(cpu, pause.ipi, page if pause.warm else -1),
+            self.vmcbs(pause.vmcb),
+            self.ghcbs(pause.ghcb),
+            self.privates(pause.private),
+        )
+        if pause.kind == PauseKind.ENTER:
+            self._enter(core, made)
+        elif pause.kind == PauseKind.BLOCK:
+            made.core = self.cores(core._replace(phase=Phase.BLOCKED))
+        else:
+            self._to_userspace(core, pause.exit_reason, made)
+        return made
+
+    def _senders_after(self, senders: Senders, pause: Pause) -> Senders:
+        after = list(senders)
+        for what, number in pause.log:
+            after[number] = FINISHED if what == "end" else 0
+        return tuple(
+            self.senders(pause.senders[number]) if sender >= 0 else sender for number, sender in enumerate(after)
+        )
+
+    def _resumed(self, number: int, ipi: bool, warmed: int) -> int:
+        """The processor at a hand-over: interrupts were taken by the host, but for a new one; a page was mapped."""
+        key = (number, ipi, warmed)
+        known = self._handed.get(key)
+        if known is None:
+            cpu = unpack(Cpu, self.cpus.values[number])
+            cpu.intr_pending = int(ipi)
+            if warmed >= 0:
+                cpu.cold &= ~(1 << warmed)
+            known = self._handed[key] = self.cpus(pack(cpu))
+        return known
+
+    def _enter(self, core: Core, made: HostStep) -> None:
+        """VMRUN: a refusal is a defect, and so is an error in the GHCB."""
+        key = (core.cpu, core.vmcb)
+        if key not in self._entered:
+            cpu = unpack(Cpu, self.cpus.values[core.cpu])
+            vmcb = unpack(Vmcb, self.vmcbs.values[core.vmcb])
+            vmrun(self.machine, cpu, vmcb)
+            refused = vmcb.exit_code == SVM_EXIT_ERR and cpu.guest_mode == 0
+            self._entered[key] = None if refused else (self.cpus(pack(cpu)), self.vmcbs(pack(vmcb)))
+        entered = self._entered[key]
+        if entered is None:
+            made.defect = "the processor refuses this VMRUN: #VMEXIT(INVALID)"
+            return
+        made.core = self.cores(Core(Phase.GUEST, 0, *entered, core.ghcb, core.private))
+
+    def _to_userspace(self, core: Core, reason: int, made: HostStep) -> None:
+        """KVM_RUN returned. After a signal it is called again; errors are defects; the rest is not modelled."""
+        if reason in (-EINTR, -EAGAIN):
+            made.core = self.cores(core._replace(cause=Cause.RERUN))
+        elif reason == KVM_EXIT_SHUTDOWN and unpack(Cpu, self.cpus.values[core.cpu]).shutdown:
+            made.core = self.cores(core._replace(phase=Phase.ENDED))
+        elif reason == KVM_EXIT_SHUTDOWN:
+            made.defect = "KVM_EXIT_SHUTDOWN although the guest has not shut down"
+        elif reason == KVM_EXIT_INTERNAL_ERROR:
+            made.defect = "KVM_EXIT_INTERNAL_ERROR"
+        elif reason == KVM_EXIT_FAIL_ENTRY:
+            made.defect = "KVM_EXIT_FAIL_ENTRY"
+        elif reason < 0:
+            made.defect = f"KVM_RUN fails with errno {-reason}"
+        else:
+            made.unmodelled = f"KVM_RUN returns to userspace with exit reason {reason}; no VMM for it is modelled"
+
+
+def _all_but_openings(pause: Pause) -> Hashable:
+    """What makes a difference after a host step."""
+    return (
+        pause.kind,
+        pause.private,
+        pause.vmcb,
+        pause.ghcb,
+        pause.senders,
+        pause.log,
+        pause.ipi,
+        pause.warm,
+        pause.exit_reason,
+        pause.defects,
+        pause.unmodelled,
+    )
