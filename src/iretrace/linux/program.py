@@ -190,7 +190,7 @@ class Program:
         return {condition for block in set(blocks) for condition in self.blocks[block].conditions}
 
     def invert(self, condition: ConditionId) -> None:
-        """Negate another condition from now on. Only the functions that held the last one and hold this are emitted anew."""
+        """Negate another condition from now on; only functions that held the last one or hold this are emitted anew."""
         names = {condition.function} | ({self.negate.function} if self.negate else set())
         self.negate = condition
         for function in self._functions.values():
