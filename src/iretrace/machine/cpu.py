@@ -129,8 +129,8 @@ class Cpu:
 
 def knob(m: Machine, number: u8) -> bool:
     """The value of a disputed rule, and the note that it mattered."""
-    m.consulted |= 1 << number
-    return (m.knobs >> number) & 1 != 0
+    m.consulted |= 1 << (number & 31)
+    return (m.knobs >> (number & 31)) & 1 != 0
 
 
 def see_nothing(cpu: Cpu) -> None:

@@ -114,7 +114,7 @@ def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> 
     if top % PAGE_WORDS < 5 + error_words:
         return STACK_FAULT
     page: u16 = top // PAGE_WORDS
-    if cpu.guest_mode and (cpu.cold >> page) & 1 != 0:
+    if cpu.guest_mode and (cpu.cold >> (page & 7)) & 1 != 0:
         vmexit_stack_npf(m, cpu, vmcb, page, event_info(vector, error), error)
         return EXITED
     see_delivery(cpu, vector, cpu.rip, cpu.rflags, error)

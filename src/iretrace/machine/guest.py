@@ -56,7 +56,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_VMGEXIT,
     Vmcb,
 )
-from iretrace.subset import rule, u8, u16, u32, u64, wrap16, wrap64
+from iretrace.subset import rule, u8, u16, u32, u64, wrap8, wrap16, wrap64
 
 NPF_READ_USER = 0x4
 NPF_WRITE_USER = 0x6
@@ -184,7 +184,7 @@ def push(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
         raise_fault(m, cpu, vmcb, PF_VECTOR, PF_WRITE)
         return
     page: u16 = cpu.rsp // PAGE_WORDS
-    if cpu.guest_mode and (cpu.cold >> page) & 1 != 0:
+    if cpu.guest_mode and (cpu.cold >> (page & 7)) & 1 != 0:
         vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_WRITE_USER, wrap64(page << PAGE_SHIFT))
         return
     cpu.rsp = wrap16(cpu.rsp - 1)
@@ -205,7 +205,7 @@ def iretq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
         iret_fault(m, cpu)
         raise_fault(m, cpu, vmcb, PF_VECTOR, 0)
         return
-    if cpu.guest_mode and (cpu.cold >> page) & 1 != 0:
+    if cpu.guest_mode and (cpu.cold >> (page & 7)) & 1 != 0:
         vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_READ_USER, wrap64(page << PAGE_SHIFT))
         return
     rip: u32 = cpu.memory[cpu.rsp]
@@ -265,4 +265,4 @@ def plain(m: Machine, cpu: Cpu, op: u8) -> None:
     if op == OP_CLI:
         cpu.rflags = cpu.rflags & ~X86_EFLAGS_IF
     elif op == OP_MARK and m.hidden[at] == 0:
-        see_mark(cpu, wrap16(m.args[at]))
+        see_mark(cpu, wrap8(m.args[at]))

@@ -42,15 +42,15 @@ PAGE_SHIFT = 12
 def intercepted(vmcb: Vmcb, number: u8) -> bool:
     """Whether the instruction or event intercept of that number (svm.h's enum) is set."""
     if number < 128:
-        return (vmcb.intercept_word3 >> (number - 96)) & 1 != 0
+        return (vmcb.intercept_word3 >> (number & 31)) & 1 != 0
     if number < 160:
-        return (vmcb.intercept_word4 >> (number - 128)) & 1 != 0
-    return (vmcb.intercept_word5 >> (number - 160)) & 1 != 0
+        return (vmcb.intercept_word4 >> (number & 31)) & 1 != 0
+    return (vmcb.intercept_word5 >> (number & 31)) & 1 != 0
 
 
 def exception_intercepted(vmcb: Vmcb, vector: u8) -> bool:
     """Whether the exception intercept of that vector is set."""
-    return (vmcb.intercept_exception >> vector) & 1 != 0
+    return (vmcb.intercept_exception >> (vector & 31)) & 1 != 0
 
 
 @rule("AMD64 APM vol. 2", "Event Injection")
