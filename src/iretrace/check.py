@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 from iretrace.explore.fair import Ending, endings, loop_of
 from iretrace.explore.graph import Edge, Graph, Limits, explore
-from iretrace.litmus.test import Clause, Test
+from iretrace.litmus.test import Reach, Test
 from iretrace.machine.cpu import KNOB_IRET_FAULT_UNMASKS, KNOB_SHADOW_BLOCKS_EXIT, KNOB_TRAP_EXIT_KEEPS_SHADOW
 from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
 from iretrace.world.endings import explained, how, point
@@ -42,6 +42,15 @@ class Explored:
     endings: list[Ending]
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came out for one value of the knobs. consulted: those that mattered. unmet: why it may show nothing."""
+
+    result: Result
+    consulted: int
+    unmet: tuple[str, ...] = ()
+
+
 def check(
     test: Test,
     vcpu: str,
@@ -53,32 +62,52 @@ def check(
     """The verdict of a test on a hypervisor, the same for every value of the knobs that mattered, or undetermined."""
     began = time.monotonic()
     limits = limits or Limits()
-    first, consulted = _check_with(test, vcpu, host, hypervisor, 0, limits, progress)
-    results = {0: first}
-    unknown = [number for number in UNKNOWN_KNOBS if consulted >> number & 1]
-    for number in unknown:
-        results[1 << number], _ = _check_with(test, vcpu, host, hypervisor, 1 << number, limits, progress)
-    result = _settle(results)
+    runs: dict[int, Run] = {}
+    pending = [0]
+    while pending:
+        knobs = pending.pop(0)
+        run = runs[knobs] = _run(test, vcpu, host, hypervisor, knobs, limits, progress)
+        others = [knobs ^ 1 << number for number in UNKNOWN_KNOBS if run.consulted >> number & 1]
+        pending.extend(other for other in others if other not in runs and other not in pending)
     used = tuple(
-        Assumption("knob", UNKNOWN_KNOBS[number], "machine", "consulted; every value was run") for number in unknown
+        Assumption("knob", name, "machine", "consulted; every value was run")
+        for number, name in UNKNOWN_KNOBS.items()
+        if any(run.consulted >> number & 1 for run in runs.values())
     )
     ledger = Ledger(hypervisor.statements(), (*hypervisor.assumptions(), *used))
-    return replace(result, ledger=ledger, seconds=time.monotonic() - began)
+    return replace(_settle(runs), ledger=ledger, seconds=time.monotonic() - began)
 
 
-def _settle(results: dict[int, Result]) -> Result:
-    """The common verdict; undetermined, naming the knob, where two values differ."""
-    first = results[0]
-    for knobs, other in results.items():
-        if other.verdict != first.verdict:
-            name = UNKNOWN_KNOBS[knobs.bit_length() - 1]
-            reason = f"{first.verdict} if not {name}, {other.verdict} if {name}: a disputed rule of the processor"
-            violated = first if first.verdict is Verdict.VIOLATED else other
-            return replace(first, verdict=Verdict.UNDETERMINED, reason=reason, trace=violated.trace)
+def _settle(runs: dict[int, Run]) -> Result:
+    """The common verdict; undetermined, naming the knob, where two values differ.
+
+    A test is vacuous if no value of the knobs shows what it wants to show."""
+    first = runs[0].result
+    violated = [run.result for run in runs.values() if run.result.verdict is Verdict.VIOLATED]
+    if len(violated) == len(runs):
+        return first
+    if violated:
+        return replace(first, verdict=Verdict.UNDETERMINED, reason=_disputed(runs), trace=violated[0].trace)
+    for run in runs.values():
+        if run.result.verdict is Verdict.UNDETERMINED:
+            return run.result
+    for reason in runs[0].unmet:
+        if all(reason in run.unmet for run in runs.values()):
+            return replace(first, verdict=Verdict.UNDETERMINED, reason=f"vacuous: {reason}")
     return first
 
 
-def _check_with(
+def _disputed(runs: dict[int, Run]) -> str:
+    """Two values of one knob that make the difference. There are such: a run is there because of one more knob."""
+    for knobs, run in runs.items():
+        for number, name in UNKNOWN_KNOBS.items():
+            verdicts = (run.result.verdict, runs.get(knobs | 1 << number, run).result.verdict)
+            if (verdicts[0] is Verdict.VIOLATED) != (verdicts[1] is Verdict.VIOLATED):
+                return f"{verdicts[0]} if not {name}, {verdicts[1]} if {name}: a disputed rule of the processor"
+    raise AssertionError("the verdicts do not differ")
+
+
+def _run(
     test: Test,
     vcpu: str,
     host: str,
@@ -86,7 +115,7 @@ def _check_with(
     knobs: int,
     limits: Limits,
     progress: Callable[[int], None] | None,
-) -> tuple[Result, int]:
+) -> Run:
     product = Product(test, vcpu, host, hypervisor, knobs)
     graph = explore(product, limits, progress)
     explored = Explored(product, graph, [])
@@ -102,35 +131,38 @@ def _check_with(
     )
     if graph.defects:
         at, edge = graph.defects[0]
-        return _violated(result, explored, _path_to(explored, at, edge), [], edge.defect), product.consulted()
-    if not graph.gave_up:
-        explored.endings = endings(graph, product)
-        result = replace(result, outcomes=_outcomes(explored))
-        for ending in explored.endings:
-            cause = _judge(explored, ending)
-            if cause:
-                return _lasso(result, explored, ending, cause), product.consulted()
-    return _not_violated(result, explored), product.consulted()
-
-
-def _not_violated(result: Result, explored: Explored) -> Result:
-    """Holds, unless a limit, something unmodelled or a vacuous test leaves it open."""
-    graph, test = explored.graph, explored.product.test
-    reason = ""
-    if graph.gave_up:
-        reason = f"stopped by {graph.gave_up}"
-    elif graph.unmodelled:
-        reason = graph.unmodelled[0][1].unmodelled
-    elif not _reached(explored):
-        assert test.reach is not None
-        reason = f"vacuous: no state satisfies `reach: {test.reach.text}`"
+        result = _violated(result, explored, _path_to(explored, at, edge), [], edge.defect)
+    elif graph.gave_up:
+        result = replace(result, verdict=Verdict.UNDETERMINED, reason=f"stopped by {graph.gave_up}")
     else:
-        for clause in test.clauses:
-            if clause.quantifier == "sometimes" and not _witnessed(explored, clause):
-                reason = f"vacuous: no outcome shows `sometimes {' '.join(clause.marks)}`"
-    if not reason:
-        return result
-    return replace(result, verdict=Verdict.UNDETERMINED, reason=reason)
+        explored.endings = endings(graph, product)
+        result = _judged(replace(result, outcomes=_outcomes(explored)), explored)
+    return Run(result, product.consulted(), _unmet(explored))
+
+
+def _judged(result: Result, explored: Explored) -> Result:
+    """The verdict of an exploration that met no limit and no defect on the way."""
+    for ending in explored.endings:
+        cause = _judge(explored, ending)
+        if cause:
+            return _lasso(result, explored, ending, cause)
+    if explored.graph.unmodelled:
+        reason = explored.graph.unmodelled[0][1].unmodelled
+        return replace(result, verdict=Verdict.UNDETERMINED, reason=reason)
+    return result
+
+
+def _unmet(explored: Explored) -> tuple[str, ...]:
+    """What the test wants to see and this exploration did not show."""
+    test = explored.product.test
+    unmet = []
+    if test.reach is not None and not _reached(explored, test.reach):
+        unmet.append(f"no state satisfies `reach: {test.reach.text}`")
+    seen = {outcome.marks for outcome in _outcomes(explored)}
+    for clause in test.clauses:
+        if clause.quantifier == "sometimes" and clause.marks not in seen:
+            unmet.append(f"no outcome shows `sometimes {' '.join(clause.marks)}`")
+    return tuple(unmet)
 
 
 # Judging. -------------------------------------------------------------------------------------------------------
@@ -173,11 +205,8 @@ def _point(explored: Explored, number: int) -> Point:
     return point(explored.graph, number)
 
 
-def _reached(explored: Explored) -> bool:
+def _reached(explored: Explored, reach: Reach) -> bool:
     """Some state meets the test's `reach:` condition."""
-    reach = explored.product.test.reach
-    if reach is None:
-        return True
     product = explored.product
     return any(
         _meets(asdict(product.hypervisor.view(private)), reach.terms) for private in product.vcpu.privates.values
@@ -186,10 +215,6 @@ def _reached(explored: Explored) -> bool:
 
 def _meets(view: dict[str, int], terms: tuple[tuple[str, str, int], ...]) -> bool:
     return all(COMPARE[operator](view[name], value) for name, operator, value in terms)
-
-
-def _witnessed(explored: Explored, clause: Clause) -> bool:
-    return any(outcome.marks == clause.marks for outcome in _outcomes(explored))
 
 
 def _outcomes(explored: Explored) -> tuple[Outcome, ...]:

@@ -50,13 +50,18 @@ def _own(graph: Graph, number: int) -> Iterable[int]:
     return (to for edge, to in graph.out[number] if to >= 0 and edge.kind is not Kind.OUTSIDE)
 
 
+def _leaves(graph: Graph, number: int, component: frozenset[int]) -> bool:
+    """Some edge of the run itself, or a tick, goes elsewhere, be it to where nothing is modelled."""
+    return any(to not in component and edge.kind is not Kind.OUTSIDE for edge, to in graph.out[number])
+
+
 def _ticked(graph: Graph, number: int) -> bool:
     return any(edge.kind is Kind.TICK for edge, _ in graph.out[number])
 
 
 def _closed_under_ticks(graph: Graph, component: frozenset[int]) -> list[frozenset[int]]:
     """The largest strongly connected subsets that no ticked state leaves, by a tick or by itself."""
-    leaving = {n for n in component if _ticked(graph, n) and any(to not in component for to in _own(graph, n))}
+    leaving = {n for n in component if _ticked(graph, n) and _leaves(graph, n, component)}
     if not leaving:
         return [component]
     inner: list[frozenset[int]] = []

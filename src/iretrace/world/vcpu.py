@@ -299,7 +299,20 @@ class Vcpu:
         if entered is None:
             made.defect = "the processor refuses this VMRUN: #VMEXIT(INVALID)"
             return
+        made.defect = self._refusal(core)
+        if made.defect:
+            return
         made.core = self.cores(Core(Phase.GUEST, 0, *entered, core.ghcb, core.private))
+
+    def _refusal(self, core: Core) -> str:
+        """What the guest asks for by VMGEXIT here has a contract, so that it has to be done: SW_EXITINFO1 is 0."""
+        if unpack(Vmcb, self.vmcbs.values[core.vmcb]).exit_code != SVM_EXIT_VMGEXIT:
+            return ""
+        ghcb = unpack(Ghcb, self.ghcbs.values[core.ghcb])
+        if ghcb.sw_exit_info_1 == 0:
+            return ""
+        result = f"SW_EXITINFO1 {ghcb.sw_exit_info_1:#x}, SW_EXITINFO2 {ghcb.sw_exit_info_2:#x}"
+        return f"the guest's VMGEXIT({ghcb.sw_exit_code:#x}) is not done but answered with an error: {result}"
 
     def _to_userspace(self, core: Core, reason: int, made: HostStep) -> None:
         """KVM_RUN returned. After a signal it is called again; errors are defects; the rest is not modelled."""
