@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iretrace.check import check
+from iretrace.cli.known import mark_known
 from iretrace.explore.graph import Limits
 from iretrace.litmus.grammar import VCPUS
 from iretrace.litmus.test import Test
@@ -109,15 +110,20 @@ def unanswered_rules(request: Request) -> str:
 
 
 def run(request: Request, open_hypervisor: Open, progress: Callable[[str], None]) -> list[Result]:
-    """A result for every task; empty when no test is about such a vCPU."""
+    """A result for every task; empty when no test is about such a vCPU.
+
+    Known bugs are shown as known, unless patches were applied: what a patch shows may be its own.
+    """
     todo = tasks(request)
     hypervisors: dict[str, Hypervisor] = {}
     for vcpu in dict.fromkeys(task.vcpu for task in todo):
         progress(f"reading the tree for {vcpu}")
         hypervisors[vcpu] = open_hypervisor(vcpu)
     if request.jobs == 1 or len(todo) < 2:
-        return [_one(hypervisors, request.limits, task, progress) for task in todo]
-    return _many(hypervisors, request, todo, progress)
+        results = [_one(hypervisors, request.limits, task, progress) for task in todo]
+    else:
+        results = _many(hypervisors, request, todo, progress)
+    return results if request.patches else mark_known(results)
 
 
 def _one(hypervisors: Mapping[str, Hypervisor], limits: Limits, task: Task, progress: Callable[[str], None]) -> Result:

@@ -1,0 +1,46 @@
+"""Known bugs: a violation that docs/bugs.toml lists for this kernel series stays a violation and is shown as known."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from iretrace.verdict import Result, Verdict
+
+PLACES = (Path(__file__).parents[1] / "bugs.toml", Path(__file__).parents[3] / "docs" / "bugs.toml")
+"""Where the list lies: in an installed package, and in a checkout."""
+
+
+@cache
+def bugs() -> tuple[dict[str, Any], ...]:
+    """The entries of bugs.toml."""
+    for place in PLACES:
+        if place.is_file():
+            return tuple(tomllib.loads(place.read_text(encoding="utf-8"))["bug"])
+    return ()
+
+
+def known_id(result: Result) -> str:
+    """The id of the entry that names this test, vCPU kind and host as showing the bug on this series; "" if none."""
+    for bug in bugs():
+        shown = {(by["test"], by["vcpu"], by["host"]) for by in bug["shown_by"]}
+        affected = {_series(tree["version"]) for tree in bug["trees"] if tree["state"] == "affected"}
+        if (result.test, result.vcpu, result.host) in shown and _series(result.hypervisor.split()[-1]) in affected:
+            return str(bug["id"])
+    return ""
+
+
+def mark_known(results: Iterable[Result]) -> list[Result]:
+    """The results, violations that are listed carrying their entry's id."""
+    return [
+        replace(result, known=known_id(result)) if result.verdict is Verdict.VIOLATED else result for result in results
+    ]
+
+
+def _series(version: str) -> str:
+    """6.1 of 6.1.192."""
+    return ".".join(version.split(".")[:2])
