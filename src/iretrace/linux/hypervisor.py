@@ -38,6 +38,9 @@ from iretrace.world.protocol import (
 APIC_DM_NMI = 0x400
 """Delivery mode NMI (arch/x86/include/asm/apicdef.h)."""
 
+LARGE_TABLE = 256
+"""Objects with at least so many words that are not zero are taken for tables."""
+
 START: Log = ()
 """A sender that has done nothing yet."""
 
@@ -82,6 +85,7 @@ class TreeHypervisor:
         self._views: dict[Private, View] = {}
         self._blocks: set[int] = set()
         self._base: dict[int, int] = {}
+        self._base_stack: list[int] = []
         run, places = self.machine.first_state()
         self.places = places
         self._base = {word: value for word, value in run.m.items() if value}
@@ -205,10 +209,32 @@ class TreeHypervisor:
         if result is not PAUSE:
             raise Unmodelled(f"the first KVM_RUN returns {result} without entering the guest")
         self._base = {word: value for word, value in run.m.items() if value}
+        self._freeze_tables()
+        self._base_stack = [word for word in self._base if self._is_stack(word)]
+        run.m = dict(self._base)
         self._sender = Sender(
             self._run_sender, self._base, self._is_stack, self._is_masked, self.program.space.describe
         )
         return self._pause(run, result)
+
+    def _freeze_tables(self) -> None:
+        """Make large tables (the MSR permission map) constant: states stay small, and a write is an error."""
+        space = self.program.space
+        tables: dict[int, list[int]] = {}
+        for word in self._base:
+            found = space.find(word)
+            if found is not None:
+                tables.setdefault(found.address, []).append(word)
+        for address, words in tables.items():
+            if len(words) < LARGE_TABLE:
+                continue
+            table = space.find(address)
+            assert table is not None
+            table.writable = False
+            for word in words:
+                table.words[word] = space.read[word] = self._base.pop(word)
+            for word in range(address, address + table.size, 8):
+                space.write.pop(word, None)
 
     def _host_run(self, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> HostRun:
         run = HostRun(self.program, self._sender, senders, schedule, self._reduce)
@@ -305,8 +331,9 @@ class TreeHypervisor:
                     if value == original:
                         continue
                 words.append((word, value))
-        for word in base.keys() - run.m.keys():
-            words.append((word, 0))
+        for word in self._base_stack:
+            if word not in run.m:
+                words.append((word, 0))
         words.sort()
         key = (tuple(words), run.frames, run.interrupts, run.gif, run.sp)
         known = self._states.get(key)
