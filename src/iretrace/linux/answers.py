@@ -76,8 +76,8 @@ Answer = Neutral | Value | Model
 class Storage:
     """A global variable that lives in memory.
 
-    init: "zero", "source" (its C initializer), or "=NAME" (a copy of NAME's). writable: C code stores to it; such
-    variables with initial values must be named to Program.materialise before the first run.
+    init: "zero", "source" (its C initializer), or "=NAME" (a copy of NAME's). writable: C code stores to it. A store
+    to a word whose initial value is not 0 is an error, unless Program.materialise was told before the first run.
     """
 
     init: str = "zero"

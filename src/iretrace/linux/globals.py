@@ -37,9 +37,9 @@ class Globals:
         self.space = space
         self.initial = initial
         self.program = program
-        self.started = False
         self._known: dict[tuple[str, str], Variable] = {}
         self._objects: dict[str, Object] = {}
+        self._statics: dict[int, Object] = {}
         self._strings: dict[str, int] = {}
 
     # Names.
@@ -88,10 +88,14 @@ class Globals:
         """The memory of a global variable."""
         path = declaration.pos.path if declaration is not None else ""
         key = f"{name} {path}"
-        if key in self._objects:
-            return self._objects[key]
+        if key not in self._objects:
+            self._objects[key] = self._make(name, kind, storage, declaration, pos)
+        return self._objects[key]
+
+    def _make(
+        self, name: str, kind: Type, storage: Storage, declaration: ctree.Declaration | None, pos: Pos
+    ) -> Object:
         made = self.space.allocate(name, self.layout.size_of(kind), self.layout.align_of(kind), storage.writable)
-        self._objects[key] = made
         if storage.init.startswith("="):
             # Whoever copies a static table sits in another file than the table.
             declaration = self.layout.variable(storage.init[1:])
@@ -117,27 +121,29 @@ class Globals:
             fields.setdefault(address, []).append((shift, width, lowering.later(part.value, part.type)))
         for address, parts in fields.items():
             made.words[address] = _word(parts)
-        if made.writable:
-            if self.started:
-                raise Unmodelled(
-                    f"`{made.name}` has an initial value and was not materialised before the start", declaration.pos
-                )
-            for address, word in made.words.items():
-                value = word() if callable(word) else word
-                if value:
-                    self.initial[address] = value
-            made.words.clear()
+
+    def materialise(self, name: str, path: str) -> None:
+        """Make the initial value of a variable part of the state, so that it can be written."""
+        variable = self.identifier(name, Pos(path, 0), False)
+        made = self.space.find(variable.address or 0)
+        if made is None:
+            raise Unmodelled(f"`{name}` is not in memory")
+        for address, word in made.words.items():
+            self.initial[address] = word() if callable(word) else word
+        made.words.clear()
 
     def static_local(self, function: str, declaration: ctree.Declaration, kind: Type) -> int:
         """The address of a function's static variable."""
         name = f"{function}.{declaration.name}"
+        if id(declaration) in self._statics:
+            return self._statics[id(declaration)].address
         answer = self.rules.global_(name, declaration.pos.path)
         if isinstance(answer, int):
             raise Unmodelled(f"`{name}` needs storage", declaration.pos)
         storage = answer or Storage("source", writable=not declaration.const)
-        if answer is None and not declaration.const and declaration.init is None:
-            storage = Storage("zero")
-        return self._object(name, kind, storage, declaration, declaration.pos).address
+        made = self._make(name, kind, storage, declaration, declaration.pos)
+        self._statics[id(declaration)] = made
+        return made.address
 
     def string(self, text: str) -> int:
         """The address of a string literal."""

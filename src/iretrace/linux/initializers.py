@@ -102,7 +102,8 @@ class Initializers(Calls):
             if kind.count is not None and number >= kind.count:
                 return None
             return Member("", kind.of, at.bit + number * 8 * self.types.size_of(kind.of), None)
-        assert isinstance(kind, Struct)
+        if not isinstance(kind, Struct):
+            return None
         fields = kind.body.fields
         if number >= len(fields) or (kind.kind == "union" and number):
             return None
@@ -146,7 +147,8 @@ class Initializers(Calls):
         kind = place.type
         if isinstance(kind, Array | Struct) and isinstance(init, ctree.InitList | ctree.Str):
             self.add(Fill(pos, self.address(place, pos).ir, self.types.size_of(kind)))
-            for part in self.parts(kind, init):
+            last = {(part.bit, part.width): part for part in self.parts(kind, init)}
+            for part in sorted(last.values(), key=_bit):  # GCC evaluates them in the order of the members
                 inner = place._replace(type=part.type, bit=place.bit + part.bit, width=part.width)
                 mark = self.mark()
                 value = self.rvalue(part.value)
@@ -163,3 +165,7 @@ class Initializers(Calls):
         place = Place(kind, None, Frame(offset), align=16)
         self.initialize(place, expr.init, expr.pos)
         return place
+
+
+def _bit(part: Part) -> int:
+    return part.bit

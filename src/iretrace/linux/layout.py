@@ -87,6 +87,7 @@ class Layout(Types):
     def __init__(self, source: Source, opaque: Mapping[str, int] | None = None) -> None:
         super().__init__(opaque)
         self.source = source
+        self._prototypes: dict[tuple[str, str], Func | None] = {}
 
     # What Types wants to know.
 
@@ -171,9 +172,12 @@ class Layout(Types):
 
     def prototype(self, name: str, path: str) -> Func | None:
         """The type of a function, defined or only declared; None if there is no such function."""
-        written = self.declared(name, path)
-        kind = None if written is None else self.resolve(written, path)
-        return kind if isinstance(kind, Func) else None
+        key = (name, path)
+        if key not in self._prototypes:
+            written = self.declared(name, path)
+            kind = None if written is None else self.resolve(written, path)
+            self._prototypes[key] = kind if isinstance(kind, Func) else None
+        return self._prototypes[key]
 
 
 class FileLowering(FunctionLowering):

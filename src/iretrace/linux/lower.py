@@ -7,7 +7,6 @@ reached: a function may contain what it does not execute.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -110,20 +109,6 @@ class FunctionLowering(Initializers):
             del self.conditions[conditions:], self.scopes[scopes:], self.variables[variables:]
 
     # Statements.
-
-    @contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Turn what cannot be lowered into an operation that raises when it is reached."""
-        try:
-            yield
-        except Dead:
-            pass
-        except Unmodelled as error:
-            if self.unevaluated:
-                raise
-            if error.where is not None:
-                self.pos = error.where
-            self.fail(error.what, error.row)
 
     def start(self, pos: Pos) -> None:
         """A C statement starts here."""
@@ -232,17 +217,12 @@ class FunctionLowering(Initializers):
 
     # Control flow.
 
-    def guarded_test(self, cond: ctree.Expr, yes: Block, no: Block) -> None:
-        """A condition, or an error where it cannot be evaluated."""
-        with self.reporting():
-            self.test(cond, yes, no)
-
     def if_(self, node: ctree.If) -> None:
         """if / else."""
         self.start(node.pos)
         then, other = self.new_block(), self.new_block()
         end = other if node.other is None else self.new_block()
-        self.guarded_test(node.cond, then, other)
+        self.test(node.cond, then, other)
         self.arm_of_if(node.then, then, end)
         if node.other is not None:
             self.arm_of_if(node.other, other, end)
@@ -270,7 +250,7 @@ class FunctionLowering(Initializers):
         if not node.do_first:
             self.block = head
             self.start(node.pos)
-            self.guarded_test(node.cond, body, end)
+            self.test(node.cond, body, end)
             self.enter(body)
         else:
             self.block = body
@@ -280,7 +260,7 @@ class FunctionLowering(Initializers):
             if not self.dead:
                 if not isinstance(node.cond, ctree.Num):
                     self.start(node.cond.pos)
-                self.guarded_test(node.cond, body, end)
+                self.test(node.cond, body, end)
         self.enter(end)
 
     def for_(self, node: ctree.For) -> None:
@@ -295,7 +275,7 @@ class FunctionLowering(Initializers):
             self.jump(body)
         else:
             self.start(node.cond.pos)
-            self.guarded_test(node.cond, body, end)
+            self.test(node.cond, body, end)
         self.enter(body)
         self.loop(node.body, after, end)
         self.enter(after)

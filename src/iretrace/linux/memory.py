@@ -36,7 +36,11 @@ def stack_area(number: int) -> int:
 
 @dataclass(slots=True)
 class Object:
-    """An object of C. words: initial content by word address, as values or functions that compute them when needed."""
+    """An object of C.
+
+    words: initial content by word address, as values or functions that compute them when needed. Such words are not
+    part of a run's memory and cannot be written.
+    """
 
     name: str
     address: int
@@ -108,8 +112,8 @@ class ReadCheck(dict[int, int]):
     def __missing__(self, address: int) -> int:
         if address & 7:
             word, shift = address & ~7, 8 * (address & 7)
-            pair = self._word(word) | self._word(word + 8) << 64
-            return pair >> shift & MASK
+            following = self._word(word + 8) if self.space.find(word + 8) else 0
+            return (self._word(word) | following << 64) >> shift & MASK
         found = self.space.check(address, False)
         value = 0 if found is None else found.words.get(address, 0)
         if callable(value):
@@ -131,7 +135,9 @@ class WriteCheck(dict[int, int]):
     def __missing__(self, address: int) -> int:
         if address & 7:
             raise Unmodelled(f"misaligned write at {self.space.describe(address)}")
-        self.space.check(address, True)
+        found = self.space.check(address, True)
+        if found is not None and self.space.read[address]:
+            raise Unmodelled(f"write to {self.space.describe(address)}, whose initial value is not part of the state")
         self[address] = 0
         return 0
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from iretrace.linux import ctree, fold
-from iretrace.linux.builder import Builder, Variable, is_scalar, local_of, word_type
+from iretrace.linux.builder import Builder, Dead, Variable, is_scalar, local_of, word_type
 from iretrace.linux.ctree import Pos
 from iretrace.linux.ir import Const, Copy, Expr, Frame, Load, Local, Set, Store, Touch
 from iretrace.linux.types import (
@@ -70,6 +71,20 @@ class Places(Builder):
     def offset(self, pointer: Val, count: Val) -> Val:
         """pointer + count."""
         raise NotImplementedError
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Turn what cannot be lowered into an operation that raises when it is reached."""
+        try:
+            yield
+        except Dead:
+            pass
+        except Unmodelled as error:
+            if self.unevaluated:
+                raise
+            if error.where is not None:
+                self.pos = error.where
+            self.fail(error.what, error.row)
 
     def compound_literal(self, expr: ctree.CompoundLiteral) -> Place:
         """`(type){ ... }`."""

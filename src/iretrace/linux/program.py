@@ -109,8 +109,8 @@ class Program:
         self._names: dict[tuple[str, str], str] = {}
         self._by_definition: dict[int, str] = {}
         self._by_code: dict[CodeType, Function] = {}
-        self._models: dict[tuple[int, Site | None], str] = {}
-        self._model_names: dict[str, str] = {}
+        self._models: dict[tuple[int, Site | None], tuple[str, Model]] = {}
+        self._lines: dict[str, list[str]] = {}
         self._pausing: set[str] = set()
         self._failures: list[Fail] = []
         self._addresses: dict[str, int] = {}
@@ -137,6 +137,11 @@ class Program:
             self.namespace["C_" + name] = _ignoring_run(function)
 
     # Calling.
+
+    def materialise(self, *names: str, path: str = "") -> None:
+        """Make the initial values of globals part of the state, before the first run: C code changes them."""
+        for name in names:
+            self.globals.materialise(name, path)
 
     def run(self) -> Run:
         """A run that starts with the initial content of the globals."""
@@ -178,11 +183,10 @@ class Program:
     def _text(self, pos: Pos) -> str:
         if self.line_text is not None:
             return self.line_text(pos.path, pos.line)
-        tree = getattr(self.index, "tree", None)
-        text = tree.text(pos.path) if tree is not None else None
-        if text is None:
-            return ""
-        lines: list[str] = text.split("\n", pos.line)
+        lines = self._lines.get(pos.path)
+        if lines is None:
+            tree = getattr(self.index, "tree", None)
+            lines = self._lines[pos.path] = (tree.text(pos.path) or "").split("\n") if tree is not None else []
         return lines[pos.line - 1].strip() if 0 < pos.line <= len(lines) else ""
 
     def executed_conditions(self, blocks: Iterable[int]) -> set[ConditionId]:
@@ -206,7 +210,7 @@ class Program:
             return
         if isinstance(error, ZeroDivisionError):
             raise Unmodelled("division by zero", pos) from error
-        if isinstance(error, UnboundLocalError):
+        if isinstance(error, UnboundLocalError) and self._in_generated_code(error):
             raise Unmodelled("a variable is read before it is written", pos) from error
         if isinstance(error, RecursionError):
             raise Unmodelled("the C recurses without end", pos) from error
@@ -247,6 +251,13 @@ class Program:
         finally:
             if self.namespace[key] is watching:
                 self.namespace[key] = original
+
+    def _in_generated_code(self, error: BaseException) -> bool:
+        """Whether generated code itself raised it, not a model that it called."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        return trace is not None and trace.tb_frame.f_code in self._by_code
 
     def _failure(self, number: int) -> Unmodelled:
         fail = self._failures[number]
@@ -366,11 +377,10 @@ class Program:
         key = (id(answer), site)
         known = self._models.get(key)
         if known is None:
-            known = f"p{len(self._models)}"
+            known = f"p{len(self._models)}", answer  # keeps the answer alive, so its id stays its own
             self._models[key] = known
-            self._kept_answers = [*getattr(self, "_kept_answers", ()), answer]
-            self.namespace[known] = self._bound(known, answer, site)
-        return known
+            self.namespace[known[0]] = self._bound(known[0], answer, site)
+        return known[0]
 
     def _bound(self, known: str, answer: Model, site: Site | None) -> Callable[..., Any]:
         call = answer.call
@@ -421,12 +431,16 @@ class Targets(dict[int, Callable[..., Any]]):
             what = "NULL" if address == 0 else self.program.space.describe(address)
             raise Unmodelled(f"call through a pointer that is no function: {what}")
         name, path = found
+        if self.program.rules.function(name, path) is None:
+            namespace, callee = self.program.namespace, self.program.callee(name, Pos(path, 0)).name
 
-        def through_pointer(run: Run, *args: Any) -> Any:
-            return self.program.entry(name, path)(run, *args)
+            def target(run: Run, *args: Any) -> Any:
+                return namespace[callee](run, *args)  # looked up each time: it may be emitted anew
 
-        self[address] = through_pointer
-        return through_pointer
+        else:
+            target = self.program.entry(name, path)
+        self[address] = target
+        return target
 
 
 def _ignoring_run(function: Callable[[int, int], int]) -> Callable[[Run, int, int], int]:

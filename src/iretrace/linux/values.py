@@ -189,21 +189,24 @@ class Values(Places):
         return self.convert(self.rvalue(expr.of), kind, expr.pos)
 
     def assign(self, expr: ctree.Assign) -> Val:
-        """= and compound assignment; the place is evaluated first."""
-        place = self.place(expr.left)
-        if expr.op == "=":
+        """= and compound assignment. As in GCC the right side is evaluated first, unless it is a call after `=`."""
+        if expr.op == "=" and isinstance(expr.right, ctree.Call):
+            place = self.place(expr.left)
             mark = self.mark()
             value = self.rvalue(expr.right)
-            place = place._replace(base=self.keep(place.base, mark))
+            return self.store(place._replace(base=self.keep(place.base, mark)), value, expr.pos)
+        value = self.rvalue(expr.right)
+        mark = self.mark()
+        place = self.place(expr.left)
+        value = value._replace(ir=self.keep(value.ir, mark))
+        if expr.op == "=":
             return self.store(place, value, expr.pos)
         if place.local is None and place.base.reads:
             place = place._replace(base=self.temp(place.base))
-        old = self.load(place, expr.pos)
         mark = self.mark()
-        value = self.rvalue(expr.right)
-        old = old._replace(ir=self.keep(old.ir, mark))
-        new = self.arithmetic(expr.op[:-1], old, value, expr.pos)
-        return self.store(place, new, expr.pos)
+        old = self.load(place, expr.pos)
+        value = value._replace(ir=self.keep(value.ir, mark))
+        return self.store(place, self.arithmetic(expr.op[:-1], old, value, expr.pos), expr.pos)
 
     def effect(self, expr: ctree.Expr) -> None:
         """Evaluate for the effects only."""
@@ -219,8 +222,29 @@ class Values(Places):
                 self.effect(expr.right)
             case ctree.Postfix():
                 self.step(expr.of, expr.op, expr.pos, before=False)
+            case ctree.Conditional() if expr.then is not None:
+                yes, no, end = self.new_block(), self.new_block(), self.new_block()
+                self.test(expr.cond, yes, no)
+                for block, arm in ((yes, expr.then), (no, expr.other)):
+                    self.enter(block)
+                    self.effect_of_arm(arm)
+                    self.jump(end)
+                self.enter(end)
+            case ctree.Binary(op="&&" | "||"):
+                yes, end = self.new_block(), self.new_block()
+                self.test(expr.left, *((yes, end) if expr.op == "&&" else (end, yes)))
+                self.enter(yes)
+                self.effect_of_arm(expr.right)
+                self.jump(end)
+                self.enter(end)
             case _:
                 self.rvalue(expr)
+
+    def effect_of_arm(self, expr: ctree.Expr) -> None:
+        """Evaluate what may or may not be reached."""
+        if not self.dead:
+            with self.reporting():
+                self.effect(expr)
 
     def offset_of(self, expr: ctree.OffsetOf) -> Val:
         """offsetof."""
@@ -278,8 +302,9 @@ class Values(Places):
             case ctree.Call(function=ctree.Name(name="__builtin_expect")):
                 self.test(expr.args[0], yes, no)
             case _:
-                cond = self.scalar(self.rvalue(expr), expr.pos)
-                self.branch(fold.truth(cond), yes, no, expr.pos)
+                with self.reporting():
+                    cond = self.scalar(self.rvalue(expr), expr.pos)
+                    self.branch(fold.truth(cond), yes, no, expr.pos)
 
     def merge(self, arms: list[tuple[Block, Expr]], pos: Pos) -> Expr:
         """Continue after alternatives, each a block and the value it ends with."""
@@ -319,11 +344,16 @@ class Values(Places):
         else:
             self.test(expr.cond, yes, no)
         self.enter(yes)
-        first = cond if expr.then is None else self.arm(expr.then)
+        first: Val | None = cond if expr.then is None else self.arm(expr.then)
         yes = self.block
         self.enter(no)
         second = self.arm(expr.other)
         no = self.block
+        if first is None or second is None:
+            first = second = first or second
+            if first is None:
+                raise self.fail("an expression of unknown type")
+        assert second is not None
         kind = self.balance(first, second, expr.pos)
         arms = []
         for block, value in ((yes, first), (no, second)):
@@ -331,14 +361,15 @@ class Values(Places):
             arms.append((block, self.convert(value, kind, expr.pos).ir))
         return Val(kind, self.merge(arms, expr.pos))
 
-    def arm(self, expr: ctree.Expr) -> Val:
-        """An alternative of ?:. One that cannot be reached matters for its type only."""
+    def arm(self, expr: ctree.Expr) -> Val | None:
+        """An alternative of ?:. One that cannot be reached matters for its type only; None: not even that is known."""
         if not self.dead:
-            return self.rvalue(expr)
-        dead = self.block
-        value = self.dry(lambda: self.rvalue(expr))
-        self.block = dead
-        return value
+            with self.reporting():
+                return self.rvalue(expr)
+        try:
+            return self.dry(lambda: self.rvalue(expr))
+        except Unmodelled:
+            return None
 
     def balance(self, first: Val, second: Val, pos: Pos) -> Type:
         """The type of ?: with these alternatives."""
