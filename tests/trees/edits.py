@@ -1,0 +1,156 @@
+"""Small changes to a kernel tree, described by a function and a few tokens in it, and made into patches when needed.
+
+No kernel text is kept here beyond the tokens that find the place. The patch is a unified diff against the tree at hand,
+so that a change goes the same way as a developer's (`--patch`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iretrace.linux.tree import Tree, open_tree
+
+SVM = "arch/x86/kvm/svm/svm.c"
+SEV = "arch/x86/kvm/svm/sev.c"
+X86 = "arch/x86/kvm/x86.c"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """In `function` of the file `path`, replace `old` by `new`. Spaces in `old` match any white space.
+
+    `old` must occur once in the function. `before`: text to put before the function.
+    """
+
+    path: str
+    function: str
+    old: str
+    new: str
+    before: str = ""
+
+
+def patched(root: Path, name: str, edits: Sequence[Edit]) -> Tree:
+    """The tree with the edits, applied as a patch of that name."""
+    return open_tree(root, [(name, make_patch(open_tree(root), edits))])
+
+
+def make_patch(tree: Tree, edits: Sequence[Edit]) -> str:
+    """The unified diff that makes the edits. LookupError for a place that the tree does not have exactly once."""
+    texts: dict[str, str] = {}
+    for edit in edits:
+        before = texts.get(edit.path) or tree.text(edit.path) or ""
+        texts[edit.path] = _apply(before, edit)
+    return "".join(_diff(path, tree.text(path) or "", after) for path, after in texts.items())
+
+
+def _diff(path: str, before: str, after: str) -> str:
+    old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    return "".join(difflib.unified_diff(old, new, f"a/{path}", f"b/{path}"))
+
+
+def _apply(text: str, edit: Edit) -> str:
+    start, end = _extent(text, edit)
+    found = list(re.finditer(_spaced(edit.old), text[start:end]))
+    if len(found) != 1:
+        raise LookupError(f"{edit.path}: {edit.function}() holds {edit.old!r} {len(found)} times, not once")
+    at = found[0]
+    return text[:start] + edit.before + text[start : start + at.start()] + edit.new + text[start + at.end() :]
+
+
+def _extent(text: str, edit: Edit) -> tuple[int, int]:
+    """Where the function begins and ends: from the line that names it in the first column's declaration to `}`."""
+    found = list(re.finditer(rf"^[a-z][\w \t*]*\b{edit.function}\([^;{{]*\{{.*?^\}}", text, re.MULTILINE | re.DOTALL))
+    if len(found) != 1:
+        raise LookupError(f"{edit.path}: {len(found)} functions are called {edit.function}, not one")
+    return found[0].span()
+
+
+def _spaced(fragment: str) -> str:
+    return r"\s+".join(re.escape(word) for word in fragment.split())
+
+
+# The mail's bug (docs/bugs.toml, nmi-complete-defers-unmasking). -----------------------------------------------------
+
+FIX_ON_6_1 = (
+    Edit(
+        SEV,
+        "sev_handle_vmgexit",
+        "ret = svm_invoke_exit_handler(vcpu, SVM_EXIT_IRET);",
+        "vcpu->arch.hflags &= ~HF_NMI_MASK;\n\t\tkvm_make_request(KVM_REQ_EVENT, vcpu);\n\t\tret = 1;",
+    ),
+)
+"""NMI_COMPLETE opens the gate at once, and what waits is examined on the way back into the guest."""
+
+REVERT_ON_6_12 = (
+    Edit(SEV, "sev_handle_vmgexit", "svm->nmi_masked = false;", "svm->awaiting_iret_completion = true;"),
+    Edit(SVM, "svm_complete_interrupts", "kvm_rip_read(vcpu) !=", "(sev_es_guest(vcpu->kvm) || kvm_rip_read(vcpu) !="),
+    Edit(SVM, "svm_complete_interrupts", "nmi_iret_rip)", "nmi_iret_rip))"),
+)
+"""NMI_COMPLETE only notes that the end is near; the next #VMEXIT opens the gate."""
+
+NO_EVENT_REQUEST = (
+    Edit(
+        SEV,
+        "sev_handle_vmgexit",
+        "svm->nmi_masked = false; kvm_make_request(KVM_REQ_EVENT, vcpu);",
+        "svm->nmi_masked = false;",
+    ),
+)
+"""NMI_COMPLETE opens the gate, but nobody looks at what waits before it."""
+
+REQUEST_IF_PENDING = (
+    Edit(
+        SEV,
+        "sev_handle_vmgexit",
+        "svm->nmi_masked = false; kvm_make_request(KVM_REQ_EVENT, vcpu);",
+        "svm->nmi_masked = false;\n\t\tif (vcpu->arch.nmi_pending)\n\t\t\tkvm_make_request(KVM_REQ_EVENT, vcpu);",
+    ),
+)
+"""The same event request, only where an NMI waits. No guest can tell the difference."""
+
+# Changes that no guest can see. --------------------------------------------------------------------------------------
+
+FIX_IN_A_NEW_FUNCTION = (
+    Edit(
+        SEV,
+        "sev_handle_vmgexit",
+        "svm->nmi_masked = false; kvm_make_request(KVM_REQ_EVENT, vcpu);",
+        "nmi_is_complete(svm);",
+        before="static void nmi_is_complete(struct vcpu_svm *svm)\n{\n\tsvm->nmi_masked = false;\n"
+        "\tkvm_make_request(KVM_REQ_EVENT, &svm->vcpu);\n}\n\n",
+    ),
+)
+"""Code that only moves: the two statements of NMI_COMPLETE in a function of their own."""
+
+POINTLESS_SINGLE_STEP = (
+    Edit(SVM, "svm_enable_nmi_window", "if (sev_es_guest(vcpu->kvm)) return;", ""),
+)
+"""Arms a single-step that the processor ignores, because it reads no TF from outside of an encrypted save area."""
+
+# Other defects of the event path. ------------------------------------------------------------------------------------
+
+INTERCEPT_IRET = (
+    Edit(SVM, "svm_set_iret_intercept", "if (!sev_es_guest(svm->vcpu.kvm))", ""),
+)
+"""IRET of an encrypted guest exits: the guest gets #VC for an event that the GHCB protocol does not have."""
+
+REINJECT_VC = (
+    Edit(SVM, "svm_complete_interrupts", "if (vector == X86_TRAP_VC) break;", ""),
+)
+"""#VC is delivered again with what the GHCB held the first time."""
+
+QUEUE_OF_ONE = (Edit(X86, "process_nmi", "limit = 2", "limit = 1"),)
+"""Of two NMIs that arrive while none is in service the second is lost."""
+
+QUEUE_OF_TWO = (Edit(X86, "process_nmi", "limit = 1", "limit = 2"),)
+"""One in service and two pending: the guest sees more NMIs than a processor's latch can hold."""
+
+NO_REQUEST_FOR_NMIS = (Edit(X86, "process_nmi", "kvm_make_request(KVM_REQ_EVENT, vcpu);", ";"),)
+"""NMIs are counted, and nobody looks at them."""
+
+BOOLEAN_PENDING = (Edit(X86, "process_nmi", "+= atomic_xchg", "|= !!atomic_xchg"),)
+"""Pending is yes or no, as before Linux 3.2: two NMIs at once become one."""
