@@ -64,7 +64,8 @@ class TreeHypervisor:
     """Linux `tree.version`, executed.
 
     rule_files: more rules (`--rules`). options: `--option` values. negate: a condition of the tree to invert.
-    reduce: offer only landings that can matter; False offers every place (for tests of that claim).
+    reduce: offer only landings that can matter; False offers every place (for tests of that claim). machine: the tree
+    as another hypervisor has lowered it, to share with that one's successor (its rules and options hold).
     Raises Unmodelled when the first state cannot be built.
     """
 
@@ -75,8 +76,9 @@ class TreeHypervisor:
         options: Mapping[str, int] | None = None,
         negate: ConditionId | None = None,
         reduce: bool = True,
+        machine: Machine | None = None,
     ) -> None:
-        self.machine = Machine(tree, rule_files, options or {}, negate)
+        self.machine = machine or Machine(tree, rule_files, options or {}, negate)
         self.program = self.machine.program
         self._reduce = reduce
         self._states: dict[Hashable, State] = {}
@@ -87,6 +89,7 @@ class TreeHypervisor:
         self._base: dict[int, int] = {}
         self._base_stack: list[int] = []
         run, places = self.machine.first_state()
+        self._blocks.update(run.trace)
         self.places = places
         self._base = {word: value for word, value in run.m.items() if value}
         self._svm = self.machine.address("svm")
@@ -189,6 +192,10 @@ class TreeHypervisor:
     def statements(self) -> int:
         """Distinct C statements executed so far."""
         return len({line for block in self._blocks for line in self.program.block_lines(block)})
+
+    def conditions(self) -> set[ConditionId]:
+        """Leaf conditions of the tree decided so far."""
+        return self.program.executed_conditions(self._blocks)
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """Rules used so far."""
