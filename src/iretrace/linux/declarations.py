@@ -85,6 +85,7 @@ class DeclarationParser(ExpressionParser):
         self.local_tags: dict[tuple[str, str], CType] = {}
         self.in_function = False
         self._sink = Attributes()
+        self.pointer_const: bool | None = None
         """Where attributes inside a declarator go."""
 
     def is_type_name(self, name: str) -> bool:
@@ -302,20 +303,28 @@ class DeclarationParser(ExpressionParser):
             self.at = after
             return name, type_
         name = ""
+        pointer_const = self.pointer_const
         token = self.tokens[self.at]
         if token.kind == "ident" and token.text not in KEYWORDS:
             name = token.text
             self.at += 1
-        return name, self._suffixes(base)
+        type_ = self._suffixes(base)
+        self.pointer_const = pointer_const
+        return name, type_
 
     def _pointers(self, base: CType) -> CType:
+        """The stars of a declarator; notes whether the last one is const (None: there is none)."""
         self.attributes(self._sink)
+        self.pointer_const = None
         while True:
             text = self.texts[self.at]
             if text == "*":
                 base = ctree.PointerType(base)
+                self.pointer_const = False
             elif text not in QUALIFIERS:
                 return base
+            elif "const" in text and self.pointer_const is not None:
+                self.pointer_const = True
             self.at += 1
             self.attributes(self._sink)
 

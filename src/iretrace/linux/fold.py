@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from iretrace.linux.ir import Binary, Compare, Const, Convert, Expr, Negate
-from iretrace.linux.types import BOOL, INT, ULONG, Int
+from iretrace.linux.types import BOOL, INT, LONG, ULONG, Int
 from iretrace.linux.unmodelled import Unmodelled
 
 
@@ -129,6 +129,5 @@ def split(address: Expr) -> tuple[Expr, int]:
     if isinstance(address, Binary) and address.op == "+" and address.type is ULONG:
         right = address.right
         if isinstance(right, Const) and not right.given:
-            distance = right.value
-            return address.left, distance - (1 << 64) if distance >> 63 else distance
+            return address.left, LONG.wrap(right.value)
     return address, 0

@@ -25,6 +25,7 @@ STACKS = 0x7800_0000
 """Stack areas start here, one for each thread of control."""
 
 STACK_SIZE = 0x1_0000
+MOST_STACKS = 64
 
 MASK = (1 << 64) - 1
 
@@ -90,7 +91,7 @@ class Space:
         """The object of an access; None for stacks. Raises Unmodelled outside of all objects."""
         found = self.find(address)
         if found is None:
-            if address >= STACKS:
+            if STACKS <= address < STACKS + MOST_STACKS * STACK_SIZE:
                 return None
             what = "write" if writing else "read"
             if address < 4096 or address > MASK - 4096:

@@ -67,7 +67,7 @@ class Parser(DeclarationParser):
                 self.local_types[name] = ctree.TypeName(name, self.path)
             else:
                 init = self.initializer() if self.accept("=") else None
-                found.append(ctree.Declaration(pos, name, type_, init, spec.storage, _is_const(spec, type_)))
+                found.append(ctree.Declaration(pos, name, type_, init, spec.storage, self._is_const(spec)))
             if not self.accept(","):
                 self.expect(";")
                 return found
@@ -82,6 +82,10 @@ class Parser(DeclarationParser):
         self.local_types, self.local_tags = types, tags
         last = self.tokens[self.at - 1].line
         return ctree.Function(pos, name, type_, body, spec.storage == "static", last)
+
+    def _is_const(self, spec: Specifiers) -> bool:
+        """Whether what was declared last is itself const: in `const char *p` it is not, in `char *const p[2]` it is."""
+        return spec.const if self.pointer_const is None else self.pointer_const
 
     def _hide(self, name: str) -> None:
         """A variable called like a typedef hides it."""
@@ -128,7 +132,7 @@ class Parser(DeclarationParser):
             if spec.storage == "typedef" or isinstance(type_, ctree.FunctionType):
                 found.append(ctree.Empty(pos))
             else:
-                found.append(ctree.Declaration(pos, name, type_, init, spec.storage, _is_const(spec, type_)))
+                found.append(ctree.Declaration(pos, name, type_, init, spec.storage, self._is_const(spec)))
             if not self.accept(","):
                 self.expect(";")
                 return found
@@ -293,11 +297,6 @@ _STATEMENTS: dict[str, Callable[[Parser, Pos], Statement]] = {
     "break": Parser._break,
     "continue": Parser._continue,
 }
-
-
-def _is_const(spec: Specifiers, type_: CType) -> bool:
-    """Whether the declared thing itself is const: in `const char *p` it is not."""
-    return spec.const and not isinstance(type_, ctree.PointerType)
 
 
 def _never(_name: str) -> bool:
