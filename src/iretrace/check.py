@@ -103,7 +103,8 @@ def _disputed(runs: dict[int, Run]) -> str:
         for number, name in UNKNOWN_KNOBS.items():
             verdicts = (run.result.verdict, runs.get(knobs | 1 << number, run).result.verdict)
             if (verdicts[0] is Verdict.VIOLATED) != (verdicts[1] is Verdict.VIOLATED):
-                return f"{verdicts[0]} if not {name}, {verdicts[1]} if {name}: a disputed rule of the processor"
+                given = "".join(f" (given {also})" for n, also in UNKNOWN_KNOBS.items() if knobs >> n & 1)
+                return f"{verdicts[0]} if not {name}, {verdicts[1]} if {name}{given}: a disputed rule of the processor"
     raise AssertionError("the verdicts do not differ")
 
 

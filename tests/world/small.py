@@ -1,21 +1,27 @@
-"""A small hypervisor made by hand, for tests of the oracle: a queue, a mask, one request bit, and one mistake at a time."""
+"""A small hypervisor made by hand, for tests of the oracle: a queue, a mask, a request bit, one mistake at a time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE, Ghcb
+from iretrace.machine.svm import V_INTR_MASKING_MASK
 from iretrace.machine.vmcb import (
+    INTERCEPT_CPUID,
+    INTERCEPT_HLT,
+    INTERCEPT_INTR,
+    INTERCEPT_IRET,
+    INTERCEPT_SHUTDOWN,
     SVM_EVTINJ_TYPE_NMI,
     SVM_EVTINJ_VALID,
+    SVM_EXIT_HLT,
     SVM_EXIT_NPF,
     SVM_EXIT_SHUTDOWN,
     SVM_EXIT_VMGEXIT,
     SVM_INTERRUPT_SHADOW_MASK,
     Vmcb,
 )
-from iretrace.subset import pack
+from iretrace.subset import pack, record, u1, u8, u32, unpack
 from iretrace.verdict import Assumption, CLine, InputError
 from iretrace.world.protocol import (
     NO_SENDER,
@@ -30,36 +36,72 @@ from iretrace.world.protocol import (
 )
 
 INJECT_NMI = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI | 2
+EXCEPTION_VC = SVM_EVTINJ_VALID | 3 << 8 | 1 << 11 | 29
 SENDER = ("queue", "request", "wake", "kick")
 HERE = CLine("small.py", 1, "small", "made by hand")
+EINTR = 4
+KVM_EXIT_SHUTDOWN = 8
+
+MISTAKES = {
+    "": "none: this one is right",
+    "defer": "NMI_COMPLETE unmasks at the next exit",
+    "deaf": "NMI_COMPLETE is ignored",
+    "error": "NMI_COMPLETE is answered with an error",
+    "one": "the queue limit is always 1",
+    "two": "the queue limit is always 2",
+    "lose": "queued NMIs are dropped",
+    "double": "each NMI is queued twice",
+    "invent": "after the first NMI another one is injected",
+    "nest": "NMIs are injected while masked",
+    "late": "each NMI waits for one more exit, which the hypervisor itself causes (right)",
+    "shadow": "an NMI is held in an interrupt shadow, and nothing tells the hypervisor of its end",
+    "forget": "EXITINTINFO is ignored",
+    "again": "EXITINTINFO is injected again, and is also made pending",
+    "cold": "nested page faults are not resolved",
+    "sleep": "a halted vCPU sleeps without a look at pending NMIs",
+    "race": "a halted vCPU looks for NMIs, then sleeps without a second look",
+    "insomnia": "HLT ends without an event",
+    "iret": "IRET is intercepted",
+    "stall": "the first NMI makes the hypervisor interrupt itself at every entry",
+    "busy": "the first NMI makes KVM_RUN return -EINTR for ever",
+    "shutdown": "KVM_EXIT_SHUTDOWN for the first NMI",
+    "open": "shutdown is not intercepted",
+    "warn": "a WARN is reached by the first NMI",
+    "refuse": "the VMRUN after the first NMI has no VMRUN intercept",
+}
 
 
-class State(NamedTuple):
-    """What the small hypervisor remembers."""
+@record
+class State:
+    """What the small hypervisor remembers. injected: an event to be injected again, as EXITINTINFO gave it."""
 
-    queued: int = 0
-    pending: int = 0
-    injected: bool = False
-    masked: bool = False
-    unmask_at_exit: bool = False
-    requested: bool = False
-    in_guest: bool = False
-    asleep: bool = False
-    woken: bool = False
-    delivered: int = 0
-    waited: int = 0
+    queued: u8 = 0
+    pending: u8 = 0
+    injected: u32 = 0
+    error: u32 = 0
+    masked: u1 = 0
+    unmask_at_exit: u1 = 0
+    requested: u1 = 0
+    in_guest: u1 = 0
+    halted: u1 = 0
+    asleep: u1 = 0
+    woken: u1 = 0
+    delivered: u8 = 0
+    waited: u1 = 0
 
 
 @dataclass(frozen=True)
 class Small:
-    """mistake: "" for none, or one of: defer (unmask at the next exit), one (queue limit always 1), two (always 2),
-    lose, double, invent, nest (injects while masked), late (each NMI waits for one more entry), warn, refuse."""
+    """A right hypervisor, but for one of MISTAKES."""
 
     mistake: str = ""
     name: str = "small"
 
+    def __post_init__(self) -> None:
+        assert self.mistake in MISTAKES
+
     def start(self) -> Pause:
-        return self._enter(State(), Vmcb(), Ghcb(), False, (), (), 0)
+        return self._enter(_Run(State(), [], [], self.mistake), Vmcb(), Ghcb(), False)
 
     def sender(self, kind: str) -> SenderState:
         if kind != "nmi":
@@ -67,24 +109,15 @@ class Small:
         return 0
 
     def send(self, private: object, sender: SenderState) -> Sent:
-        assert isinstance(private, State) and isinstance(sender, int)
-        state, ipi = self._sender_step(private, sender)
+        assert isinstance(private, tuple) and isinstance(sender, int)
+        state = unpack(State, private)
+        ipi = sender_step(state, sender, self.mistake)
         after = NO_SENDER if sender == len(SENDER) - 1 else sender + 1
-        return Sent(state, after, ipi, SENDER[sender], HERE)
-
-    def _sender_step(self, state: State, sender: int) -> tuple[State, bool]:
-        what = SENDER[sender]
-        if what == "queue":
-            return state._replace(queued=state.queued + (2 if self.mistake == "double" else 1)), False
-        if what == "request":
-            return state._replace(requested=True), False
-        if what == "wake":
-            return state._replace(woken=state.woken or state.asleep), False
-        return state._replace(in_guest=False), state.in_guest
+        return Sent(pack(state), after, ipi, SENDER[sender], HERE)
 
     def runnable(self, private: object) -> bool:
-        assert isinstance(private, State)
-        return private.woken
+        assert isinstance(private, tuple)
+        return unpack(State, private).woken != 0
 
     def step(
         self,
@@ -95,127 +128,136 @@ class Small:
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
     ) -> Pause:
-        assert isinstance(private, State)
-        run = _Run(self, private, list(senders), list(schedule))
+        assert isinstance(private, tuple)
+        run = _Run(unpack(State, private), list(senders), list(schedule), self.mistake)
         run.access("kick", "wake")
-        run.state = run.state._replace(in_guest=False, asleep=False, woken=False)
-        warm = cause is Cause.VMEXIT and vmcb.exit_code == SVM_EXIT_NPF
+        state = run.state
+        state.in_guest = state.asleep = state.woken = 0
+        warm = cause is Cause.VMEXIT and vmcb.exit_code == SVM_EXIT_NPF and self.mistake != "cold"
         if cause is Cause.VMEXIT:
-            self._handle_exit(run, vmcb, ghcb)
+            self._handle_exit(state, vmcb, ghcb)
             if vmcb.exit_code == SVM_EXIT_SHUTDOWN:
-                return run.pause(PauseKind.USERSPACE, vmcb, ghcb, 8)
-            if vmcb.exit_code == 0x78 and not self._deliverable(run.state, vmcb):
-                return self._sleep(run, vmcb, ghcb)
-        while True:
-            self._events(run, vmcb)
-            run.access("kick")
-            run.state = run.state._replace(in_guest=True)
-            run.access("request")
-            if not run.state.requested:
-                break
-            run.state = self._take_back(run.state, vmcb)._replace(in_guest=False)
-        vmcb.intercept_word4 = 1
-        paused = run.pause(PauseKind.ENTER, vmcb, ghcb, 0)
-        return self._enter(
-            run.state, vmcb, ghcb, run.ipi, paused.senders, paused.log, len(schedule), paused.openings, warm
-        )
+                return run.pause(PauseKind.USERSPACE, vmcb, ghcb, reason=KVM_EXIT_SHUTDOWN)
+        if state.delivered and self.mistake in ("busy", "shutdown"):
+            reason = -EINTR if self.mistake == "busy" else KVM_EXIT_SHUTDOWN
+            return run.pause(PauseKind.USERSPACE, vmcb, ghcb, reason=reason)
+        if state.halted and self._sleeps(run):
+            return run.pause(PauseKind.BLOCK, vmcb, ghcb)
+        return self._enter(run, vmcb, ghcb, warm)
 
-    def _handle_exit(self, run: _Run, vmcb: Vmcb, ghcb: Ghcb) -> None:
-        state = run.state
+    def _handle_exit(self, state: State, vmcb: Vmcb, ghcb: Ghcb) -> None:
         if state.unmask_at_exit:
-            state = state._replace(masked=False, unmask_at_exit=False)
-        if vmcb.exit_int_info & SVM_EVTINJ_VALID:
-            state = state._replace(injected=True)
+            state.masked = state.unmask_at_exit = 0
+        cut_off = vmcb.exit_int_info if vmcb.exit_int_info != EXCEPTION_VC else 0
+        if cut_off & SVM_EVTINJ_VALID and self.mistake != "forget":
+            state.injected, state.error = cut_off, vmcb.exit_int_info_err
+            if self.mistake == "again":
+                state.pending += 1
+        if vmcb.exit_code == SVM_EXIT_HLT:
+            state.halted = 1
         if vmcb.exit_code == SVM_EXIT_VMGEXIT and ghcb.sw_exit_code == SVM_VMGEXIT_NMI_COMPLETE:
-            defer = self.mistake == "defer"
-            state = state._replace(masked=state.masked and defer, unmask_at_exit=defer)
-        run.state = state
+            if self.mistake == "error":
+                ghcb.sw_exit_info_1 = 2
+            if self.mistake == "defer":
+                state.unmask_at_exit = 1
+            elif self.mistake != "deaf":
+                state.masked = 0
 
-    def _sleep(self, run: _Run, vmcb: Vmcb, ghcb: Ghcb) -> Pause:
-        run.state = run.state._replace(asleep=True)
-        run.access("wake", "request")
-        if run.state.requested:
-            run.state = run.state._replace(woken=True)
-        return run.pause(PauseKind.BLOCK, vmcb, ghcb, 0)
-
-    def _deliverable(self, state: State, vmcb: Vmcb) -> bool:
-        return bool(state.requested or (state.pending and not state.masked))
-
-    def _events(self, run: _Run, vmcb: Vmcb) -> None:
-        run.access("request")
-        if run.state.requested:
-            run.state = run.state._replace(requested=False)
-            run.access("queue")
-            run.state = self._process(run.state)
+    def _sleeps(self, run: _Run) -> bool:
+        """Whether a halted vCPU sleeps. It looks for an NMI, goes to sleep, and looks again before it really does."""
         state = run.state
-        shadow = vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK
-        if state.injected:
-            vmcb.event_inj = INJECT_NMI
-            run.state = state._replace(injected=False)
-        elif state.pending and (not state.masked or self.mistake == "nest") and not shadow:
-            run.state = self._inject(state, vmcb)
-        elif self.mistake == "invent" and state.delivered == 1 and not state.masked:
-            vmcb.event_inj = INJECT_NMI
-            run.state = state._replace(delivered=2, masked=True)
+        if self.mistake != "sleep":
+            self._fold(run)
+            if (state.pending and not state.masked) or self.mistake == "insomnia":
+                state.halted = 0
+                return False
+        run.access("wake")
+        state.asleep = 1
+        if self.mistake not in ("sleep", "race"):
+            run.access("request")
+            state.woken = int(state.woken or state.requested)
+        return True
 
-    def _process(self, state: State) -> State:
+    def _fold(self, run: _Run) -> None:
+        """Take the queued NMIs over, if there is a request. One that finds one pending while masked is merged."""
+        run.access("request")
+        state = run.state
+        if not state.requested:
+            return
+        state.requested = 0
+        run.access("queue")
         limit = {"one": 1, "two": 2}.get(self.mistake, 1 if state.masked else 2)
-        pending = 0 if self.mistake == "lose" else min(limit, state.pending + state.queued)
-        return state._replace(queued=0, pending=pending)
+        if self.mistake != "lose":
+            state.pending = min(limit, state.pending + state.queued)
+        state.queued = 0
 
-    def _inject(self, state: State, vmcb: Vmcb) -> State:
-        if self.mistake == "late" and state.waited == 0:
-            return state._replace(waited=1, requested=False)
-        vmcb.event_inj = INJECT_NMI
-        return state._replace(pending=state.pending - 1, masked=True, delivered=min(2, state.delivered + 1), waited=0)
+    def _enter(self, run: _Run, vmcb: Vmcb, ghcb: Ghcb, warm: bool) -> Pause:
+        state = run.state
+        while True:
+            self._fold(run)
+            self._inject(state, vmcb)
+            run.access("kick")
+            state.in_guest = 1
+            run.access("request")
+            if not state.requested:
+                break
+            run.access("kick")
+            state.in_guest = 0
+            self._take_back(state, vmcb)
+        self._set_up(state, vmcb)
+        late = self.mistake == "late" and state.waited
+        run.ipi = bool(run.ipi or late or (self.mistake == "stall" and state.delivered))
+        defects = (("WARN reached", HERE),) if self.mistake == "warn" and state.delivered else ()
+        return run.pause(PauseKind.ENTER, vmcb, ghcb, warm, defects=defects)
 
-    def _take_back(self, state: State, vmcb: Vmcb) -> State:
-        if not vmcb.event_inj & SVM_EVTINJ_VALID:
-            return state
-        vmcb.event_inj = 0
-        return state._replace(injected=True)
-
-    def _enter(
-        self,
-        state: State,
-        vmcb: Vmcb,
-        ghcb: Ghcb,
-        ipi: bool,
-        senders: tuple[SenderState, ...],
-        log: tuple[tuple[str, int], ...],
-        landed: int,
-        openings: tuple[Landing, ...] = (),
-        warm: bool = False,
-    ) -> Pause:
+    def _set_up(self, state: State, vmcb: Vmcb) -> None:
+        words = [INTERCEPT_INTR, INTERCEPT_HLT, INTERCEPT_CPUID]
+        if self.mistake != "open":
+            words.append(INTERCEPT_SHUTDOWN)
+        if self.mistake == "iret":
+            words.append(INTERCEPT_IRET)
+        vmcb.intercept_word3 = sum(1 << number - 96 for number in words)
         vmcb.intercept_word4 = 0 if self.mistake == "refuse" and state.delivered else 1
-        vmcb.intercept_word3 = 1 | 1 << 24 | 1 << 31
+        vmcb.int_ctl = V_INTR_MASKING_MASK
         vmcb.asid = 1
         vmcb.nested_ctl = 5
         vmcb.vmsa_pa = 1
-        defects = (("WARN reached", HERE),) if self.mistake == "warn" and state.delivered else ()
-        late = self.mistake == "late" and state.waited == 1
-        return Pause(
-            PauseKind.ENTER,
-            state._replace(in_guest=True),
-            pack(vmcb),
-            pack(ghcb),
-            senders,
-            log,
-            ipi or late,
-            openings,
-            warm,
-            0,
-            defects,
-        )
+
+    def _inject(self, state: State, vmcb: Vmcb) -> None:
+        if state.injected:
+            vmcb.event_inj, vmcb.event_inj_err = state.injected, state.error
+            state.injected = state.error = 0
+            return
+        if self.mistake == "invent" and state.delivered == 1 and not state.masked and not state.pending:
+            state.pending = 1
+        if not state.pending or (state.masked and self.mistake != "nest"):
+            return
+        if self.mistake == "shadow" and vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK:
+            return
+        if self.mistake == "late" and not state.waited:
+            state.waited = 1
+            return
+        vmcb.event_inj = INJECT_NMI
+        state.pending -= 1
+        state.masked = 1
+        state.delivered = min(2, state.delivered + 1)
+        state.waited = 0
+
+    def _take_back(self, state: State, vmcb: Vmcb) -> None:
+        if vmcb.event_inj & SVM_EVTINJ_VALID:
+            state.injected, state.error = vmcb.event_inj, vmcb.event_inj_err
+            vmcb.event_inj = 0
 
     def view(self, private: object) -> View:
-        assert isinstance(private, State)
+        assert isinstance(private, tuple)
+        state = unpack(State, private)
         return View(
-            nmi_queued=private.queued,
-            nmi_pending=private.pending,
-            nmi_masked=int(private.masked),
-            nmi_injected=int(private.injected),
-            requests=int(private.requested),
+            nmi_queued=state.queued,
+            nmi_pending=state.pending,
+            nmi_masked=state.masked,
+            nmi_injected=int(state.injected != 0),
+            requests=state.requested,
+            mp_state=state.halted,
         )
 
     def explain(
@@ -236,14 +278,29 @@ class Small:
         return ()
 
 
+def sender_step(state: State, sender: int, mistake: str) -> bool:
+    """One step of a sender; whether it sends an IPI."""
+    what = SENDER[sender]
+    if what == "queue":
+        state.queued += 2 if mistake == "double" else 1
+    elif what == "request":
+        state.requested = 1
+    elif what == "wake":
+        state.woken = int(state.woken or state.asleep)
+    elif state.in_guest:
+        state.in_guest = 0
+        return True
+    return False
+
+
 class _Run:
     """One host step: counts shared accesses and lets senders land."""
 
-    def __init__(self, small: Small, state: State, senders: list[SenderState], schedule: list[Landing]) -> None:
-        self.small = small
+    def __init__(self, state: State, senders: list[SenderState], schedule: list[Landing], mistake: str) -> None:
         self.state = state
         self.senders = senders
         self.schedule = schedule
+        self.mistake = mistake
         self.openings: list[Landing] = []
         self.log: list[tuple[str, int]] = []
         self.ipi = False
@@ -267,23 +324,30 @@ class _Run:
             assert isinstance(sender, int)
             if sender == 0:
                 self.log.append(("start", number))
-            self.state, ipi = self.small._sender_step(self.state, sender)
-            self.ipi = self.ipi or ipi
+            self.ipi = sender_step(self.state, sender, self.mistake) or self.ipi
             self.senders[number] = sender + 1 if sender + 1 < len(SENDER) else NO_SENDER
             if self.senders[number] is NO_SENDER:
                 self.log.append(("end", number))
 
-    def pause(self, kind: PauseKind, vmcb: Vmcb, ghcb: Ghcb, reason: int) -> Pause:
+    def pause(
+        self,
+        kind: PauseKind,
+        vmcb: Vmcb,
+        ghcb: Ghcb,
+        warm: bool = False,
+        reason: int = 0,
+        defects: tuple[tuple[str, CLine], ...] = (),
+    ) -> Pause:
         return Pause(
             kind,
-            self.state,
+            pack(self.state),
             pack(vmcb),
             pack(ghcb),
             tuple(self.senders),
             tuple(self.log),
             self.ipi,
             tuple(self.openings),
-            False,
+            warm,
             reason,
-            (),
+            defects,
         )

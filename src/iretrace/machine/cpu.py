@@ -22,6 +22,9 @@ GP_VECTOR = 13
 PF_VECTOR = 14
 VC_VECTOR = 29
 
+VECTORS = 32
+"""Vectors that the IDT has gates for: litmus tests have handlers for exceptions and NMIs."""
+
 KERNEL_CS = 0x10
 KERNEL_DS = 0x18
 
@@ -81,8 +84,8 @@ class Machine:
     args: Annotated[list[int], Array(32, CODE_SIZE)]
     hidden: Annotated[list[int], Array(1, CODE_SIZE)]
     """1 for instructions of #VC handlers: what they mark is not compared."""
-    idt: Annotated[list[int], Array(16, 32)]
-    ist: Annotated[list[int], Array(8, 32)]
+    idt: Annotated[list[int], Array(16, VECTORS)]
+    ist: Annotated[list[int], Array(8, VECTORS)]
     """The stack page that a vector's gate switches to (IST); PAGE_MAIN: none."""
     sev_es: u1
     """The guest's register state is encrypted."""

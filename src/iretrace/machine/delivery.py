@@ -7,6 +7,7 @@ from iretrace.machine.cpu import (
     GP_VECTOR,
     KERNEL_CS,
     KERNEL_DS,
+    MEMORY_WORDS,
     NMI_VECTOR,
     NP_VECTOR,
     PAGE_MAIN,
@@ -16,6 +17,7 @@ from iretrace.machine.cpu import (
     SS_VECTOR,
     STACK_WORDS,
     VC_VECTOR,
+    VECTORS,
     X86_EFLAGS_IF,
     X86_EFLAGS_NT,
     X86_EFLAGS_RF,
@@ -41,7 +43,7 @@ EXITED = 1
 NOT_PRESENT = 2
 """The gate is absent."""
 STACK_FAULT = 3
-"""The frame does not fit on the stack page."""
+"""The frame does not fit on the stack page, or there is no stack."""
 
 # The error code bits of a fault met while delivering (EXT) and for a gate (IDT).
 ERROR_EXT = 1
@@ -107,11 +109,11 @@ def event_info(vector: u8, error: u32) -> u32:
 @rule("AMD64 APM vol. 2", "Interrupt To Same Privilege in Long Mode; Interrupt Stack Frame")
 def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> u8:
     """One attempt: gate, stack, frame, flags. The handler starts with IF, TF, RF and NT clear and without a shadow."""
-    if m.idt[vector] == 0:
+    if vector >= VECTORS or m.idt[vector] == 0:
         return NOT_PRESENT
     top: u16 = stack_for(m, cpu, vector)
     error_words: u8 = 1 if pushes_error(vector) else 0
-    if top % PAGE_WORDS < 5 + error_words:
+    if top % PAGE_WORDS < 5 + error_words or top >= MEMORY_WORDS:
         return STACK_FAULT
     page: u16 = top // PAGE_WORDS
     if cpu.guest_mode and (cpu.cold >> (page & 7)) & 1 != 0:

@@ -42,7 +42,7 @@ from iretrace.machine.cpu import (
 )
 from iretrace.machine.delivery import deliver, raise_fault, raise_gp
 from iretrace.machine.ghcb import GHCB_GPA, Ghcb
-from iretrace.machine.svm import intercepted, vmexit
+from iretrace.machine.svm import NPF_WRITE_USER, PAGE_SHIFT, intercepted, vmexit
 from iretrace.machine.vmcb import (
     INTERCEPT_CPUID,
     INTERCEPT_HLT,
@@ -59,9 +59,8 @@ from iretrace.machine.vmcb import (
 from iretrace.subset import rule, u8, u16, u32, u64, wrap8, wrap16, wrap64
 
 NPF_READ_USER = 0x4
-NPF_WRITE_USER = 0x6
 PF_WRITE = 2
-PAGE_SHIFT = 12
+PF_FETCH = 0x10
 
 # ghcb.save.valid_bitmap: bit n stands for the quadword at offset 8 * n of struct ghcb_save_area.
 GHCB_VALID_SW_EXIT_HI = 7 << (0x390 // 8 - 64)
@@ -230,7 +229,10 @@ def iret_fault(m: Machine, cpu: Cpu) -> None:
 
 
 def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
-    """Run the instruction at RIP: it retires, faults, or is intercepted."""
+    """Run the instruction at RIP: it retires, faults, or is intercepted. Outside of the code there is no page."""
+    if cpu.rip >= CODE_SIZE:
+        raise_fault(m, cpu, vmcb, PF_VECTOR, PF_FETCH)
+        return
     op: u8 = m.ops[cpu.rip]
     if op == OP_STI:
         sti(cpu)

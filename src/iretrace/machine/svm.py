@@ -33,9 +33,10 @@ from iretrace.machine.vmcb import (
 )
 from iretrace.subset import rule, u8, u16, u32, u64, wrap64
 
+V_INTR_MASKING_MASK = 1 << 24
 V_NMI_ENABLE_MASK = 1 << 26
 INTERCEPT_NMI_BIT = 1 << 1
-NPF_WRITE_PRESENT_USER = 0x6
+NPF_WRITE_USER = 0x6
 PAGE_SHIFT = 12
 
 
@@ -116,7 +117,7 @@ def vmrun(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 def vmexit(m: Machine, cpu: Cpu, vmcb: Vmcb, code: u64, info_1: u64, info_2: u64) -> None:
     """Leave the guest: exit code and infos, the interrupt shadow and (SEV-ES) the guest's IF are saved; EVENTINJ
     reads 0, all of it (as KVM expects in svm_vcpu_run(), and QEMU has it in do_vmexit()); EXITINTINFO is not valid
-    unless the caller says that a delivery was cut off."""
+    unless the caller says that a delivery was cut off. A VMCB has no field that says that the guest was halted."""
     vmcb.exit_code = code
     vmcb.exit_info_1 = info_1
     vmcb.exit_info_2 = info_2
@@ -128,6 +129,7 @@ def vmexit(m: Machine, cpu: Cpu, vmcb: Vmcb, code: u64, info_1: u64, info_2: u64
         state |= SVM_GUEST_INTERRUPT_MASK
     vmcb.int_state = state
     cpu.guest_mode = 0
+    cpu.halted = 0
     cpu.event_inj = 0
     cpu.event_inj_err = 0
 
@@ -135,7 +137,7 @@ def vmexit(m: Machine, cpu: Cpu, vmcb: Vmcb, code: u64, info_1: u64, info_2: u64
 @rule("AMD64 APM vol. 2", "Exit During IDT Vectoring; Nested Page Fault: EXITINFO")
 def vmexit_stack_npf(m: Machine, cpu: Cpu, vmcb: Vmcb, page: u16, event: u32, error: u32) -> None:
     """#NPF on the stack page while an event is delivered: EXITINTINFO names the event, which has not happened."""
-    vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_WRITE_PRESENT_USER, wrap64(page << PAGE_SHIFT))
+    vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_WRITE_USER, wrap64(page << PAGE_SHIFT))
     vmcb.exit_int_info = event
     vmcb.exit_int_info_err = error
 
@@ -150,8 +152,11 @@ def vmexit_shutdown(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 2", "INTR Intercept; Virtualizing APIC.TPR and RFLAGS.IF")
 def intr_exit_due(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
-    """A physical interrupt ends guest mode at the next boundary. The guest's shadow does not delay it (disputed)."""
+    """A physical interrupt ends guest mode at the next boundary; without V_INTR_MASKING only if the guest's IF is set.
+    The guest's shadow does not delay it (disputed)."""
     if cpu.intr_pending == 0 or not intercepted(vmcb, INTERCEPT_INTR):
+        return False
+    if vmcb.int_ctl & V_INTR_MASKING_MASK == 0 and cpu.rflags & X86_EFLAGS_IF == 0:
         return False
     if cpu.shadow == SHADOW_NONE:
         return True

@@ -99,6 +99,9 @@ class Pause:
     """Always-defects met in the step: WARN / BUG / KVM_BUG_ON reached, host state not restored: (sentence, place)."""
     unmodelled: str = ""
     """Not empty: the step met something that is not modelled (and this says what, with C line and what to do)."""
+    landed: Hashable = None
+    """Equal for two schedules of one step iff the runs are the same from the last landing on: what the hypervisor had
+    found out by then, what it will find, and what the senders had done. Only the first of them need be continued."""
 
 
 @dataclass(frozen=True, slots=True)

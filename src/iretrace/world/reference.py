@@ -22,7 +22,7 @@ from iretrace.explore.interned import Interned
 from iretrace.explore.monitor import Observation, Stamp
 from iretrace.litmus.test import Test
 from iretrace.machine.boundary import latch_nmi, take_nmi
-from iretrace.machine.cpu import OP_SPIN, SEEN_NOTHING, SHADOW_NONE, Cpu, Machine, see_nothing
+from iretrace.machine.cpu import CODE_SIZE, OP_SPIN, SEEN_NOTHING, SHADOW_NONE, Cpu, Machine, see_nothing
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.guest import execute
 from iretrace.machine.vmcb import Vmcb
@@ -55,7 +55,7 @@ def ending_of(machine: Machine, cpu: Cpu) -> str:
         return "shutdown"
     if cpu.halted:
         return f"halted at {cpu.rip}"
-    if machine.ops[cpu.rip] == OP_SPIN:
+    if cpu.rip < CODE_SIZE and machine.ops[cpu.rip] == OP_SPIN:
         return f"spins at {cpu.rip}"
     return ""
 

@@ -221,17 +221,25 @@ class Vcpu:
         if known is not None:
             return known
         results: dict[Hashable, tuple[Schedule, Pause]] = {}
-        schedules: deque[Schedule] = deque([()])
+        landed_before: set[Hashable] = set()
+        schedules: deque[tuple[Schedule, frozenset[Landing]]] = deque([((), frozenset())])
         while schedules:
-            schedule = schedules.popleft()
+            schedule, instead = schedules.popleft()
             pause = self.hypervisor.step(
                 self.private(core), self.vmcb(core), self.ghcb(core), Cause(cause), around, schedule
             )
+            if pause.landed is not None:
+                if pause.landed in landed_before:
+                    continue
+                landed_before.add(pause.landed)
             results.setdefault(_all_but_openings(pause), (schedule, pause))
             landed = {landing[1] for landing in schedule}
+            openings = frozenset(pause.openings)
             for landing in pause.openings:
+                if _continued(schedule, landing) in instead:
+                    continue
                 if landing[1] in landed or may_land(landed, landing[1]):
-                    schedules.append((*schedule, landing))
+                    schedules.append(((*schedule, landing), openings))
         made = self._pauses[key] = list(results.values())
         return made
 
@@ -330,6 +338,13 @@ class Vcpu:
             made.defect = f"KVM_RUN fails with errno {-reason}"
         else:
             made.unmodelled = f"KVM_RUN returns to userspace with exit reason {reason}; no VMM for it is modelled"
+
+
+def _continued(schedule: Schedule, landing: Landing) -> Landing | None:
+    """The last landing and this one as one, if they are: the same sender at the same place."""
+    if not schedule or schedule[-1][:2] != landing[:2]:
+        return None
+    return (landing[0], landing[1], schedule[-1][2] + landing[2])
 
 
 def _all_but_openings(pause: Pause) -> Hashable:
