@@ -16,23 +16,25 @@ from tests.linux.csource import PATH, program_of
 MASK = (1 << 64) - 1
 
 
-def compiled(directory: Path, text: str, optimize: str = "-O1") -> Path:
-    """The program that gcc makes of a text. Skips the test where there is no gcc."""
+def compiling(directory: Path, text: str, optimize: str) -> subprocess.Popen[str]:
+    """gcc at work on a text. Skips the test where there is no gcc."""
     gcc = shutil.which("gcc")
     if gcc is None:
         pytest.skip("gcc is not installed")
     source = directory / "test.c"
     source.write_text(text)
-    target = directory / "test"
-    options = [optimize, "-fwrapv", "-fno-strict-aliasing", "-w", "-std=gnu11"]
-    made = subprocess.run([gcc, *options, str(source), "-o", str(target)], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[:3000]
-    return target
+    options = [optimize, "-fwrapv", "-fno-strict-aliasing", "-w", "-std=gnu11", "-o", str(directory / "test")]
+    return subprocess.Popen([gcc, *options, str(source)], stderr=subprocess.PIPE, text=True)
 
 
-def output(program: Path) -> list[str]:
-    """What a compiled program prints."""
-    return subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
+def output(gcc: subprocess.Popen[str]) -> list[str]:
+    """What the compiled program prints."""
+    errors = gcc.communicate()[1]
+    assert gcc.returncode == 0, errors[:3000]
+    args = gcc.args
+    assert isinstance(args, list)
+    program = str(args[args.index("-o") + 1])
+    return subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def seed_bytes(count: int, x: int) -> tuple[bytes, int]:
@@ -98,13 +100,14 @@ def signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
-def compare(directory: Path, seed: int, count: int, inputs: int = 2) -> int:
+def compare(directory: Path, seed: int, count: int, optimize: str = "-O1", inputs: int = 2) -> int:
     """Run a generated text both ways. Returns how many statements and expressions it had."""
     text, functions, made = cgen.program(seed, count)
-    expected = output(compiled(directory, text + cgen.harness(functions, inputs)))
+    gcc = compiling(directory, text + cgen.harness(functions, inputs), optimize)
     ours = Ours(text)
-    for number in range(functions):
-        for k in range(inputs):
-            found = ours.run(number, number * inputs + k, bool(k & 1))
-            assert found == expected[number * inputs + k], f"seed {seed}: f{number}, input {k} differs from gcc"
+    found = [ours.run(n, n * inputs + k, bool(k & 1)) for n in range(functions) for k in range(inputs)]
+    expected = output(gcc)
+    wrong = [f"f{at // inputs}, input {at % inputs}" for at, line in enumerate(expected) if line != found[at]]
+    assert len(expected) == len(found)
+    assert not wrong, f"seed {seed}, {count} statements: {', '.join(wrong[:5])} differ from gcc {optimize}"
     return made

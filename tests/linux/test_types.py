@@ -28,7 +28,7 @@ from iretrace.linux.types import (
 )
 from iretrace.linux.unmodelled import Unmodelled
 from tests.linux.csource import TextSource
-from tests.linux.gcc import compiled, output
+from tests.linux.gcc import compiling, output
 
 SEED = 20240607
 
@@ -217,7 +217,7 @@ def test_random_layouts_are_those_of_gcc(tmp_path: Path):
         queries += [f"sizeof(struct s{number})", f"_Alignof(struct s{number})"]
         queries += [f"__builtin_offsetof(struct s{number}, {member})" for member in members]
     main = "int main(void) {" + "".join(f'__builtin_printf("%lu\\n", {query});' for query in queries) + "}"
-    expected = output(compiled(tmp_path, f"{text}\n{main}", "-O0"))
+    expected = output(compiling(tmp_path, f"{text}\n{main}", "-O0"))
     layout = layout_of(text)
     found = []
     for number, members in enumerate(names):

@@ -165,6 +165,10 @@ class Program:
     def _outer_site(self, name: str, answer: Model) -> Site | None:
         return Site(Pos("", 0), "", (), (), ()) if answer.site else None
 
+    def source_of(self, name: str, path: str = "") -> str:
+        """The Python of a C function, "" before its first call."""
+        return self._functions[self.callee(name, Pos(path, 0)).name].source
+
     def params(self, name: str) -> int:
         """How many Python parameters a function of the program has."""
         return self._functions[name].params

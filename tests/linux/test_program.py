@@ -1,0 +1,122 @@
+"""Programs: traces, conditions, negation, addresses."""
+
+from __future__ import annotations
+
+import pytest
+
+from iretrace.linux.program import ConditionId, Program, Run, Unmodelled
+from tests.linux.csource import PATH, program_of
+
+TEXT = """
+int f(int a, int b)
+{
+  int r = 0;
+  if (a && b)
+    r = 1;
+  while (a > 0)
+    a--;
+  switch (b) {
+  case 1:
+    r += 10;
+    break;
+  default:
+    r += 20;
+  }
+  return a ? r : -r;
+}
+"""
+
+
+def executed(program: Program, *args: int) -> tuple[object, list[int], set[ConditionId]]:
+    """The result of f, the lines and the conditions that it executed."""
+    run = Run(program)
+    result = run.call("f", *args, path=PATH)
+    lines = [line.line for block in run.trace for line in program.block_lines(block)]
+    return result, lines, program.executed_conditions(run.trace)
+
+
+def condition(line: int, ordinal: int = 0) -> ConditionId:
+    """A condition of f."""
+    return ConditionId(PATH, line, ordinal, "f")
+
+
+def test_the_trace_lists_statements_in_the_order_of_execution():
+    _, lines, _ = executed(program_of(TEXT), 1, 1)
+    assert lines == [4, 5, 6, 7, 8, 7, 9, 11, 12, 16]
+
+
+def test_lines_come_with_function_and_text():
+    program = program_of(TEXT, line_text=lambda path, line: TEXT.split("\n")[line - 1].strip())
+    run = Run(program)
+    run.call("f", 0, 0)
+    line = program.block_lines(run.trace[0])[0]
+    assert (line.path, line.line, line.function, line.text) == (PATH, 4, "f", "int r = 0;")
+
+
+def test_only_conditions_that_were_decided_count_as_executed():
+    program = program_of(TEXT)
+    _, _, short = executed(program, 0, 1)
+    assert short == {condition(5), condition(7), condition(10), condition(16)}
+    _, _, both = executed(program, 1, 2)
+    assert both == {condition(5), condition(5, 1), condition(7), condition(13), condition(16)}
+
+
+@pytest.mark.parametrize(
+    ("negated", "args", "result"),
+    [
+        (condition(5), (0, 1), -11),
+        (condition(5, 1), (1, 0), -21),
+        (condition(7), (1, 0), 20),
+        (condition(10), (0, 1), -20),
+        (condition(13), (0, 7), -10),
+        (condition(16), (0, 1), 10),
+    ],
+)  # fmt: skip
+def test_a_negated_condition_goes_the_other_way(negated: ConditionId, args: tuple[int, int], result: int):
+    assert executed(program_of(TEXT, negate=negated), *args)[0] == result
+
+
+def test_ids_of_conditions_do_not_depend_on_what_is_negated():
+    plain = executed(program_of(TEXT), 1, 1)[2]
+    negated = executed(program_of(TEXT, negate=condition(16)), 1, 1)[2]
+    assert plain == negated
+
+
+def test_constant_conditions_are_no_conditions():
+    text = "int f(int a, int b) { if (0) a = 5; if (sizeof(long) == 8 && b) a++; do a++; while (0); return a; }"
+    assert executed(program_of(text), 1, 1)[2] == {ConditionId(PATH, 1, 0, "f")}
+
+
+def test_a_function_has_one_address():
+    program = program_of("int g(int x) { return x; } int f(void) { int (*p)(int) = g; return p == g && p == &g && p(7) == 7; }")
+    assert Run(program).call("f") == 1
+    run = Run(program)
+    assert run.call_address(program.address_of("g", PATH), 9) == 9
+
+
+def test_a_program_serves_many_runs():
+    program = program_of("struct s { int x; }; int f(struct s *p) { return p->x++; }")
+    at = program.space.allocate("s", 8).address
+    first, second = Run(program), Run(program)
+    assert [first.call("f", at), first.call("f", at), second.call("f", at)] == [0, 1, 0]
+
+
+def test_an_error_leaves_the_stack_where_it_was():
+    program = program_of("int f(int n) { int a[4] = { n }; return a[0] / n; }")
+    run = Run(program)
+    before = run.sp
+    with pytest.raises(Unmodelled):
+        run.call("f", 0)
+    assert run.sp == before
+
+
+def test_an_error_in_a_model_is_not_taken_for_one_of_the_c():
+    from iretrace.linux.program import Model
+    from tests.linux.csource import DictRules
+
+    def broken(run: Run) -> int:
+        raise UnboundLocalError("a mistake in Python")
+
+    program = program_of("int m(void); int f(void) { return m(); }", DictRules({"m": Model(broken)}))
+    with pytest.raises(UnboundLocalError):
+        Run(program).call("f")
