@@ -80,7 +80,7 @@ class Generator:
         if r < 0.72:
             return self.pick("E1", "E2", "ENEG", "EBIG", "U1", "U2")
         if r < 0.76:
-            return self.pick("sizeof(struct S)", "sizeof(p->u16)", "(unsigned char)'x'", "sizeof p->arr", "-1", "'\\377'")
+            return self.pick("sizeof(struct S)", "sizeof(p->u16)", "(unsigned char)'x'", "sizeof p->arr", "'\\377'")
         return self.number()
 
     def member(self) -> str:

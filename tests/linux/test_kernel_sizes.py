@@ -100,7 +100,7 @@ def test_areas_of_the_vmcb_have_the_size_that_6_1_expects(tree_6_1: Path, tag: s
 
 def sizes_are_as_expected(path: Path, tag: str) -> None:
     """svm.h asserts the size of a struct, and it is the one that we compute; a size off by one would be noticed."""
-    layout, index = opened(path)
+    layout, _ = opened(path)
     function = layout.function("__unused_size_checks", FILES[0])
     comparisons = [n for n in nodes(function) if isinstance(n, ctree.Binary) and n.op == "!="]
     size = layout.struct_named("struct", tag).body.size

@@ -88,7 +88,9 @@ def test_constant_conditions_are_no_conditions():
 
 
 def test_a_function_has_one_address():
-    program = program_of("int g(int x) { return x; } int f(void) { int (*p)(int) = g; return p == g && p == &g && p(7) == 7; }")
+    program = program_of(
+        "int g(int x) { return x; } int f(void) { int (*p)(int) = g; return p == g && p == &g && p(7) == 7; }"
+    )
     assert Run(program).call("f") == 1
     run = Run(program)
     assert run.call_address(program.address_of("g", PATH), 9) == 9

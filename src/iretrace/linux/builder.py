@@ -23,7 +23,8 @@ from iretrace.linux.ir import (
     Set,
     Unreachable,
 )
-from iretrace.linux.types import BOOL, ULONG, Func, Int, Ptr, Type, Types, round_up
+from iretrace.linux.resolve import Types
+from iretrace.linux.types import BOOL, ULONG, Func, Int, Ptr, Type, round_up
 
 
 class Variable(NamedTuple):
@@ -225,5 +226,3 @@ def local_of(index: int, kind: Type, temporary: bool) -> Local:
 def is_scalar(kind: Type) -> bool:
     """Integers and pointers."""
     return isinstance(kind, Int | Ptr)
-
-

@@ -420,5 +420,3 @@ def has_effects(expr: ctree.Expr) -> bool:
         case ctree.Index():
             return has_effects(expr.of) or has_effects(expr.index)
     return False
-
-

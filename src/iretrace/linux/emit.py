@@ -213,7 +213,7 @@ class _Emitter:
         return self.roots[block]
 
     def region(self, block: Block, follow: Block | None, depth: int) -> bool:
-        """Emit a block and what it dominates, then go on to `follow`. Returns whether the end of the code is reached."""
+        """Emit a block and what it dominates, then go on to `follow`. Returns whether it falls through to there."""
         meets = sorted(
             (b for b in self.children.get(block, ()) if self.count[b] > 1 and b not in self.roots),
             key=self.rank.__getitem__,

@@ -29,9 +29,7 @@ class Addresses(Names, Protocol):
 class Globals:
     """The globals of a program."""
 
-    def __init__(
-        self, layout: Layout, rules: Rules, space: Space, initial: dict[int, int], program: Addresses
-    ) -> None:
+    def __init__(self, layout: Layout, rules: Rules, space: Space, initial: dict[int, int], program: Addresses) -> None:
         self.layout = layout
         self.rules = rules
         self.space = space
@@ -92,9 +90,7 @@ class Globals:
             self._objects[key] = self._make(name, kind, storage, declaration, pos)
         return self._objects[key]
 
-    def _make(
-        self, name: str, kind: Type, storage: Storage, declaration: ctree.Declaration | None, pos: Pos
-    ) -> Object:
+    def _make(self, name: str, kind: Type, storage: Storage, declaration: ctree.Declaration | None, pos: Pos) -> Object:
         made = self.space.allocate(name, self.layout.size_of(kind), self.layout.align_of(kind), storage.writable)
         if storage.init.startswith("="):
             # Whoever copies a static table sits in another file than the table.
@@ -214,5 +210,3 @@ class StaticLowering(FunctionLowering):
             return value.ir.value
 
         return compute
-
-

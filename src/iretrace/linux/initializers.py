@@ -134,10 +134,7 @@ class Initializers(Calls):
         if not isinstance(kind, Struct) or name not in kind.body.members:
             raise Unmodelled(f"{describe(kind)} has no member {name}", pos)
         member = kind.body.members[name]
-        for number, candidate in enumerate(kind.body.fields):
-            inner = isinstance(candidate.type, Struct) and not candidate.name and name in candidate.type.body.members
-            if candidate.name == name or inner:
-                break
+        number = next(n for n, candidate in enumerate(kind.body.fields) if _holds(candidate, name))
         return member._replace(bit=at.bit + member.bit), number
 
     # Objects in memory.
@@ -165,6 +162,13 @@ class Initializers(Calls):
         place = Place(kind, None, Frame(offset), align=16)
         self.initialize(place, expr.init, expr.pos)
         return place
+
+
+def _holds(member: Member, name: str) -> bool:
+    """Whether a member is, or anonymously holds, the one of a name."""
+    if member.name:
+        return member.name == name
+    return isinstance(member.type, Struct) and name in member.type.body.members
 
 
 def _bit(part: Part) -> int:

@@ -13,7 +13,8 @@ from iretrace.linux.ctree import CType, Pos
 from iretrace.linux.cursor import ParseError
 from iretrace.linux.lower import FunctionLowering
 from iretrace.linux.places import NOTHING, Place
-from iretrace.linux.types import Array, Func, Struct, Type, Types
+from iretrace.linux.resolve import Types
+from iretrace.linux.types import Array, Func, Struct, Type
 from iretrace.linux.unmodelled import Unmodelled
 
 

@@ -47,9 +47,7 @@ def split_at_pauses(blocks: list[Block], may_pause: Callable[[Call], bool]) -> l
     return points
 
 
-def live_at(
-    points: list[PausePoint], blocks: list[Block], params: int
-) -> tuple[dict[int, set[int]], list[int]]:
+def live_at(points: list[PausePoint], blocks: list[Block], params: int) -> tuple[dict[int, set[int]], list[int]]:
     """The locals needed after each point (by id of its end), and those that may be read before they are written."""
     calls = {id(point.end): point.call for point in points}
     entry_of: dict[Block, set[int]] = {block: set() for block in blocks}

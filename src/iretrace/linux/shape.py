@@ -200,7 +200,9 @@ def _roots(block: Block) -> list[Expr]:
     return found
 
 
-def _absorb(source: Op, into: Op | Branch | Choose | Return, uses: dict[int, int], keep: Callable[[Call], bool]) -> bool:
+def _absorb(
+    source: Op, into: Op | Branch | Choose | Return, uses: dict[int, int], keep: Callable[[Call], bool]
+) -> bool:
     """Put what `source` computes into the operation that follows it, if that changes nothing."""
     if isinstance(source, Set):
         index, value = source.local, source.value

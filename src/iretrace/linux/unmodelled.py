@@ -6,7 +6,7 @@ from iretrace.linux.ctree import Pos
 
 
 class Unmodelled(Exception):
-    """Something that the run needs and that nobody answers. where: the C place; row: the TOML rows that would answer."""
+    """Something that the run needs and that nobody answers. where: the C place; row: the TOML row that would answer."""
 
     def __init__(self, what: str, where: Pos | None = None, row: str = "") -> None:
         super().__init__(what)
