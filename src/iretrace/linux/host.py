@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from types import FrameType
 
 from iretrace.linux.answers import Site
 from iretrace.linux.program import Program, Run
 from iretrace.linux.sender import Access, Hook, Log, Sender
 from iretrace.verdict import CLine
-from iretrace.world.protocol import NO_SENDER, Landing, SenderState
+from iretrace.world.protocol import NO_SENDER, Landing, PauseKind, SenderState
 
 NEVER = 1 << 62
+RESUME = Run.resume.__code__
 
 
 class KernelRun(Run):
@@ -33,6 +35,7 @@ class KernelRun(Run):
         self.ipi = False
         self.warm = False
         self.findings: list[tuple[str, CLine]] = []
+        self.paused = PauseKind.USERSPACE
 
     def finding(self, what: str, site: Site) -> None:
         """Notes a WARN or BUG that was reached."""
@@ -55,15 +58,21 @@ class KernelRun(Run):
         """A shared word is about to be changed, by a primitive that does not tell what it found."""
         self.shared(address, mask, True)
 
-    def hand_over(self) -> None:
+    def hand_over(self, kind: PauseKind) -> None:
         """The vCPU thread is about to pause."""
+        self.paused = kind
 
 
 class HostRun(KernelRun):
     """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps."""
 
     def __init__(
-        self, program: Program, sender: Sender, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...], reduce: bool
+        self,
+        program: Program,
+        sender: Sender,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+        reduce: bool,
     ) -> None:
         super().__init__(program)
         self.sender = sender
@@ -78,6 +87,14 @@ class HostRun(KernelRun):
         self._last = schedule[-1][:2] if schedule else (0, -1)
         self._paths: list[tuple[int, tuple[Access, ...]]] | None = None
         self._watching = any(state is not NO_SENDER for state in senders)
+        self.offered: set[int] = set()
+        """Places where any run of the same step offers a landing; shared by these runs."""
+        self.landed: Hashable = None
+        """Pause.landed, once the schedule's last landing is done."""
+        self.passed: list[Hashable] = []
+        """Pause.passed."""
+        self.start: dict[int, int] = {}
+        """Memory as the step began."""
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         """A shared word is about to be accessed: senders land, and openings are noted."""
@@ -85,14 +102,34 @@ class HostRun(KernelRun):
         self._count = k + 1
         if k == self._next:
             self._land(k)
-        if self._watching and k >= self._last[0]:
-            if self._reduce:
-                self._open(k, address, mask, write)
-            else:
-                self._open_all(k)
+        if not self._watching or k < self._last[0]:
+            return
+        if not self._reduce:
+            self._open_all(k)
+            return
+        self._open(k, address, mask, write)
+        if k in self.offered:
+            self.passed.append(self._whole_state(k))
+        if k == self._last[0]:
+            self.landed = self._whole_state(k)
 
-    def hand_over(self) -> None:
+    def _whole_state(self, k: int) -> Hashable:
+        """All that the rest of the run depends on: memory, who does what, and where each frame of the run stands."""
+        frames = []
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_code is not RESUME:
+            values = tuple((name, value) for name, value in frame.f_locals.items() if isinstance(value, int))
+            frames.append((frame.f_code, frame.f_lasti, values))
+            frame = frame.f_back
+        outer = len(frame.f_locals["outer"]) if frame is not None else -1
+        memory = frozenset(self.m.items() - self.start.items())
+        senders = tuple(self.senders), tuple(self.log)
+        flags = self.interrupts, self.gif, self.ipi, self.warm, self.sp, len(self.findings)
+        return k, outer, tuple(frames), memory, senders, flags
+
+    def hand_over(self, kind: PauseKind) -> None:
         """The last place where senders can land: nothing conflicts with it, so only `reduce=False` offers it."""
+        super().hand_over(kind)
         k = self._count
         if k == self._next:
             self._land(k)
@@ -139,18 +176,21 @@ class HostRun(KernelRun):
             for steps, access in enumerate(path, 1):
                 if access.conflicts(address, mask, write):
                     self.openings.append((k, number, steps))
+                    self.offered.add(k)
         if write:
             self._paths = None
 
     def _remaining(self) -> list[tuple[int, tuple[Access, ...]]]:
-        """What each unfinished sender would access if it went on now."""
+        """What each unfinished sender would access if it went on now. Of started ones that are equally far one will
+        do: they cannot be told apart from here on."""
         known: dict[SenderState, tuple[Access, ...]] = {}
         paths = []
         for number, state in enumerate(self.senders):
-            if state is not NO_SENDER:
-                if state not in known:
-                    known[state] = self.sender.path(state, self.m)  # type: ignore[arg-type]
-                paths.append((number, known[state]))
+            if state is NO_SENDER or (state in known and state != ()):
+                continue
+            if state not in known:
+                known[state] = self.sender.path(state, self.m)  # type: ignore[arg-type]
+            paths.append((number, known[state]))
         return paths
 
     def _open_all(self, k: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from iretrace.world.protocol import (
     Pause,
     PauseKind,
     Private,
-    Sent,
     SenderState,
+    Sent,
     View,
 )
 
@@ -85,6 +86,7 @@ class TreeHypervisor:
         self._steps: dict[Hashable, Pause] = {}
         self._sends: dict[tuple[Private, SenderState], Sent] = {}
         self._views: dict[Private, View] = {}
+        self._offered: dict[Hashable, set[int]] = {}
         self._blocks: set[int] = set()
         self._base: dict[int, int] = {}
         self._base_stack: list[int] = []
@@ -193,10 +195,6 @@ class TreeHypervisor:
         """Distinct C statements executed so far."""
         return len({line for block in self._blocks for line in self.program.block_lines(block)})
 
-    def conditions(self) -> set[ConditionId]:
-        """Leaf conditions of the tree decided so far."""
-        return self.program.executed_conditions(self._blocks)
-
     def assumptions(self) -> tuple[Assumption, ...]:
         """Rules used so far."""
         return self.machine.rules.assumptions()
@@ -205,14 +203,9 @@ class TreeHypervisor:
 
     def _first_pause(self) -> Pause:
         """Run KVM_RUN to the first VMRUN; the state there becomes what other states are compared with."""
-        while True:
-            run = self._host_run((), ())
-            run.m = dict(self._base)
-            try:
-                result = run.call(RUN, self._svm)
-            except Retry:
-                continue
-            break
+        run = self._host_run((), ())
+        run.m = dict(self._base)
+        result = run.call(RUN, self._svm)
         if result is not PAUSE:
             raise Unmodelled(f"the first KVM_RUN returns {result} without entering the guest")
         self._base = {word: value for word, value in run.m.items() if value}
@@ -270,10 +263,13 @@ class TreeHypervisor:
             self._restore(run, private)
             self._vmcb.write(run.m, vmcb)
             self._ghcb.write(run.m, ghcb)
+            run.start = dict(run.m)
+            run.offered = self._offered.setdefault((private, vmcb, ghcb, cause, senders), set())
             try:
                 result = run.call(RUN, self._svm) if cause == Cause.RERUN else run.resume()
             except Retry:
-                continue
+                unforeseen = Unmodelled("a function pauses through a call that was not foreseen (linux/sleepers.py)")
+                return self._unmodelled(run, private, unforeseen), run
             except Unmodelled as error:
                 return self._unmodelled(run, private, error), run
             except Bug:
@@ -282,10 +278,7 @@ class TreeHypervisor:
 
     def _pause(self, run: HostRun, result: Any) -> Pause:
         self._blocks.update(run.trace)
-        if result is PAUSE:
-            kind = PauseKind.BLOCK if run.gif else PauseKind.ENTER
-        else:
-            kind = PauseKind.USERSPACE
+        kind = run.paused if result is PAUSE else PauseKind.USERSPACE
         if kind == PauseKind.ENTER:
             for word, mask in self._clear:
                 run.m[word] = run.m.get(word, 0) & ~mask
@@ -301,6 +294,8 @@ class TreeHypervisor:
             warm=run.warm,
             exit_reason=self._reason(run, result) if kind == PauseKind.USERSPACE else 0,
             defects=tuple(run.findings),
+            landed=run.landed,
+            passed=tuple(run.passed),
         )
 
     def _reason(self, run: HostRun, result: Any) -> int:
@@ -381,20 +376,14 @@ class TreeHypervisor:
     # Senders. ---------------------------------------------------------------------------------------------------
 
     def _run_sender(self, words: dict[int, int], hook: Any) -> SenderRun:
-        while True:
-            run = SenderRun(self.program, hook)
-            self.machine.prepare(run)
-            run.m = words
-            run.cells = self._cells
-            run.sp = memory.stack_area(1)
-            try:
-                run.call(ACCEPT, self._apic(), APIC_DM_NMI, 0, 0, 0, 0)
-            except Reached:
-                pass
-            return run
-
-    def _apic(self) -> int:
-        return self.machine.address("apic")
+        run = SenderRun(self.program, hook)
+        self.machine.prepare(run)
+        run.m = words
+        run.cells = self._cells
+        run.sp = memory.stack_area(1)
+        with suppress(Reached):
+            run.call(ACCEPT, self.machine.address("apic"), APIC_DM_NMI, 0, 0, 0, 0)
+        return run
 
     def _send(self, private: Private, sender: SenderState) -> Sent:
         run = self._quiet_run(private)

@@ -100,8 +100,10 @@ class Pause:
     unmodelled: str = ""
     """Not empty: the step met something that is not modelled (and this says what, with C line and what to do)."""
     landed: Hashable = None
-    """Equal for two schedules of one step iff the runs are the same from the last landing on: what the hypervisor had
-    found out by then, what it will find, and what the senders had done. Only the first of them need be continued."""
+    """The whole state of the run right after the schedule's last landing; None if the hypervisor does not tell."""
+    passed: tuple[Hashable, ...] = ()
+    """The same at places of the run where landings were offered. A run whose `landed` another run of the same step has
+    passed goes on as that one did: neither it nor its openings have to be looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,17 +221,16 @@ class Vcpu:
         if known is not None:
             return known
         results: dict[Hashable, tuple[Schedule, Pause]] = {}
-        landed_before: set[Hashable] = set()
+        passed: set[Hashable] = set()
         schedules: deque[tuple[Schedule, frozenset[Landing]]] = deque([((), frozenset())])
         while schedules:
             schedule, instead = schedules.popleft()
             pause = self.hypervisor.step(
                 self.private(core), self.vmcb(core), self.ghcb(core), Cause(cause), around, schedule
             )
-            if pause.landed is not None:
-                if pause.landed in landed_before:
-                    continue
-                landed_before.add(pause.landed)
+            if pause.landed in passed:
+                continue
+            passed.update(pause.passed)
             results.setdefault(_all_but_openings(pause), (schedule, pause))
             landed = {landing[1] for landing in schedule}
             openings = frozenset(pause.openings)
