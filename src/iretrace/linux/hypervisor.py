@@ -110,7 +110,7 @@ class TreeHypervisor:
         self._sender = Sender(
             self._run_sender, self._base, self._is_stack, self._is_masked, self.program.space.describe
         )
-        self._start = self._first_pause()
+        self._start = self._first_pause(run.findings)
 
     # Protocol. --------------------------------------------------------------------------------------------------
 
@@ -195,15 +195,22 @@ class TreeHypervisor:
         """Distinct C statements executed so far."""
         return len({line for block in self._blocks for line in self.program.block_lines(block)})
 
+    def conditions(self) -> set[ConditionId]:
+        """Leaf conditions of the tree decided so far."""
+        return self.program.executed_conditions(self._blocks)
+
     def assumptions(self) -> tuple[Assumption, ...]:
         """Rules used so far."""
         return self.machine.rules.assumptions()
 
     # Host steps. ------------------------------------------------------------------------------------------------
 
-    def _first_pause(self) -> Pause:
-        """Run KVM_RUN to the first VMRUN; the state there becomes what other states are compared with."""
+    def _first_pause(self, found: list[tuple[str, CLine]]) -> Pause:
+        """Run KVM_RUN to the first VMRUN; the state there becomes what other states are compared with.
+
+        found: the WARNs and BUGs that creating the vCPU reached."""
         run = self._host_run((), ())
+        run.findings = list(found)
         run.m = dict(self._base)
         result = run.call(RUN, self._svm)
         if result is not PAUSE:
