@@ -7,8 +7,10 @@ import pytest
 from iretrace.linux import prims
 from iretrace.linux.answers import Site
 from iretrace.linux.ctree import Pos
+from iretrace.linux.memory import ReadCheck, Space, WriteCheck
 from iretrace.linux.program import PAUSE
 from iretrace.linux.unmodelled import Unmodelled
+from iretrace.world.protocol import PauseKind
 
 
 class FakeRun:
@@ -16,8 +18,9 @@ class FakeRun:
 
     def __init__(self, shared: frozenset[int] = frozenset()) -> None:
         self.m: dict[int, int] = {}
-        self.read: dict[int, int] = dict.fromkeys(range(0, 4096, 8), 0)
-        self.write = self.read
+        self.read, self.write = ReadCheck(Space()), WriteCheck(Space())
+        self.read.update(dict.fromkeys(range(0, 4096, 8), 0))
+        self.write.update(self.read)
         self.cells = shared
         self.cpu = 0
         self.task = 0x800
@@ -28,7 +31,7 @@ class FakeRun:
         self.ghcb = 0xC00
         self.announced: list[tuple[int, int, str]] = []
         self.findings: list[str] = []
-        self.paused = 0
+        self.paused: list[PauseKind] = []
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         self.announced.append((address, mask, "write" if write else "read"))
@@ -39,11 +42,17 @@ class FakeRun:
     def finding(self, what: str, site: Site) -> None:
         self.findings.append(what)
 
+    def allocate(self, size: int) -> int:
+        return 0xE00
+
+    def feature(self, number: int, who: str) -> bool:
+        return False
+
     def member(self, struct: str, name: str) -> int:
         return {"task": 0, "hva": 8, "gfn": 24}[name]
 
-    def hand_over(self) -> None:
-        self.paused += 1
+    def hand_over(self, kind: PauseKind) -> None:
+        self.paused.append(kind)
 
 
 def site(bits: int = 64) -> Site:
@@ -94,7 +103,7 @@ def test_schedule_sleeps_only_while_nobody_woke_the_thread() -> None:
     run = FakeRun()
     prims.set_current_state(run, 1)
     assert prims.schedule(run) is PAUSE
-    assert run.paused == 1
+    assert run.paused == [PauseKind.BLOCK]
     assert prims.wake_up_process(run, run.task) == 1
     assert prims.schedule(run) is None
 

@@ -12,27 +12,26 @@ from iretrace.linux.rules import applies, load_rules
 from iretrace.verdict import InputError
 
 EVENT_PATH = """
-    kvm_arch_vcpu_ioctl_run vcpu_run vcpu_enter_guest vcpu_block kvm_vcpu_running kvm_arch_vcpu_runnable kvm_vcpu_has_events
-    kvm_vcpu_halt kvm_vcpu_block kvm_vcpu_check_block kvm_vcpu_exit_request kvm_emulate_halt kvm_emulate_halt_noskip
-    __kvm_emulate_halt kvm_skip_emulated_instruction prepare_to_rcuwait
+    kvm_arch_vcpu_ioctl_run vcpu_run vcpu_enter_guest vcpu_block kvm_vcpu_running kvm_arch_vcpu_runnable
+    kvm_vcpu_has_events kvm_vcpu_halt kvm_vcpu_block kvm_vcpu_check_block kvm_vcpu_exit_request kvm_emulate_halt
+    kvm_emulate_halt_noskip __kvm_emulate_halt kvm_skip_emulated_instruction prepare_to_rcuwait
     kvm_check_and_inject_events inject_pending_event process_nmi kvm_inject_nmi kvm_event_needs_reinjection
     kvm_is_exception_pending kvm_clear_exception_queue kvm_clear_interrupt_queue kvm_queue_interrupt
-    kvm_requeue_exception kvm_requeue_exception_e kvm_multiple_exception kvm_inject_exception
-    kvm_make_request __kvm_make_request kvm_check_request kvm_test_request kvm_clear_request kvm_request_pending
-    kvm_vcpu_kick __kvm_vcpu_kick kvm_vcpu_wake_up __kvm_vcpu_wake_up kvm_arch_vcpu_should_kick kvm_vcpu_exiting_guest_mode
-    kvm_arch_vcpu_get_wait __apic_accept_irq kvm_apic_set_irq kvm_apic_accept_events
-    svm_nmi_allowed svm_nmi_blocked svm_inject_nmi svm_get_nmi_mask svm_set_nmi_mask svm_enable_nmi_window
-    svm_is_vnmi_pending svm_set_vnmi_pending iret_interception db_interception nmi_interception intr_interception
-    stgi_interception clgi_interception npf_interception shutdown_interception disable_nmi_singlestep
-    svm_complete_interrupts svm_cancel_injection svm_vcpu_run svm_vcpu_enter_exit pre_svm_run svm_handle_exit
-    svm_invoke_exit_handler svm_handle_exit_irqoff svm_exit_handlers_fastpath svm_check_exit_valid svm_handle_invalid_exit
-    svm_inject_irq svm_inject_exception svm_interrupt_allowed svm_interrupt_blocked svm_enable_irq_window
-    svm_get_rflags svm_set_rflags svm_get_if_flag svm_get_interrupt_shadow svm_set_interrupt_shadow
-    svm_skip_emulated_instruction __svm_skip_emulated_instruction svm_set_gif gif_set enable_gif disable_gif
-    svm_set_intercept svm_clr_intercept svm_set_iret_intercept svm_clr_iret_intercept recalc_intercepts
-    sev_handle_vmgexit sev_es_validate_vmgexit sev_es_sync_from_ghcb sev_es_sync_to_ghcb sev_es_unmap_ghcb
-    sev_handle_vmgexit_msr_protocol sev_es_guest sev_guest
-    init_vmcb sev_init_vmcb sev_es_init_vmcb svm_vcpu_reset svm_vcpu_create kvm_vcpu_reset kvm_arch_vcpu_create
+    kvm_requeue_exception kvm_requeue_exception_e kvm_multiple_exception kvm_inject_exception kvm_make_request
+    __kvm_make_request kvm_check_request kvm_test_request kvm_clear_request kvm_request_pending kvm_vcpu_kick
+    __kvm_vcpu_kick kvm_vcpu_wake_up __kvm_vcpu_wake_up kvm_arch_vcpu_should_kick kvm_vcpu_exiting_guest_mode
+    kvm_arch_vcpu_get_wait __apic_accept_irq kvm_apic_set_irq kvm_apic_accept_events svm_nmi_allowed svm_nmi_blocked
+    svm_inject_nmi svm_get_nmi_mask svm_set_nmi_mask svm_enable_nmi_window svm_is_vnmi_pending svm_set_vnmi_pending
+    iret_interception db_interception nmi_interception intr_interception stgi_interception clgi_interception
+    npf_interception shutdown_interception disable_nmi_singlestep svm_complete_interrupts svm_cancel_injection
+    svm_vcpu_run svm_vcpu_enter_exit pre_svm_run svm_handle_exit svm_invoke_exit_handler svm_handle_exit_irqoff
+    svm_exit_handlers_fastpath svm_check_exit_valid svm_handle_invalid_exit svm_inject_irq svm_inject_exception
+    svm_interrupt_allowed svm_interrupt_blocked svm_enable_irq_window svm_get_rflags svm_set_rflags svm_get_if_flag
+    svm_get_interrupt_shadow svm_set_interrupt_shadow svm_skip_emulated_instruction __svm_skip_emulated_instruction
+    svm_set_gif gif_set enable_gif disable_gif svm_set_intercept svm_clr_intercept svm_set_iret_intercept
+    svm_clr_iret_intercept recalc_intercepts sev_handle_vmgexit sev_es_validate_vmgexit sev_es_sync_from_ghcb
+    sev_es_sync_to_ghcb sev_es_unmap_ghcb sev_handle_vmgexit_msr_protocol sev_es_guest sev_guest init_vmcb
+    sev_init_vmcb sev_es_init_vmcb svm_vcpu_reset svm_vcpu_create kvm_vcpu_reset kvm_arch_vcpu_create
     svm_prepare_switch_to_guest sev_es_prepare_switch_to_guest is_guest_mode nested_exit_on_nmi is_vnmi_enabled
     get_vgif_vmcb svm_is_intercept vmcb_set_intercept vmcb_clr_intercept vmcb_is_intercept
 """.split()
@@ -64,7 +63,8 @@ def write(path: Path, text: str) -> list[Path]:
 
 
 def test_a_row_of_the_user_replaces_a_shipped_one(tmp_path: Path) -> None:
-    extra = write(tmp_path / "mine.toml", '[[function]]\nname = "ktime_get"\nwhat = "value=7"\nwhy = "a clock that runs"\n')
+    text = '[[function]]\nname = "ktime_get"\nwhat = "value=7"\nwhy = "a clock that runs"\n'
+    extra = write(tmp_path / "mine.toml", text)
     answer = load_rules("6.1.0", extra, MODELS).function("ktime_get", "")
     assert isinstance(answer, Value)
     assert answer.value == 7
@@ -98,6 +98,12 @@ def test_an_unknown_answer_is_refused_where_it_is_used(tmp_path: Path) -> None:
         load_rules("6.1.0", extra, MODELS).function("x", "")
 
 
+def test_a_row_of_the_user_may_not_answer_for_the_event_path(tmp_path: Path) -> None:
+    extra = write(tmp_path / "mine.toml", '[[function]]\nname = "process_nmi"\nwhat = "neutral"\nwhy = "to cheat"\n')
+    with pytest.raises(InputError, match=r"mine.toml:1: process_nmi\(\) is part of the event path"):
+        load_rules("6.1.0", extra, MODELS)
+
+
 def test_a_refused_function_says_why_it_is_outside_of_the_slice() -> None:
     answer = load_rules("6.1.0", [], MODELS).function("process_smi", "")
     assert isinstance(answer, Model)
@@ -129,4 +135,5 @@ def test_only_rows_that_were_asked_for_are_assumptions() -> None:
     assert rules.assumptions() == ()
     rules.function("schedule", "")
     rules.global_("vgif", "")
-    assert [(a.kind, a.what) for a in rules.assumptions()] == [("model", "schedule: model=schedule"), ("option", "vgif: value=1")]
+    used = [(a.kind, a.what) for a in rules.assumptions()]
+    assert used == [("model", "schedule: model=schedule"), ("option", "vgif: value=1")]

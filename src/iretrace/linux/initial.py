@@ -13,6 +13,7 @@ from iretrace.linux.types import Int, Ptr, Struct, Type
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import InputError
 
+
 @dataclass(frozen=True, slots=True)
 class Spot:
     """A place in memory: address in bytes, bits behind it, width in bits (0: no integer or pointer)."""
@@ -38,7 +39,7 @@ class Places:
         self._roots = roots
 
     def find(self, run: memory.HasMemory, text: str) -> Spot | None:
-        """The place, None if it has a member that this tree lacks. InputError: no such object, or no pointer before ->."""
+        """The place; None if this tree lacks a member. InputError: no such object, or no pointer before ->."""
         first, *rest = text.split("->")
         name, _, members = first.partition(".")
         root = self._roots(name)

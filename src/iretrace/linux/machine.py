@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from iretrace.linux.answers import ConditionId, Site
+from iretrace.linux.answers import ConditionId
 from iretrace.linux.closure import Closure, vendor_targets
 from iretrace.linux.ctree import Pos
 from iretrace.linux.host import KernelRun
@@ -33,7 +33,7 @@ ACCEPT = "__apic_accept_irq"
 """A sender's function: how an NMI reaches a vCPU inside the kernel (irqfd, MSI, another vCPU's ICR)."""
 
 _TRACEPOINT = re.compile(r"^(?:TRACE_EVENT\w*\(|DEFINE_EVENT\w*\(\s*\w+\s*,)\s*(\w+)", re.MULTILINE)
-_FEATURE = re.compile(r"^#define\s+(X86_(?:FEATURE|BUG)_\w+)\s+(?:X86_BUG)?\(\s*(\d+)\s*\*\s*32\s*\+\s*(\d+)\s*\)", re.MULTILINE)
+_FEATURE = re.compile(r"^#define\s+(X86_FEATURE_\w+)\s+\(\s*(\d+)\s*\*\s*32\s*\+\s*(\d+)\s*\)", re.MULTILINE)
 
 
 def tracepoints(tree: Tree) -> frozenset[str]:
@@ -197,4 +197,4 @@ def set_options(rules: Rules, options: Mapping[str, int]) -> None:
             rules.constants["global", name] = value
         else:
             known = sorted(row.name for row in rules.table("global") if row.keys.get("option"))
-            raise InputError(f"--option {name}: no such option; known are {', '.join(known)} and X86_FEATURE_* of the rules")
+            raise InputError(f"--option {name}: no such option; known are {', '.join(known)}, X86_FEATURE_*")

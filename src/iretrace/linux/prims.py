@@ -1,7 +1,7 @@
 """Models: what kernel primitives and the frontier of KVM do, in Python, by the names that rules give them.
 
-A model gets the run (`KvmRun`), with site = true also where it was called, and the C arguments as ints. Shared cells are
-announced with run.shared() before each access, like the C accesses that the lowering emits.
+A model gets the run (`KvmRun`), with site = true also where it was called, and the C arguments as ints. Shared cells
+are announced with run.shared() before each access, like the C accesses that the lowering emits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from iretrace.linux.answers import Site
 from iretrace.linux.memory import ReadCheck, WriteCheck
 from iretrace.linux.program import PAUSE
 from iretrace.linux.unmodelled import Unmodelled
+from iretrace.world.protocol import PauseKind
 
 TASK_RUNNING = 0
 TASK_NORMAL = 3
@@ -65,7 +66,7 @@ class KvmRun(Protocol):
     def member(self, struct: str, name: str) -> int:
         """Offset of a member in bytes."""
 
-    def hand_over(self) -> None:
+    def hand_over(self, kind: PauseKind) -> None:
         """The vCPU thread is about to pause: the last place of the step where senders can land."""
 
 
@@ -346,7 +347,7 @@ def schedule(run: KvmRun) -> Any:
     """Sleeps, unless the thread was woken since it said that it would."""
     if not _load(run, run.task + TASK_STATE, 32) & TASK_NORMAL:
         return None
-    run.hand_over()
+    run.hand_over(PauseKind.BLOCK)
     return PAUSE
 
 
@@ -399,7 +400,7 @@ def stgi(run: KvmRun) -> None:
 
 def vmrun(run: KvmRun, *_: int) -> Any:
     """The CPU enters the guest."""
-    run.hand_over()
+    run.hand_over(PauseKind.ENTER)
     return PAUSE
 
 
@@ -475,13 +476,13 @@ def bug(run: KvmRun, site: Site) -> None:
 MODELS: dict[str, Callable[..., Any]] = {
     model.__name__: model
     for model in (
-        load, store, test_bit, set_bit, clear_bit, test_and_set_bit, test_and_clear_bit, atomic_read, atomic_set,
-        atomic_inc, atomic_dec, atomic_xchg, atomic_cmpxchg, cmpxchg, xchg, fls, fls32, highest_bit, ffs,
-        lowest_bit, hweight, array_index_nospec, identity, page_to_pfn, allocate, allocate_array, allocate_page, allocate_pages,
-        this_cpu, this_cpu_ptr, per_cpu_ptr, per_cpu_value, this_cpu_read, this_cpu_write, current, set_current_state,
-        finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule, thread_flags, signal_pending, smp_send_reschedule, irq_enable,
-        irq_disable, clgi, stgi, vmrun, map_page, map_ghcb, unmap_ghcb, host_feature, kvm_feature, guest_feature, warn_on, bug_on,
-        bug, kvm_bug_on,
+        str, load, store, test_bit, set_bit, clear_bit, test_and_set_bit, test_and_clear_bit, atomic_read,
+        atomic_set, atomic_inc, atomic_dec, atomic_xchg, atomic_cmpxchg, cmpxchg, xchg, fls, fls32, highest_bit,
+        ffs, lowest_bit, hweight, array_index_nospec, identity, page_to_pfn, allocate, allocate_array,
+        allocate_page, allocate_pages, this_cpu, this_cpu_ptr, per_cpu_ptr, per_cpu_value, this_cpu_read,
+        this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
+        thread_flags, signal_pending, smp_send_reschedule, irq_enable, irq_disable, clgi, stgi, vmrun, map_page,
+        map_ghcb, unmap_ghcb, host_feature, kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
     )
 }  # fmt: skip
 """Model names of the rules."""

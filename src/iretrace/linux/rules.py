@@ -20,7 +20,7 @@ from iretrace.verdict import Assumption, InputError
 
 TABLES = (
     "function", "macro", "global", "static_key", "feature", "config", "shared", "masked", "opaque_struct", "object",
-    "initial", "static_call",
+    "initial", "static_call", "event_path",
 )  # fmt: skip
 LEDGER_KINDS = {
     "config": "config", "feature": "option", "static_key": "option", "initial": "initial", "object": "initial",
@@ -125,6 +125,8 @@ class Rules:
         self.opaque_macros = frozenset(row.name for row in self.table("macro"))
         self.config = {row.name: str(row.keys["value"]) for row in self.table("config")}
         self._answers: dict[str, Answer | None] = {}
+        self.traced: list[str] = []
+        """Tracepoints that were asked for."""
 
     def table(self, table: str) -> list[Row]:
         """The rows of a table, in order."""
@@ -151,6 +153,7 @@ class Rules:
         if row is not None:
             return self._answer(row)
         if name.startswith("trace_") and self._tracepoint(name[len("trace_") :]):
+            self.traced.append(name)
             return Neutral("a tracepoint: it only records")
         return None
 
@@ -178,7 +181,8 @@ class Rules:
                 bool(row.keys.get("pauses", False)),
                 row.why,
             )
-        raise InputError(f"{row.where}: what = {row.what!r} for {row.name}; write neutral, value=N, model=NAME, refuse, source or intrinsic")
+        known = "neutral, value=N, model=NAME, refuse, source or intrinsic"
+        raise InputError(f"{row.where}: what = {row.what!r} for {row.name}; write {known}")
 
     def global_(self, name: str, path: str) -> int | Storage | None:
         """A global's value or storage; None: unknown (const ones come from source)."""
@@ -208,7 +212,11 @@ class Rules:
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """The rows used so far, as ledger entries, and the tracepoints as one."""
-        return tuple(self.rows[key].assumption() for key in self.used if key in self.rows)
+        used = [self.rows[key].assumption() for key in self.used if key in self.rows]
+        if self.traced:
+            what = f"tracepoints: {', '.join(sorted(self.traced))}"
+            used.append(Assumption("stub", what, "arch/x86/kvm/trace.h", "a tracepoint only records"))
+        return tuple(used)
 
 
 def _refusal(row: Row) -> Callable[..., Any]:
@@ -231,4 +239,13 @@ def load_rules(version: str, extra: Sequence[Path], models: Models, tracepoints:
     for name, text in texts:
         for row in read_rows(name, text, version):
             rows[row.table, row.name] = row
+    _hold_event_path(rows)
     return Rules(rows, models, frozenset(tracepoints))
+
+
+def _hold_event_path(rows: Mapping[tuple[str, str], Row]) -> None:
+    """InputError if a row answers for a function that must run from source."""
+    for table, name in rows:
+        for answer in (rows.get(("function", name)), rows.get(("macro", name))) if table == "event_path" else ():
+            if answer is not None and answer.what not in ("source", "intrinsic"):
+                raise InputError(f"{answer.where}: {name}() is part of the event path and must run from source")

@@ -160,7 +160,7 @@ class Sender:
         return self._next[log]
 
     def step(self, log: Log, memory: Mapping[int, int]) -> Step:
-        """The next step of a sender on a memory. Raises Unmodelled if it looks at a word that nobody declared shared."""
+        """The next step of a sender on a memory. Raises Unmodelled if it reads a changing word that is not shared."""
         access = self.access(log)
         if access is None:
             raise ValueError("the sender is done")
