@@ -179,7 +179,7 @@ def skip(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 @rule("AMD64 APM vol. 2", "Nested Page Fault: the instruction restarts; Interrupt Shadows")
 def push(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """PUSH of a zero. On a cold page it exits before it has done anything, a shadow that covers it still open."""
-    if cpu.rsp % PAGE_WORDS == 0:
+    if cpu.rsp % PAGE_WORDS == 0 or cpu.rsp >= MEMORY_WORDS:
         raise_fault(m, cpu, vmcb, PF_VECTOR, PF_WRITE)
         return
     page: u16 = cpu.rsp // PAGE_WORDS

@@ -1,0 +1,159 @@
+"""A processor on the bench: a short program, its handlers, and the machine's steps, on bare metal or in a guest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from iretrace.machine.boundary import bare_step, guest_step, latch_nmi
+from iretrace.machine.cpu import (
+    CODE_SIZE,
+    KERNEL_CS,
+    KERNEL_DS,
+    MEMORY_WORDS,
+    NMI_VECTOR,
+    OP_NOP,
+    SEEN_DELIVERY,
+    STACK_WORDS,
+    VECTORS,
+    X86_EFLAGS_FIXED,
+    X86_EFLAGS_IF,
+    Cpu,
+    Machine,
+)
+from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.svm import V_INTR_MASKING_MASK, vmrun
+from iretrace.machine.vmcb import (
+    INTERCEPT_INTR,
+    INTERCEPT_SHUTDOWN,
+    SVM_EVTINJ_TYPE_NMI,
+    SVM_EVTINJ_VALID,
+    SVM_INTERRUPT_SHADOW_MASK,
+    Vmcb,
+)
+
+INJECT_NMI = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI | NMI_VECTOR
+MAIN = 0
+HANDLER = 16
+"""Where handlers start: that of vector v at HANDLER + v of Rig.handlers' order, see `rig`."""
+
+
+@dataclass
+class Rig:
+    """Machine, processor, VMCB and GHCB."""
+
+    m: Machine
+    cpu: Cpu
+    vmcb: Vmcb
+    ghcb: Ghcb = field(default_factory=Ghcb)
+
+    def bare(self, steps: int = 1) -> Rig:
+        """Steps of the machine alone."""
+        for _ in range(steps):
+            bare_step(self.m, self.cpu, self.vmcb, self.ghcb)
+        return self
+
+    def guest(self, steps: int = 1) -> Rig:
+        """Steps of the guest; it must be in guest mode."""
+        for _ in range(steps):
+            assert self.cpu.guest_mode
+            guest_step(self.m, self.cpu, self.vmcb, self.ghcb)
+        return self
+
+    def enter(self, event: int = 0, error: int = 0, shadow: bool = False) -> Rig:
+        """VMRUN, which must succeed."""
+        self.vmcb.event_inj, self.vmcb.event_inj_err = event, error
+        self.vmcb.int_state = SVM_INTERRUPT_SHADOW_MASK if shadow else 0
+        vmrun(self.m, self.cpu, self.vmcb)
+        assert self.cpu.guest_mode
+        return self
+
+    def nmi(self) -> Rig:
+        """An NMI arrives at the processor."""
+        latch_nmi(self.cpu)
+        return self
+
+    def delivered(self) -> int:
+        """The vector that the last step delivered, as the guest sees it; -1 for none."""
+        return self.cpu.seen_vector if self.cpu.seen == SEEN_DELIVERY else -1
+
+    def frame(self) -> list[int]:
+        """RIP, CS, RFLAGS, RSP, SS at the stack pointer, as IRETQ would pop them."""
+        return self.cpu.memory[self.cpu.rsp : self.cpu.rsp + 5]
+
+
+def rig(
+    *main: int | tuple[int, int],
+    handlers: Mapping[int, list[int]] | None = None,
+    ist: Mapping[int, int] | None = None,
+    sev_es: bool = False,
+    knobs: int = 0,
+    intercepts: tuple[int, ...] = (),
+    interrupts: bool = False,
+    cold: int = 0,
+) -> Rig:
+    """A bench with main's instructions at 0, and the handlers' one after the other from HANDLER on.
+
+    An instruction is an opcode or (opcode, argument). The VMCB passes VMRUN's checks and intercepts INTR and shutdown.
+    """
+    ops, args = [OP_NOP] * CODE_SIZE, [0] * CODE_SIZE
+    for at, instruction in enumerate(main):
+        ops[at], args[at] = instruction if isinstance(instruction, tuple) else (instruction, 0)
+    idt, stacks = [0] * VECTORS, [0] * VECTORS
+    at = HANDLER
+    for vector, code in (handlers or {}).items():
+        idt[vector] = at + 1
+        ops[at : at + len(code)] = code
+        at += len(code)
+    for vector, page in (ist or {}).items():
+        stacks[vector] = page
+    machine = Machine(ops, args, [0] * CODE_SIZE, idt, stacks, int(sev_es), int(not sev_es), knobs, 0)
+    return Rig(machine, cpu(interrupts, cold), vmcb(intercepts, sev_es))
+
+
+def cpu(interrupts: bool = False, cold: int = 0) -> Cpu:
+    """A processor at the start of main, with an empty main stack."""
+    rflags = X86_EFLAGS_FIXED | (X86_EFLAGS_IF if interrupts else 0)
+    return Cpu(
+        rip=MAIN,
+        rsp=STACK_WORDS,
+        rflags=rflags,
+        shadow=0,
+        halted=0,
+        shutdown=0,
+        nmi_latched=0,
+        nmi_masked=0,
+        intr_pending=0,
+        guest_mode=0,
+        event_inj=0,
+        event_inj_err=0,
+        cold=cold,
+        door=0,
+        seen=0,
+        seen_vector=0,
+        seen_rip=0,
+        seen_rflags=0,
+        seen_error=0,
+        memory=[0] * MEMORY_WORDS,
+    )
+
+
+def vmcb(intercepts: tuple[int, ...] = (), sev_es: bool = False) -> Vmcb:
+    """A VMCB that VMRUN accepts."""
+    made = Vmcb(intercept_word4=1, asid=1, int_ctl=V_INTR_MASKING_MASK)
+    for number in (INTERCEPT_INTR, INTERCEPT_SHUTDOWN, *intercepts):
+        made.intercept_word3 |= 1 << number - 96
+    if sev_es:
+        made.nested_ctl, made.vmsa_pa = 5, 0x1000
+    return made
+
+
+def push_words(on: Rig, *words: int) -> None:
+    """Put words on the stack, the last pushed first: as a frame lies in memory."""
+    on.cpu.rsp -= len(words)
+    on.cpu.memory[on.cpu.rsp : on.cpu.rsp + len(words)] = words
+
+
+def return_frame(rip: int, rflags: int = X86_EFLAGS_FIXED, rsp: int = STACK_WORDS) -> tuple[int, int, int, int, int]:
+    """What IRETQ pops to go there."""
+    return (rip, KERNEL_CS, rflags, rsp, KERNEL_DS)
