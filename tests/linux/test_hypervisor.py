@@ -355,3 +355,17 @@ def test_a_warning_that_is_reached_is_a_defect(tree_6_1: Path) -> None:
 def test_rules_of_both_trees_are_the_same_but_for_versions() -> None:
     old, new = load_rules("6.1.192", [], MODELS), load_rules("6.12.117", [], MODELS)
     assert old.rows.keys() == new.rows.keys()
+
+
+def test_two_senders_that_wake_the_same_vcpu_do_not_disturb_each_other(linux: TreeHypervisor) -> None:
+    fresh = linux.sender("nmi")
+    first = exits(linux, linux.start(), SVM_EXIT_HLT, (fresh, fresh))
+    waking = next(opening for opening in first.openings if opening[2] == 3)
+    schedule = (waking, (waking[0], 1, 3))
+    assert exits(linux, linux.start(), SVM_EXIT_HLT, (fresh, fresh), schedule).unmodelled == ""
+
+
+def test_another_nmi_can_land_where_kvm_empties_the_queue(linux: TreeHypervisor) -> None:
+    pause = nmi(linux, linux.start())
+    openings = exits(linux, pause, SVM_EXIT_INTR, (linux.sender("nmi"),)).openings
+    assert {steps for _, _, steps in openings} == {1, 2, 4}

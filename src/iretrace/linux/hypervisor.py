@@ -108,7 +108,7 @@ class TreeHypervisor:
         self._exit_reason = self._spot("run.exit_reason", run)
         self._viewer = Viewer(places, run, self._svm)
         self._sender = Sender(
-            self._run_sender, self._base, self._is_stack, self._is_masked, self.program.space.describe
+            self._run_sender, self._base, self._is_stack, self._masks, self.program.space.describe
         )
         self._start = self._first_pause(run.findings)
 
@@ -220,7 +220,7 @@ class TreeHypervisor:
         self._base_stack = [word for word in self._base if self._is_stack(word)]
         run.m = dict(self._base)
         self._sender = Sender(
-            self._run_sender, self._base, self._is_stack, self._is_masked, self.program.space.describe
+            self._run_sender, self._base, self._is_stack, self._masks, self.program.space.describe
         )
         return self._pause(run, result)
 
@@ -411,9 +411,6 @@ class TreeHypervisor:
 
     def _is_stack(self, address: int) -> bool:
         return address >= memory.STACKS
-
-    def _is_masked(self, address: int) -> bool:
-        return address in self._masks
 
 
 def describe(error: Unmodelled) -> str:

@@ -132,8 +132,8 @@ class Sender:
     """The function that raises one kind of event, as a machine whose states are logs.
 
     start: runs the function once on a memory with a hook. base: memory with everything that a sender reads beside
-    shared cells. own: whether an address is the sender's own (its stack). ignored: whether a word plays no role for
-    what KVM does. describe: an address in words.
+    shared cells. own: whether an address is the sender's own (its stack). ignored: word address -> bits that play
+    no role for what KVM does. describe: an address in words.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Sender:
         start: Callable[[Recorder, Hook], SenderHost],
         base: Mapping[int, int],
         own: Callable[[int], bool],
-        ignored: Callable[[int], bool],
+        ignored: Mapping[int, int],
         describe: Callable[[int], str],
     ) -> None:
         self._start = start
@@ -167,7 +167,7 @@ class Sender:
         found = memory.get(access.address, 0)
         step = self._steps.get((log, found)) or self._make(log, access, found)
         for address, value in self._stable.items():
-            if memory.get(address, 0) != value:
+            if (memory.get(address, 0) ^ value) & ~self._ignored.get(address, 0):
                 raise self._undeclared("reads", address)
         return step
 
@@ -190,9 +190,10 @@ class Sender:
         replay, host = self._run(log, found)
         writes: list[tuple[int, int]] = []
         for address, value in replay.memory.items():
-            if address == access.address or replay.before.get(address, 0) == value or self._own(address):
+            changed = replay.before.get(address, 0) ^ value
+            if address == access.address or not changed or self._own(address):
                 continue
-            if not self._ignored(address):
+            if changed & ~self._ignored.get(address, 0):
                 raise self._undeclared("writes", address)
             writes.append((address, value))
         new = (*log, 0 if replay.blind else found & access.mask)
