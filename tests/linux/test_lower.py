@@ -38,6 +38,7 @@ from tests.linux.csource import PATH, DictRules, call, program_of
         ("__builtin_choose_expr(sizeof(long) == 8, 3, nowhere())", 3),
         ("_Generic(1ul, int: 1, unsigned long: 2, default: 3)", 2),
         ("({ int x = 4; x *= 2; x + 1; })", 9),
+        ("(unsigned long)(((unsigned __int128)0x8000000000000000 * 6) >> 64)", 3),
         ("sizeof(*(8 ? (void *)((long)(n) * 0l) : (int *)8))", 1),
         ("sizeof(*(8 ? (void *)((long)(3) * 0l) : (int *)8))", 4),
     ],
@@ -266,6 +267,14 @@ def test_inline_assembly_is_refused_when_it_is_reached():
         ("int f(int (*g)(void)) { return g(); }", "call through a pointer that is no function: NULL"),
         ("int f(int n) { return f(n + 1); }", "recurses without end"),
         ("struct t; int f(struct t *p) { return p->x; }", "struct t has no definition"),
+        ("int f(int n) { for (;;) ; }", "a loop does not end"),
+        ("int f(int n) { char a[1 << 20]; a[0] = 1; return a[0]; }", "a stack frame of"),
+        ("struct t { struct t x; }; int f(int n) { struct t a; return sizeof(a); }", "struct t contains itself"),
+        ("int f(int n) { return sizeof(char[n - 1]); }", "not a constant expression"),
+        ("int f(int n) { return sizeof(char[-1]); }", "an array of -1 elements"),
+        ("int f(int n) { int a[4] = { [0 ... 1 << 30] = 1 }; return a[0]; }", "designator"),
+        ("int f(int n) { long x; return memset(&x, 0, -1ul) != 0; }", "bytes at once"),
+        (f"int f(int n) {{ return n{' + n' * 2000}; }}", "nesting"),
     ],
 )  # fmt: skip
 def test_what_c_leaves_undefined_or_we_do_not_model_is_refused_with_its_line(text: str, what: str):

@@ -23,8 +23,10 @@ from iretrace.linux.ir import (
     Set,
     Unreachable,
 )
+from iretrace.linux.memory import STACK_SIZE
 from iretrace.linux.resolve import Types
 from iretrace.linux.types import BOOL, ULONG, Func, Int, Ptr, Type, round_up
+from iretrace.linux.unmodelled import Unmodelled
 
 
 class Variable(NamedTuple):
@@ -195,6 +197,8 @@ class Builder:
         """Room in the stack frame: its offset."""
         offset = round_up(self.stack, max(align, 8))
         self.stack = offset + round_up(max(size, 1), 8)
+        if self.stack > STACK_SIZE:
+            raise Unmodelled(f"a stack frame of {self.stack} bytes", self.pos)
         return offset
 
     def mark(self) -> Mark:

@@ -89,12 +89,14 @@ class Calls(Values):
             return INTRINSICS[name](self, expr)
         if answer is None and name in STATIC_KEYS:
             return self.static_key(expr)
+        if isinstance(answer, Neutral) and not used and not self.unevaluated:
+            return self.nothing(expr)
         prototype = self.names.prototype(name, expr.pos)
         if self.unevaluated:
             return self.call_type(name, answer, prototype, expr)
         match answer:
             case Neutral():
-                return self.neutral(name, prototype, expr, used)
+                return self.neutral(name, prototype, expr)
             case Value():
                 self.effects_of(expr.args)
                 kind = self.result_type(answer.returns, prototype, (), expr.pos)
@@ -156,15 +158,17 @@ class Calls(Values):
         except Unmodelled:
             return self.resolve(ctree.TypeName(words, self.path))
 
-    def neutral(self, name: str, prototype: Func | None, expr: ctree.Call, used: bool) -> Val:
+    def nothing(self, expr: ctree.Call) -> Val:
         """A call that does nothing; its arguments are still evaluated for their effects."""
         self.effects_of(expr.args)
-        if prototype is not None and isinstance(prototype.returns, Void):
-            return Val(VOID, NOTHING)
-        if used:
-            row = f'[[function]]\nname = "{name}"\nwhat = "value=0"\nwhy = "..."'
-            raise self.fail(f"the value of {name}() is used, but its rule only says that it is neutral", row)
         return Val(VOID, NOTHING)
+
+    def neutral(self, name: str, prototype: Func | None, expr: ctree.Call) -> Val:
+        """A call that does nothing where a value is wanted: only void will do."""
+        if prototype is not None and isinstance(prototype.returns, Void):
+            return self.nothing(expr)
+        row = f'[[function]]\nname = "{name}"\nwhat = "value=0"\nwhy = "..."'
+        raise self.fail(f"the value of {name}() is used, but its rule only says that it is neutral", row)
 
     def effects_of(self, args: tuple[ctree.Expr, ...]) -> None:
         """Evaluate arguments whose values do not matter."""

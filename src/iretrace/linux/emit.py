@@ -117,6 +117,7 @@ class _Emitter:
         self.rank = {block: number for number, block in enumerate(blocks)}
         self.roots: dict[Block, int] = {}
         self.pending: list[Block] = []
+        self.heads: set[Block] = set()
         self.entered: dict[Block, int] = {}
         self.nesting = 0
         self.live, self.uninitialized = live_at(points, blocks, function.params) if resumable else ({}, [])
@@ -130,13 +131,18 @@ class _Emitter:
         for block in self.blocks:  # what a loop goes back to, and where a pause is resumed
             for following in successors(block):
                 if self.rank[following] <= self.rank[block]:
+                    self.heads.add(following)
                     self.root(following)
         for point in self.points.values():
             self.root(point.resume)
         bodies: list[tuple[list[str], list[Pos]]] = []
         while len(bodies) < len(self.roots):
             self.lines, self.positions = [], []
-            self.region(self.pending[len(bodies)], None, 0)
+            root = self.pending[len(bodies)]
+            if root in self.heads:
+                self.line(0, "R.fuel-=1")
+                self.line(0, "if R.fuel<0:raise C_endless()")
+            self.region(root, None, 0)
             bodies.append((self.lines, self.positions))
         self.lines, self.positions = [], []
         self.pos = self.function.pos

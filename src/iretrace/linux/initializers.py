@@ -20,6 +20,10 @@ UNBOUNDED = 1 << 40
 """More elements than any array has: the count of `[]` while its initializer is read."""
 
 
+LONGEST_RANGE = 1 << 16
+"""More elements than any range of designators initializes."""
+
+
 class Part(NamedTuple):
     """An initialized subobject: bits from the object's start, type, bit-field width, and the expression."""
 
@@ -120,6 +124,8 @@ class Initializers(Calls):
         else:
             low, high = first if isinstance(first, tuple) else (first, first)
             start, number = self.constant(low, self.path), self.constant(high, self.path)
+            if not 0 <= start <= number < start + LONGEST_RANGE:
+                raise Unmodelled(f"the designator [{start} ... {number}]", pos)
             targets = [t for n in range(start, number + 1) if (t := self._subobject(at, n)) is not None]
         for target in targets:
             if rest:

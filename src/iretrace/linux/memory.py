@@ -27,6 +27,9 @@ STACKS = 0x7800_0000
 STACK_SIZE = 0x1_0000
 MOST_STACKS = 64
 
+LARGEST = 1 << 20
+"""Bytes that one operation may touch."""
+
 MASK = (1 << 64) - 1
 
 
@@ -190,6 +193,7 @@ def load_bytes(run: HasMemory, address: int, size: int) -> int:
     """Bytes as one little endian number."""
     if not size:
         return 0
+    bounded(size)
     if (address | size) & 7:
         return load(run, address, 0, 8 * size)
     m, read = run.m, run.read
@@ -203,6 +207,7 @@ def load_bytes(run: HasMemory, address: int, size: int) -> int:
 
 def store_bytes(run: HasMemory, address: int, value: int, size: int) -> None:
     """The low `size` bytes of value."""
+    bounded(size)
     if (address | size) & 7:
         if size:
             store(run, address, 0, 8 * size, value)
@@ -214,6 +219,12 @@ def store_bytes(run: HasMemory, address: int, value: int, size: int) -> None:
         value >>= 64
 
 
+def bounded(size: int) -> None:
+    """Refuse what a mistaken length would make endless."""
+    if size > LARGEST:
+        raise Unmodelled(f"an access of {size} bytes at once")
+
+
 def fill(run: HasMemory, to: int, size: int) -> None:
     """Zero bytes."""
     store_bytes(run, to, 0, size)
@@ -221,12 +232,14 @@ def fill(run: HasMemory, to: int, size: int) -> None:
 
 def memset(run: HasMemory, to: int, byte: int, size: int) -> int:
     """memset."""
+    bounded(size)
     store_bytes(run, to, int.from_bytes(bytes([byte & 0xFF]) * size, "little"), size)
     return to
 
 
 def memcmp(run: HasMemory, a: int, b: int, size: int) -> int:
     """memcmp: the difference of the first bytes that differ."""
+    bounded(size)
     for offset in range(size):
         difference = load(run, a + offset, 0, 8) - load(run, b + offset, 0, 8)
         if difference:

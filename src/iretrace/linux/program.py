@@ -131,6 +131,7 @@ class Program:
                 "C_divide": fold.divide,
                 "C_remainder": fold.remainder,
                 "C_fail": self._failure,
+                "C_endless": _endless,
             }
         )
         for name, function in BIT_FUNCTIONS.items():
@@ -331,6 +332,8 @@ class Program:
             lowered = FunctionLowering(self, definition.pos.path, definition.name).function_body(definition)
         except Unmodelled as error:
             raise Unmodelled(error.what, error.where or definition.pos, error.row) from None
+        except RecursionError:
+            raise Unmodelled("so deep a nesting", definition.pos) from None
 
         def enter(statements: Sequence[Pos], conditions: Sequence[int]) -> int:
             ids = tuple(ConditionId(*lowered.conditions[number], definition.name) for number in conditions)
@@ -445,6 +448,10 @@ class Targets(dict[int, Callable[..., Any]]):
             target = self.program.entry(name, path)
         self[address] = target
         return target
+
+
+def _endless() -> Unmodelled:
+    return Unmodelled("a loop does not end")
 
 
 def _ignoring_run(function: Callable[[int, int], int]) -> Callable[[Run, int, int], int]:

@@ -32,6 +32,10 @@ from iretrace.linux.types import (
 from iretrace.linux.unmodelled import Unmodelled
 
 
+MOST_ELEMENTS = 1 << 32
+"""No array of the kernel has as many elements."""
+
+
 class Scope(Protocol):
     """Evaluates the expressions inside types: the file scope (Types itself), or that of a function being lowered."""
 
@@ -94,6 +98,8 @@ class Types:
                 return Ptr(self.resolve(written.to, path, scope))  # now, while the scope is what it is
             case ctree.ArrayType():
                 count = None if written.size is None else (scope or self).constant(written.size, path)
+                if count is not None and not 0 <= count < MOST_ELEMENTS:
+                    raise Unmodelled(f"an array of {count} elements")
                 return Array(self.resolve(written.of, path, scope), count)
             case ctree.StructType():
                 return self.struct(written, path, scope)

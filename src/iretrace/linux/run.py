@@ -28,6 +28,9 @@ class Pausing:
 PAUSE: Final = Pausing()
 """What a model returns to stop the run (declare Model.pauses); Run.call and Run.resume then return it as well."""
 
+FUEL = 1_000_000
+"""How often loops may go round in one call before they count as endless."""
+
 Frame = tuple[str, int, tuple[int, ...]]
 """A paused call: function in the program, where it goes on, the locals that it needs."""
 
@@ -46,6 +49,7 @@ class Run:
         self.trace: list[int] = []
         self.frames: tuple[Frame, ...] = ()
         self.sp = stack_area(0)
+        self.fuel = FUEL
         self.read = program.space.read
         self.write = program.space.write
 
@@ -78,6 +82,7 @@ class Run:
         """Run generated code; errors get their C line."""
         read, before, sp = self.read, self.read.m, self.sp
         read.m = self.m
+        self.fuel = FUEL
         try:
             return function(self, *args, *resumed)
         except Exception as error:

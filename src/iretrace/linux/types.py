@@ -144,7 +144,7 @@ class Body(NamedTuple):
 class Struct:
     """A struct or union, laid out when first needed. opaque: of known size only, without members."""
 
-    __slots__ = ("_body", "_lay_out", "kind", "opaque", "tag")
+    __slots__ = ("_body", "_busy", "_lay_out", "kind", "opaque", "tag")
 
     def __init__(self, kind: str, tag: str, lay_out: Callable[[Struct], Body]) -> None:
         self.kind = kind
@@ -152,12 +152,19 @@ class Struct:
         self.opaque = False
         self._lay_out = lay_out
         self._body: Body | None = None
+        self._busy = False
 
     @property
     def body(self) -> Body:
         """The layout. Raises Unmodelled when there is no definition."""
         if self._body is None:
-            self._body = self._lay_out(self)
+            if self._busy:
+                raise Unmodelled(f"{self} contains itself")
+            self._busy = True
+            try:
+                self._body = self._lay_out(self)
+            finally:
+                self._busy = False
         return self._body
 
     def __str__(self) -> str:
