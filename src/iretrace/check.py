@@ -23,6 +23,9 @@ UNKNOWN_KNOBS = {
 }
 """Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values."""
 
+TOLD_IN_CAUSE = ("nmi_queued", "nmi_pending", "nmi_injected", "nmi_masked", "int_shadow")
+"""Fields of the view that say why an event waits."""
+
 COMPARE = {
     "==": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
@@ -191,15 +194,12 @@ def _unexplained(explored: Explored, state: Point, says: str) -> str:
     product = explored.product
     view = product.hypervisor.view(product.vcpu.private(state.core))
     doing = {"s": "spins", "h": "sleeps", "l": "loops"}.get(says[:1], says) if says else "goes on"
-    held = ""
-    if view.nmi_pending or view.nmi_queued:
-        held = (
-            f" (KVM holds nmi_queued={view.nmi_queued} nmi_pending={view.nmi_pending} with nmi_masked={view.nmi_masked}"
-            f" int_shadow={view.int_shadow})"
-        )
-    allowed = product.say_allowed(state.monitor)
     host = "and no #VMEXIT is owed" if not product.ticking else "although the host ticks"
-    return f"the guest {doing} for ever {host}{held}; {allowed}, which never comes"
+    held = " ".join(f"{name}={value}" for name, value in asdict(view).items() if name in TOLD_IN_CAUSE and value)
+    holds = f"; the hypervisor holds {held}" if held else ""
+    if product.nmi_is_owed(state.monitor):
+        return f"an NMI that the processor would deliver never comes: the guest {doing} for ever {host}{holds}"
+    return f"the guest {doing} for ever {host}{holds}; {product.say_allowed(state.monitor)}"
 
 
 def _point(explored: Explored, number: int) -> Point:

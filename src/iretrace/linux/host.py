@@ -87,6 +87,7 @@ class HostRun(KernelRun):
         self._last = schedule[-1][:2] if schedule else (0, -1)
         self._paths: list[tuple[int, tuple[Access, ...]]] | None = None
         self._watching = any(state is not NO_SENDER for state in senders)
+        self._merging = sum(state is not NO_SENDER for state in senders) > 1
         self.offered: set[int] = set()
         """Places where any run of the same step offers a landing; shared by these runs."""
         self.landed: Hashable = None
@@ -108,6 +109,8 @@ class HostRun(KernelRun):
             self._open_all(k)
             return
         self._open(k, address, mask, write)
+        if not self._merging:
+            return
         if k in self.offered:
             self.passed.append(self._whole_state(k))
         if k == self._last[0]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
+from iretrace.linux.changes import NotedMemory, handling, view_changes
 from iretrace.linux.host import HostRun, KernelRun, SenderRun
-from iretrace.linux.machine import ACCEPT, RUN, Machine
+from iretrace.linux.machine import ACCEPT, RUN, Machine, exit_handlers
 from iretrace.linux.prims import Bug
 from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import WRITTEN_ON_EXIT, ghcb_record, vmcb_record
@@ -38,6 +40,9 @@ from iretrace.world.protocol import (
 
 APIC_DM_NMI = 0x400
 """Delivery mode NMI (arch/x86/include/asm/apicdef.h)."""
+
+UNTOLD = ("requests", "nmi_queued", "mp_state")
+"""Fields of the view whose changes are not worth a line of a counterexample."""
 
 LARGE_TABLE = 256
 """Objects with at least so many words that are not zero are taken for tables."""
@@ -177,8 +182,14 @@ class TreeHypervisor:
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
     ) -> Executed:
-        """The statements of a step."""
+        """The statements of a step, those that change the view, and what became of a waiting event."""
         packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
+        noted: list[NotedMemory] = []
+
+        def note(memory: dict[int, int]) -> dict[int, int]:
+            noted.append(NotedMemory(memory, self._viewer.words(), self._statement))
+            return noted[-1]
+
         refusals: list[int] = []
 
         def asked(run: Any, result: Any) -> None:
@@ -187,9 +198,29 @@ class TreeHypervisor:
 
         asks = self.machine.target("nmi_allowed")
         with self.program.watched(*asks, asked):
-            pause, run = self._step(private, *packed, cause, senders, schedule)
+            pause, run = self._step(private, *packed, cause, senders, schedule, note)
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
-        return Executed(lines, self._declined(refusals, pause))
+        changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private), UNTOLD)
+        handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
+        return Executed(lines, self._declined(refusals, pause), changes, handling(lines, handlers))
+
+    def _statement(self, frame: FrameType) -> CLine | None:
+        """The C statement that a Python frame belongs to."""
+        for pos, function in self.program.places(frame):
+            if not pos.path.endswith(".h"):
+                return self.program.line(pos, function)
+        return None
+
+    def _view_of(self, private: Private) -> Callable[[dict[int, int]], View]:
+        def view(words: dict[int, int]) -> View:
+            def make() -> KernelRun:
+                run = self._quiet_run(private)
+                run.m = dict(words)
+                return run
+
+            return self._viewer.view(make)
+
+        return view
 
     def statements(self) -> int:
         """Distinct C statements executed so far."""
@@ -264,6 +295,7 @@ class TreeHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        note: Callable[[dict[int, int]], dict[int, int]] = dict,
     ) -> tuple[Pause, HostRun]:
         while True:
             run = self._host_run(senders, schedule)
@@ -271,6 +303,7 @@ class TreeHypervisor:
             self._vmcb.write(run.m, vmcb)
             self._ghcb.write(run.m, ghcb)
             run.start = dict(run.m)
+            run.m = note(run.m)
             run.offered = self._offered.setdefault((private, vmcb, ghcb, cause, senders), set())
             try:
                 result = run.call(RUN, self._svm) if cause == Cause.RERUN else run.resume()

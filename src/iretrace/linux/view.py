@@ -25,6 +25,9 @@ MEMBERS: dict[str, tuple[tuple[str, int], ...]] = {
 }
 """Field of the view -> places that may hold it, and the bits that count."""
 
+MASKS = ("svm.nmi_masked", "svm.vcpu.arch.hflags")
+"""Where trees keep the NMI mask; its value is asked of svm_get_nmi_mask()."""
+
 KVM_MP_STATE_RUNNABLE = 0
 KVM_MP_STATE_HALTED = 3
 SVM_INTERRUPT_SHADOW_MASK = 1
@@ -36,12 +39,18 @@ class Viewer:
     def __init__(self, places: Places, run: KernelRun, svm: int) -> None:
         self._svm = svm
         self._members: dict[str, tuple[Spot, int]] = {}
+        masks = (places.find(run, place) for place in MASKS)
+        self._masks = [(spot, -1) for spot in masks if spot is not None]
         for name, candidates in MEMBERS.items():
             for place, mask in candidates:
                 spot = places.find(run, place)
                 if spot is not None:
                     self._members[name] = spot, mask
                     break
+
+    def words(self) -> frozenset[int]:
+        """The memory words that the view looks at."""
+        return frozenset(spot.address & ~7 for spot, _ in (*self._members.values(), *self._masks))
 
     def _get(self, run: KernelRun, name: str) -> int:
         if name not in self._members:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from iretrace.explore.graph import Edge, Kind
 from iretrace.explore.monitor import EMPTY, Monitor
 from iretrace.litmus.test import Arrival, Test
-from iretrace.machine.cpu import DF_VECTOR, SEEN_DELIVERY, SEEN_MARK, Cpu
+from iretrace.machine.cpu import DF_VECTOR, NMI_VECTOR, SEEN_DELIVERY, SEEN_MARK, Cpu
 from iretrace.subset import unpack
 from iretrace.world.guest import place
 from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState
@@ -262,6 +262,13 @@ class Product:
         flags = f"{' IF' if rflags & 0x200 else ''}{' TF' if rflags & 0x100 else ''}"
         code = f", error code {error:#x}" if error else ""
         return f"{name} at {place(self.test, rip)}{' with' + flags if flags else ''}{code}"
+
+    def nmi_is_owed(self, monitor: int) -> bool:
+        """All that the processor could show next is the delivery of an NMI."""
+        allowed = self.monitor.allowed(monitor)
+        return bool(allowed) and all(
+            isinstance(shown, tuple) and shown[:2] == (SEEN_DELIVERY, NMI_VECTOR) for shown in allowed
+        )
 
     def say_allowed(self, monitor: int) -> str:
         """What the processor could have shown instead."""

@@ -130,6 +130,8 @@ class Executed:
     """The last statement that examined a waiting event and declined it, if the step did so."""
     changes: tuple[tuple[CLine, View], ...] = ()
     """The statements that changed the view, each with the view after it."""
+    handling: tuple[CLine, ...] = ()
+    """What the exit's handlers did about it, in a statement each."""
 
 
 class Hypervisor(Protocol):

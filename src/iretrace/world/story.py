@@ -117,14 +117,21 @@ class Story:
             kind = product.test.outside[number].kind.upper()
             what = f"{kind} {number + 1}: {count} step(s) of its sender, while KVM runs"
             steps.append(self._step("outside", what, SENDER_RULE))
-        for line, view in executed.changes:
-            steps.append(self._step("KVM", line.text or line.function, line, view))
-        if executed.declined is not None:
-            self.declined = executed.declined
-            what = f"declines the waiting NMI: {executed.declined.text}"
-            steps.append(self._step("KVM", what, executed.declined))
+        steps += self._tell_kvm(executed)
         steps.append(self._hand_over(pause, edge))
         return [*steps[:-1], _with_lines(steps[-1], executed.lines)]
+
+    def _tell_kvm(self, executed: Executed) -> list[Step]:
+        """What KVM did: how it handled the exit, what changed its view, which event it declined; in its order."""
+        told: list[tuple[CLine, str, View | None]] = [(line, line.text, view) for line, view in executed.changes]
+        changing = {line for line, _ in executed.changes}
+        told += [(line, line.text, None) for line in executed.handling if line not in changing]
+        if executed.declined is not None:
+            self.declined = executed.declined
+            told.append((executed.declined, f"declines the waiting NMI: {executed.declined.text}", None))
+        order = {line: number for number, line in enumerate(executed.lines)}
+        told.sort(key=lambda item: order.get(item[0], 0))
+        return [self._step("KVM", what or line.function, line, view) for line, what, view in told]
 
     def _explain(self, state: Point, schedule: tuple[tuple[int, int, int], ...]) -> Executed:
         product = self._product
