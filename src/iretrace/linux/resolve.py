@@ -31,7 +31,6 @@ from iretrace.linux.types import (
 )
 from iretrace.linux.unmodelled import Unmodelled
 
-
 MOST_ELEMENTS = 1 << 32
 """No array of the kernel has as many elements."""
 
