@@ -31,7 +31,8 @@ class Ending:
 
 
 def endings(graph: Graph, model: Model) -> list[Ending]:
-    """All endings, nearest first."""
+    """All endings, nearest first. Loops are the largest there are: that a run may stay in a smaller part of one does
+    not matter where, as in the product, only ticks and what is owed give it a choice."""
     free = [not model.owed(state) for state in graph.states]
     found: list[Ending] = []
     for number, ok in enumerate(free):
