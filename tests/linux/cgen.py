@@ -269,7 +269,7 @@ class Generator:
 def program(seed: int, count: int, per_function: int = 60) -> tuple[str, int, int]:
     """A text of at least `count` statements and expressions, the number of its functions, and the exact count."""
     generator = Generator(seed)
-    functions = []
+    functions: list[str] = []
     while generator.count < count:
         functions.append(generator.function(f"f{len(functions)}", per_function))
     return HEADER + "\n".join(functions), len(functions), generator.count

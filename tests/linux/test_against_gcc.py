@@ -16,11 +16,11 @@ BATCH = 10_000
 
 
 @pytest.mark.parametrize("optimize", ["-O0", "-O1"])
-def test_a_few_random_functions_compute_what_gcc_computes(tmp_path: Path, optimize: str):
+def test_a_few_random_functions_compute_what_gcc_computes(tmp_path: Path, optimize: str) -> None:
     assert compare(tmp_path, SEED, 600, optimize) >= 600
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_random_functions_compute_what_gcc_computes(tmp_path: Path, batch: int):
+def test_random_functions_compute_what_gcc_computes(tmp_path: Path, batch: int) -> None:
     assert compare(tmp_path, SEED + 1 + batch, BATCH, "-O0" if batch % 2 else "-O1") >= BATCH

@@ -19,37 +19,37 @@ def source(text: str, rules: DictRules | None = None) -> str:
     return program.source_of("f", PATH)
 
 
-def test_code_without_loops_and_gotos_has_no_dispatch():
+def test_code_without_loops_and_gotos_has_no_dispatch() -> None:
     text = "int f(int a, int b, int c) { int r = 0; if (a) r = 1; else if (b) { r = 2; if (c) return 9; } return r; }"
     assert "while" not in source(text)
 
 
-def test_conditions_become_and_and_or():
+def test_conditions_become_and_and_or() -> None:
     text = "int f(int a, int b, int c) { if (a && (b || !c)) return 1; return 2; }"
     (condition,) = re.findall(r"if (.*):", source(text))
     assert " and " in condition
     assert " or " in condition
 
 
-def test_a_loop_is_one_state_of_a_dispatch():
+def test_a_loop_is_one_state_of_a_dispatch() -> None:
     text = "int f(int a, int b, int c) { int n = 0; while (a < b) { a++; n += a; } return n; }"
     assert source(text).count("continue") == 2
 
 
-def test_no_name_of_the_source_gets_into_the_python():
+def test_no_name_of_the_source_gets_into_the_python() -> None:
     """Hostile names could otherwise be Python."""
     text = "struct lambda { int yield; }; int f(struct lambda *None, int exec, int open) { return None->yield + exec; }"
     made = source(text)
     assert not set(re.findall(r"[A-Za-z_]\w*", made)) & {"lambda", "None", "exec", "open"}
 
 
-def test_words_of_aligned_members_are_read_in_line():
+def test_words_of_aligned_members_are_read_in_line() -> None:
     text = "struct s { long a; unsigned char b; }; int f(struct s *p, int b, int c) { return p->b; }"
     assert "C_load" not in source(text)
     assert "C_load" in source("int f(unsigned char *p, int b, int c) { return *p; }")
 
 
-def test_arithmetic_that_cannot_overflow_does_not_wrap():
+def test_arithmetic_that_cannot_overflow_does_not_wrap() -> None:
     assert "0xffffffff" not in source("int f(unsigned char a, unsigned char b, int c) { return a * 3 + b; }")
 
 
@@ -59,12 +59,12 @@ def deep(levels: int) -> str:
 
 
 @pytest.mark.parametrize("levels", [50, 150])
-def test_nesting_deeper_than_python_allows_still_works(levels: int):
+def test_nesting_deeper_than_python_allows_still_works(levels: int) -> None:
     program = program_of(deep(levels))
     assert Run(program).call("f", 1000, 0, 0) == 1000 + levels + 5
 
 
-def test_long_chains_of_returns_still_work():
+def test_long_chains_of_returns_still_work() -> None:
     body = "".join(f"if (a == {n}) return {n * 2};" for n in range(400))
     assert Run(program_of(f"int f(int a) {{ {body} return -1; }}")).call("f", 399) == 798
 
@@ -110,7 +110,7 @@ def started(run: Run, *args: int) -> object:
             run.sp = Run(run.program).sp
 
 
-def test_a_paused_call_goes_on_where_it_stopped():
+def test_a_paused_call_goes_on_where_it_stopped() -> None:
     run = Run(pausing_program())
     assert started(run, 4, 1) is PAUSE
     assert run.resume(5) is PAUSE
@@ -120,7 +120,7 @@ def test_a_paused_call_goes_on_where_it_stopped():
     assert run.m == {}
 
 
-def test_frames_and_memory_are_all_that_a_pause_needs():
+def test_frames_and_memory_are_all_that_a_pause_needs() -> None:
     program = pausing_program()
     first = Run(program)
     started(first, 4, 1)
@@ -134,7 +134,7 @@ def test_frames_and_memory_are_all_that_a_pause_needs():
     assert second.resume(1) == plain(4, 1, [8, 9, 1])
 
 
-def test_a_frame_holds_only_the_locals_that_are_needed_later():
+def test_a_frame_holds_only_the_locals_that_are_needed_later() -> None:
     """Dead locals would make equal states different."""
     text = "int vmrun(int); int f(int a, int b) { int dead = a * 3; b += dead; vmrun(b); return b; }"
     run = Run(program_of(text, DictRules({"vmrun": Model(lambda run, x: PAUSE, pauses=True)})))
@@ -142,7 +142,7 @@ def test_a_frame_holds_only_the_locals_that_are_needed_later():
     assert run.frames[0][2] == (5,)
 
 
-def test_functions_become_resumable_once():
+def test_functions_become_resumable_once() -> None:
     program = pausing_program()
     run = Run(program)
     with pytest.raises(Retry):
@@ -151,7 +151,7 @@ def test_functions_become_resumable_once():
     assert run.call("f", 4, 1) is PAUSE
 
 
-def test_a_call_through_a_pointer_can_pause():
+def test_a_call_through_a_pointer_can_pause() -> None:
     text = """
     int vmrun(int); static int target(int x) { return vmrun(x) + 1; }
     static int (*const table[])(int) = { target };
@@ -162,7 +162,7 @@ def test_a_call_through_a_pointer_can_pause():
     assert run.resume(4) == 52
 
 
-def test_code_that_runs_before_and_after_a_pause_is_traced_once():
+def test_code_that_runs_before_and_after_a_pause_is_traced_once() -> None:
     program = pausing_program()
     run = Run(program)
     started(run, 4, 1)

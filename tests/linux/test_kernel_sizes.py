@@ -80,21 +80,21 @@ def check(path: Path, least: int) -> None:
     assert len([a for a in found if a.value == 0]) >= least
 
 
-def test_what_6_1_asserts_about_its_structs_holds(tree_6_1: Path):
+def test_what_6_1_asserts_about_its_structs_holds(tree_6_1: Path) -> None:
     check(tree_6_1, 150)
 
 
-def test_what_6_12_asserts_about_its_structs_holds(tree_6_12: Path):
+def test_what_6_12_asserts_about_its_structs_holds(tree_6_12: Path) -> None:
     check(tree_6_12, 160)
 
 
 @pytest.mark.parametrize("tag", SIZES)
-def test_areas_of_the_vmcb_have_the_size_that_6_12_expects(tree_6_12: Path, tag: str):
+def test_areas_of_the_vmcb_have_the_size_that_6_12_expects(tree_6_12: Path, tag: str) -> None:
     sizes_are_as_expected(tree_6_12, tag)
 
 
 @pytest.mark.parametrize("tag", SIZES)
-def test_areas_of_the_vmcb_have_the_size_that_6_1_expects(tree_6_1: Path, tag: str):
+def test_areas_of_the_vmcb_have_the_size_that_6_1_expects(tree_6_1: Path, tag: str) -> None:
     sizes_are_as_expected(tree_6_1, tag)
 
 
@@ -109,12 +109,12 @@ def sizes_are_as_expected(path: Path, tag: str) -> None:
     assert set(expected) == {size}
 
 
-def test_the_vcpu_is_the_first_member_of_vcpu_svm(tree_6_12: Path):
+def test_the_vcpu_is_the_first_member_of_vcpu_svm(tree_6_12: Path) -> None:
     layout, _ = opened(tree_6_12)
     assert layout.offset(layout.struct_named("struct", "vcpu_svm"), "vcpu") == 0
 
 
-def test_reserved_members_of_the_save_areas_lie_where_their_names_say(tree_6_12: Path):
+def test_reserved_members_of_the_save_areas_lie_where_their_names_say(tree_6_12: Path) -> None:
     layout, index = opened(tree_6_12)
     text = index.tree.text(FILES[0]) or ""
     named = re.findall(r"^\s*BUILD_BUG_RESERVED_OFFSET\((\w+), (0x\w+)\);", text, re.MULTILINE)

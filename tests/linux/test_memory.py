@@ -22,7 +22,7 @@ class Run:
 
 
 @pytest.mark.parametrize(("bit", "width"), [(0, 8), (8, 8), (60, 8), (3, 64), (1, 1), (40, 24), (5, 128), (64, 64)])
-def test_what_is_stored_is_loaded_and_nothing_else_changes(bit: int, width: int):
+def test_what_is_stored_is_loaded_and_nothing_else_changes(bit: int, width: int) -> None:
     run = Run()
     memory.store_bytes(run, run.a, (1 << 512) - 1, 64)
     value = 0x123456789ABCDEF0FEDCBA9876543210 & ((1 << width) - 1)
@@ -33,20 +33,20 @@ def test_what_is_stored_is_loaded_and_nothing_else_changes(bit: int, width: int)
     assert whole & ~mask == (1 << 512) - 1 & ~mask
 
 
-def test_bytes_are_little_endian():
+def test_bytes_are_little_endian() -> None:
     run = Run()
     memory.store(run, run.a, 0, 64, 0x1122334455667788)
     assert [memory.load(run, run.a + n, 0, 8) for n in range(8)] == [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]
 
 
-def test_absent_words_are_zero_and_reading_leaves_them_absent():
+def test_absent_words_are_zero_and_reading_leaves_them_absent() -> None:
     run = Run()
     assert memory.load(run, run.a, 0, 64) == 0
     assert run.m == {}
 
 
 @pytest.mark.parametrize("address", [0, 8, 0xFFF, (1 << 64) - 8])
-def test_the_null_page_and_error_pointers_cannot_be_accessed(address: int):
+def test_the_null_page_and_error_pointers_cannot_be_accessed(address: int) -> None:
     run = Run()
     with pytest.raises(Unmodelled, match="NULL dereference: read"):
         memory.load(run, address, 0, 8)
@@ -54,19 +54,19 @@ def test_the_null_page_and_error_pointers_cannot_be_accessed(address: int):
         memory.store(run, address & ~7, 0, 64, 1)
 
 
-def test_an_access_outside_every_object_is_refused():
+def test_an_access_outside_every_object_is_refused() -> None:
     run = Run()
     with pytest.raises(Unmodelled, match="outside every object"):
         memory.load(run, run.a + 64, 0, 8)
 
 
-def test_addresses_are_described_by_their_object():
+def test_addresses_are_described_by_their_object() -> None:
     run = Run()
     assert run.space.describe(run.a + 16) == "a+0x10"
     assert run.space.describe(8) == "0x8"
 
 
-def test_constant_objects_hold_values_that_are_computed_when_read():
+def test_constant_objects_hold_values_that_are_computed_when_read() -> None:
     run = Run()
     table = run.space.allocate("table", 16, writable=False)
     table.words[table.address + 8] = lambda: 7
@@ -75,7 +75,7 @@ def test_constant_objects_hold_values_that_are_computed_when_read():
         memory.store(run, table.address, 0, 64, 1)
 
 
-def test_a_word_whose_initial_value_is_outside_the_state_cannot_be_written():
+def test_a_word_whose_initial_value_is_outside_the_state_cannot_be_written() -> None:
     """A stored 0 would be taken for the initial value."""
     run = Run()
     made = run.space.allocate("x", 16)
@@ -85,20 +85,20 @@ def test_a_word_whose_initial_value_is_outside_the_state_cannot_be_written():
         memory.store(run, made.address, 0, 64, 0)
 
 
-def test_a_misaligned_word_is_read_across_two_words():
+def test_a_misaligned_word_is_read_across_two_words() -> None:
     run = Run()
     memory.store_bytes(run, run.a, 0x0F0E0D0C0B0A09080706050403020100, 16)
     assert run.read[run.a + 4] == 0x0B0A090807060504
 
 
-def test_the_last_bytes_of_an_object_can_be_read_misaligned():
+def test_the_last_bytes_of_an_object_can_be_read_misaligned() -> None:
     run = Run()
     last = run.space.allocate("last", 12).address
     memory.store(run, last + 8, 0, 32, 0xDDCCBBAA)
     assert run.read[last + 4] & 0xFFFFFFFFFFFFFFFF == 0xDDCCBBAA << 32
 
 
-def test_objects_lie_apart_and_are_aligned():
+def test_objects_lie_apart_and_are_aligned() -> None:
     space = Space()
     first, second = space.allocate("first", 100), space.allocate("second", 4096, 4096)
     assert second.address % 4096 == 0
@@ -107,7 +107,7 @@ def test_objects_lie_apart_and_are_aligned():
     assert space.find(first.address + 100) is None
 
 
-def test_memcpy_memset_memcmp_and_strlen():
+def test_memcpy_memset_memcmp_and_strlen() -> None:
     run = Run()
     memory.memset(run, run.a + 1, 0x41, 6)
     assert memory.strlen(run, run.a + 1) == 6
@@ -117,14 +117,14 @@ def test_memcpy_memset_memcmp_and_strlen():
     assert memory.memcmp(run, run.a, run.a + 24, 8) == 1
 
 
-def test_copying_onto_itself_one_byte_further_reads_first():
+def test_copying_onto_itself_one_byte_further_reads_first() -> None:
     run = Run()
     memory.store_bytes(run, run.a, 0x0807060504030201, 8)
     memory.copy(run, run.a + 1, run.a, 8)
     assert memory.load_bytes(run, run.a, 9) == 0x080706050403020101
 
 
-def test_a_frame_that_is_left_is_as_if_never_written():
+def test_a_frame_that_is_left_is_as_if_never_written() -> None:
     run = Run()
     frame = memory.stack_area(0)
     memory.store(run, frame + 4, 0, 32, 9)

@@ -40,12 +40,12 @@ def condition(line: int, ordinal: int = 0) -> ConditionId:
     return ConditionId(PATH, line, ordinal, "f")
 
 
-def test_the_trace_lists_statements_in_the_order_of_execution():
+def test_the_trace_lists_statements_in_the_order_of_execution() -> None:
     _, lines, _ = executed(program_of(TEXT), 1, 1)
     assert lines == [4, 5, 6, 7, 8, 7, 9, 11, 12, 16]
 
 
-def test_lines_come_with_function_and_text():
+def test_lines_come_with_function_and_text() -> None:
     program = program_of(TEXT, line_text=lambda path, line: TEXT.split("\n")[line - 1].strip())
     run = Run(program)
     run.call("f", 0, 0)
@@ -53,7 +53,7 @@ def test_lines_come_with_function_and_text():
     assert (line.path, line.line, line.function, line.text) == (PATH, 4, "f", "int r = 0;")
 
 
-def test_only_conditions_that_were_decided_count_as_executed():
+def test_only_conditions_that_were_decided_count_as_executed() -> None:
     program = program_of(TEXT)
     _, _, short = executed(program, 0, 1)
     assert short == {condition(5), condition(7), condition(10), condition(16)}
@@ -72,22 +72,22 @@ def test_only_conditions_that_were_decided_count_as_executed():
         (condition(16), (0, 1), 10),
     ],
 )  # fmt: skip
-def test_a_negated_condition_goes_the_other_way(negated: ConditionId, args: tuple[int, int], result: int):
+def test_a_negated_condition_goes_the_other_way(negated: ConditionId, args: tuple[int, int], result: int) -> None:
     assert executed(program_of(TEXT, negate=negated), *args)[0] == result
 
 
-def test_ids_of_conditions_do_not_depend_on_what_is_negated():
+def test_ids_of_conditions_do_not_depend_on_what_is_negated() -> None:
     plain = executed(program_of(TEXT), 1, 1)[2]
     negated = executed(program_of(TEXT, negate=condition(16)), 1, 1)[2]
     assert plain == negated
 
 
-def test_constant_conditions_are_no_conditions():
+def test_constant_conditions_are_no_conditions() -> None:
     text = "int f(int a, int b) { if (0) a = 5; if (sizeof(long) == 8 && b) a++; do a++; while (0); return a; }"
     assert executed(program_of(text), 1, 1)[2] == {ConditionId(PATH, 1, 0, "f")}
 
 
-def test_a_function_has_one_address():
+def test_a_function_has_one_address() -> None:
     program = program_of(
         "int g(int x) { return x; } int f(void) { int (*p)(int) = g; return p == g && p == &g && p(7) == 7; }"
     )
@@ -96,14 +96,14 @@ def test_a_function_has_one_address():
     assert run.call_address(program.address_of("g", PATH), 9) == 9
 
 
-def test_a_program_serves_many_runs():
+def test_a_program_serves_many_runs() -> None:
     program = program_of("struct s { int x; }; int f(struct s *p) { return p->x++; }")
     at = program.space.allocate("s", 8).address
     first, second = Run(program), Run(program)
     assert [first.call("f", at), first.call("f", at), second.call("f", at)] == [0, 1, 0]
 
 
-def test_an_error_leaves_the_stack_where_it_was():
+def test_an_error_leaves_the_stack_where_it_was() -> None:
     program = program_of("int f(int n) { int a[4] = { n }; return a[0] / n; }")
     run = Run(program)
     before = run.sp
@@ -112,7 +112,7 @@ def test_an_error_leaves_the_stack_where_it_was():
     assert run.sp == before
 
 
-def test_an_error_in_a_model_is_not_taken_for_one_of_the_c():
+def test_an_error_in_a_model_is_not_taken_for_one_of_the_c() -> None:
     from iretrace.linux.program import Model
     from tests.linux.csource import DictRules
 
