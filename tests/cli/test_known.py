@@ -6,9 +6,8 @@ from iretrace.cli.known import known_id, mark_known
 from iretrace.verdict import Result, Verdict
 
 
-def result(**changes: str) -> Result:
-    made = {"test": "nmi-complete-then-spin", "vcpu": "sev-es", "host": "tickless", "hypervisor": "Linux 6.1.192"}
-    return Result(**(made | changes), verdict=Verdict.VIOLATED, exhausted="")
+def result(host: str = "tickless", hypervisor: str = "Linux 6.1.192") -> Result:
+    return Result("nmi-complete-then-spin", "sev-es", host, hypervisor, Verdict.VIOLATED, exhausted="")
 
 
 def test_a_listed_violation_is_known_and_still_violated() -> None:
