@@ -79,7 +79,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One infinite outcome seen: marks in order, ending (spins, halted, shutdown, loops) and how many states show it."""
+    """One infinite outcome that was seen: marks in order, and the ending (spins, halted, shutdown, loops)."""
 
     marks: tuple[str, ...]
     ending: str

@@ -117,7 +117,7 @@ CType = Basic | TypeName | StructType | EnumType | PointerType | ArrayType | Fun
 
 @dataclass(frozen=True, slots=True)
 class Num:
-    """Integer or character constant. suffix: "", "u", "l", "ul", "ll", "ull" (lower case); hex: written in base 8/16."""
+    """Integer or character constant. suffix: "", u, l, ul, ll or ull (lower case); hex: written in base 8 or 16."""
 
     pos: Pos
     value: int
