@@ -45,6 +45,23 @@ def test_the_trace_lists_statements_in_the_order_of_execution() -> None:
     assert lines == [4, 5, 6, 7, 8, 7, 9, 11, 12, 16]
 
 
+def test_a_called_function_is_traced_between_the_statements_around_the_call() -> None:
+    text = """
+int g(int x)
+{
+  return x + 1;
+}
+int f(int a, int b)
+{
+  a++;
+  b = g(a);
+  b++;
+  return b;
+}
+"""
+    assert executed(program_of(text), 1, 1)[1] == [8, 9, 4, 10, 11]
+
+
 def test_lines_come_with_function_and_text() -> None:
     program = program_of(TEXT, line_text=lambda path, line: TEXT.split("\n")[line - 1].strip())
     run = Run(program)

@@ -8,7 +8,7 @@ so that it can be entered again at each call that may pause, with the locals tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from iretrace.linux.ctree import Pos
 from iretrace.linux.dominators import dominator_children
@@ -26,11 +26,13 @@ from iretrace.linux.ir import (
     Jump,
     Local,
     Lowered,
+    Mark,
     Op,
     Return,
     Set,
     Store,
     Touch,
+    operands,
     successors,
 )
 from iretrace.linux.pausing import PausePoint, Resumed, live_at, split_at_pauses
@@ -38,6 +40,7 @@ from iretrace.linux.pytext import Text, located, mask
 from iretrace.linux.shape import (
     Decide,
     absorb_decisions,
+    has_call,
     inline_temporaries,
     join_lines,
     order,
@@ -90,6 +93,21 @@ def _none(call: Call) -> bool:
     return False
 
 
+@dataclass(slots=True)
+class Segment:
+    """A part of a block that is one entry of the trace. id: its number in the program, -1 before it has one."""
+
+    statements: list[Pos] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    conditions: list[int] = field(default_factory=list)
+    id: int = -1
+
+
+def reaches_c(op: Op) -> bool:
+    """Whether other C code may run and leave its own trace: a call, or a shared access at which others come in."""
+    return isinstance(op, Touch | Call) or any(has_call(expr) for expr in operands(op))
+
+
 class _Emitter:
     """The state of emitting one function."""
 
@@ -118,7 +136,7 @@ class _Emitter:
         self.roots: dict[Block, int] = {}
         self.pending: list[Block] = []
         self.heads: set[Block] = set()
-        self.entered: dict[Block, int] = {}
+        self.cut: dict[Block, list[Segment]] = {}
         self.nesting = 0
         self.live, self.uninitialized = live_at(points, blocks, function.params) if resumable else ({}, [])
         self.kept = sorted({local for locals_ in self.live.values() for local in locals_})
@@ -247,14 +265,15 @@ class _Emitter:
     def block(self, block: Block, follow: Block | None, depth: int) -> bool:
         """Emit one block."""
         start = len(self.lines)
-        if block.statements:
-            self.pos = block.statements[0]
-        entering = self.enter(block)
-        if entering:
-            self.line(depth, entering)
-        for op in block.ops:
-            self.pos = op.pos
-            self.op(op, depth)
+        for number, segment in enumerate(self.segments(block)):
+            if segment.statements:
+                self.pos = segment.statements[0]
+            entering = self.enter(block, number)
+            if entering:
+                self.line(depth, entering)
+            for op in segment.ops:
+                self.pos = op.pos
+                self.op(op, depth)
         end = block.end
         match end:
             case Jump():
@@ -276,17 +295,36 @@ class _Emitter:
             self.line(depth, "pass")
         return falls
 
-    def enter(self, block: Block) -> str:
-        """The text that notes in the trace that a block is entered, "" for one that holds nothing of the source."""
-        if not block.statements and not block.conditions:
+    def segments(self, block: Block) -> list[Segment]:
+        """The block, cut where a statement starts after a call, so that traces are in the order of execution."""
+        if block not in self.cut:
+            made = [Segment()]
+            called = False
+            for op in block.ops:
+                if isinstance(op, Mark):
+                    if called:
+                        made.append(Segment())
+                        called = False
+                    made[-1].statements.append(op.pos)
+                else:
+                    made[-1].ops.append(op)
+                    called = called or reaches_c(op)
+            made[-1].conditions = block.conditions
+            self.cut[block] = made
+        return self.cut[block]
+
+    def enter(self, block: Block, number: int) -> str:
+        """The text that notes in the trace that a segment is entered, "" for one that holds nothing of the source."""
+        segment = self.segments(block)[number]
+        if not segment.statements and not segment.conditions:
             return ""
-        if block not in self.entered:
-            self.entered[block] = self.context.enter(block.statements, block.conditions)
-        return f"{self.text.use('T')}({self.entered[block]})"
+        if segment.id < 0:
+            segment.id = self.context.enter(segment.statements, segment.conditions)
+        return f"{self.text.use('T')}({segment.id})"
 
     def mark_of_decide(self, decide: Decide) -> str:
         """The same, inside a condition."""
-        return self.enter(decide.block)
+        return self.enter(decide.block, 0)
 
     def branch(self, end: Branch, follow: Block | None, depth: int) -> bool:
         """if / else."""

@@ -200,6 +200,13 @@ def locals_of(expr: Expr) -> Iterator[int]:
 
 
 @dataclass(slots=True)
+class Mark:
+    """A C statement starts here."""
+
+    pos: Pos
+
+
+@dataclass(slots=True)
 class Set:
     """local = value."""
 
@@ -270,7 +277,7 @@ class Fail:
     row: str
 
 
-Op = Set | Store | Call | Touch | Copy | Fill | Fail
+Op = Mark | Set | Store | Call | Touch | Copy | Fill | Fail
 
 
 def operands(op: Op) -> tuple[Expr, ...]:
@@ -288,7 +295,7 @@ def operands(op: Op) -> tuple[Expr, ...]:
             return (op.to, op.source)
         case Fill():
             return (op.to,)
-        case Fail():
+        case Mark() | Fail():
             return ()
 
 
@@ -340,14 +347,13 @@ End = Jump | Branch | Choose | Return | Unreachable
 class Block:
     """A basic block.
 
-    statements: C statements that start here. conditions: indices (in Lowered.conditions) of the leaf conditions that
-    have been decided when the block ends by a branch, or, for the arm of a switch, when it is entered.
+    conditions: indices (in Lowered.conditions) of the leaf conditions that have been decided when the block ends by a
+    branch, or, for the arm of a switch, when it is entered.
     """
 
     id: int
     ops: list[Op] = field(default_factory=list)
     end: End | None = None
-    statements: list[Pos] = field(default_factory=list)
     conditions: list[int] = field(default_factory=list)
 
 

@@ -15,7 +15,7 @@ from iretrace.linux.answers import Model
 from iretrace.linux.builder import Dead, Names, Variable, is_scalar, local_of
 from iretrace.linux.ctree import Pos
 from iretrace.linux.initializers import Initializers
-from iretrace.linux.ir import Block, Choose, Copy, Expr, Frame, Jump, Lowered, Return, Unreachable
+from iretrace.linux.ir import Block, Choose, Copy, Expr, Frame, Jump, Lowered, Mark, Return, Unreachable
 from iretrace.linux.places import NOTHING, Place, Val
 from iretrace.linux.types import INT, VOID, Array, Int, Ptr, Struct, Type, Void, describe, promote
 from iretrace.linux.unmodelled import Unmodelled
@@ -114,7 +114,7 @@ class FunctionLowering(Initializers):
         """A C statement starts here."""
         self.pos = pos
         if self.block.end is None:
-            self.block.statements.append(pos)
+            self.block.ops.append(Mark(pos))
 
     def statement(self, node: ctree.Statement) -> None:
         """One statement."""

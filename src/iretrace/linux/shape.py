@@ -22,6 +22,7 @@ from iretrace.linux.ir import (
     Jump,
     Load,
     Local,
+    Mark,
     Negate,
     Op,
     Return,
@@ -132,7 +133,7 @@ def skip_empty(entry: Block) -> list[Block]:
 
     def where(block: Block) -> Block:
         seen = {block}
-        while isinstance(block.end, Jump) and not (block.ops or block.statements or block.conditions):
+        while isinstance(block.end, Jump) and not (block.ops or block.conditions):
             block = block.end.to
             if block in seen:  # an endless empty loop stays
                 break
@@ -159,7 +160,6 @@ def join_lines(blocks: list[Block]) -> list[Block]:
             if block.conditions and following.conditions:
                 break  # conditions belong to the end of a block
             block.ops += following.ops
-            block.statements += following.statements
             block.conditions += following.conditions
             block.end = following.end
             gone.add(following)
@@ -212,11 +212,11 @@ def _absorb(
         return False
     if uses.get(index) != 1:
         return False
-    calls = _has_call(value)
+    calls = has_call(value)
     if calls and not isinstance(into, Set | Call | Branch | Choose | Return):
         return False  # stores evaluate their operands more than once
     roots = operands_of(into)
-    if not calls and value.reads and any(_has_call(root) for root in roots):
+    if not calls and value.reads and any(has_call(root) for root in roots):
         return False
     if calls and not _is_first(index, roots):
         return False
@@ -237,8 +237,9 @@ def operands_of(into: object) -> tuple[Expr, ...]:
     return ()
 
 
-def _has_call(expr: Expr) -> bool:
-    return isinstance(expr, Called) or any(_has_call(part) for part in parts(expr))
+def has_call(expr: Expr) -> bool:
+    """Whether an expression holds a call."""
+    return isinstance(expr, Called) or any(has_call(part) for part in parts(expr))
 
 
 def _is_first(index: int, roots: tuple[Expr, ...]) -> bool:
@@ -283,9 +284,14 @@ def absorb_decisions(blocks: list[Block]) -> list[Block]:
     return [block for block in blocks if block not in gone]
 
 
+def _only_decides(block: Block) -> bool:
+    """Whether a block does nothing but end by a branch."""
+    return all(isinstance(op, Mark) for op in block.ops)
+
+
 def _absorb_decision(end: Branch, count: dict[Block, int]) -> Block | None:
     for inner, shared, on_true in ((end.then, end.other, True), (end.other, end.then, False)):
-        if inner is shared or inner.ops or count[inner] != 1 or not isinstance(inner.end, Branch):
+        if inner is shared or not _only_decides(inner) or count[inner] != 1 or not isinstance(inner.end, Branch):
             continue
         then, other = inner.end.then, inner.end.other
         right = inner.end.cond
