@@ -236,6 +236,12 @@ def test_an_unknown_function_in_one_alternative_does_not_spoil_the_other() -> No
     assert "nowhere" in refused(text, "f", 1).what
 
 
+def test_an_unknown_function_in_a_condition_matters_only_where_it_is_called() -> None:
+    text = "int f(int x) { if (!x) return 3; while ((x = nowhere()), x) x--; return 4; }"
+    assert call(text, "f", 0) == 3
+    assert "nowhere" in refused(text, "f", 1).what
+
+
 def test_an_unknown_name_says_what_would_answer_it() -> None:
     error = refused("int f(void) { return missing; }", "f")
     assert "`missing` is not defined" in error.what

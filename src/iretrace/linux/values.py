@@ -295,7 +295,7 @@ class Values(Places):
                 self.enter(between)
                 self.test(expr.right, yes, no)
             case ctree.Binary(op=","):
-                self.effect(expr.left)
+                self.effect_of_arm(expr.left)
                 self.test(expr.right, yes, no)
             case ctree.Unary(op="!"):
                 self.test(expr.of, no, yes)
