@@ -431,11 +431,12 @@ class TreeHypervisor:
         run.frames = private.frames  # type: ignore[assignment]
         log: Log = sender  # type: ignore[assignment]
         try:
-            step = self._sender.step(log, run.m)
             access = self._sender.access(log)
+            if access is None:
+                return Sent(private, NO_SENDER, False, "the event is dropped", CLine("", 0))
+            step = self._sender.step(log, run.m)
         except Unmodelled as error:
             return Sent(private, NO_SENDER, False, "", CLine("", 0), describe(error))
-        assert access is not None
         run.m[access.address] = step.word
         run.m.update(step.writes)
         self._blocks.update(step.blocks)
