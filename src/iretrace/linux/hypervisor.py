@@ -411,7 +411,8 @@ class TreeHypervisor:
         view = self.view(pause.private)
         if not view.nmi_pending or view.event_inj & SVM_EVTINJ_VALID:
             return None
-        return self.program.block_lines(refusals[-1])[-1]
+        lines = [line for block in refusals for line in self.program.block_lines(block)]
+        return lines[-1] if lines else None
 
     # Senders. ---------------------------------------------------------------------------------------------------
 
