@@ -127,8 +127,10 @@ def test_a_processor_that_shut_down_does_nothing_more() -> None:
     """APM vol. 2, Shutdown."""
     on = rig(OP_NOP, OP_NOP).nmi().bare()
     assert on.cpu.shutdown
-    on.bare(2)
-    assert on.cpu.rip == 0
+    on.m.idt[NMI_VECTOR] = HANDLER + 1
+    on.cpu.nmi_masked = 0
+    on.nmi().bare(2)
+    assert (on.cpu.rip, on.delivered()) == (0, -1)
 
 
 def test_an_nmi_is_due_only_when_latched_and_not_masked() -> None:

@@ -82,9 +82,11 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
 
 
 def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
-    """One step of the machine alone: the NMI that is due, else the next instruction."""
+    """One step of the machine alone: the NMI that is due, else the next instruction. Shut down it waits for a reset."""
     see_nothing(cpu)
+    if cpu.shutdown:
+        return
     if nmi_due(m, cpu):
         take_nmi(m, cpu, vmcb)
-    elif cpu.halted == 0 and cpu.shutdown == 0:
+    elif cpu.halted == 0:
         execute(m, cpu, vmcb, ghcb)
