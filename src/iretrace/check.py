@@ -70,7 +70,8 @@ def check(
     while pending:
         knobs = pending.pop(0)
         run = runs[knobs] = _run(test, vcpu, host, hypervisor, knobs, limits, progress)
-        others = [knobs ^ 1 << number for number in UNKNOWN_KNOBS if run.consulted >> number & 1]
+        # Where two values differ first, the knob that makes the difference is consulted, so setting one more will do.
+        others = [knobs | 1 << number for number in UNKNOWN_KNOBS if run.consulted >> number & 1]
         pending.extend(other for other in others if other not in runs and other not in pending)
     used = tuple(
         Assumption("knob", name, "machine", "consulted; every value was run")
