@@ -50,7 +50,7 @@ def judge(root: Path, test: litmus.Test, *changes: tuple[Edit, ...]) -> Result:
 def test_unmasking_without_an_event_request_is_convicted(tree_6_12: Path) -> None:
     result = judge(tree_6_12, shipped("nmi-complete-then-spin"), edits.NO_EVENT_REQUEST)
     assert result.verdict is Verdict.VIOLATED
-    assert "nmi_pending=1 with nmi_masked=0" in result.reason
+    assert result.reason.endswith("holds nmi_pending=1")  # and the mask is down
 
 
 @trees
