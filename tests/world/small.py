@@ -57,6 +57,7 @@ MISTAKES = {
     "shadow": "an NMI is held in an interrupt shadow, and nothing tells the hypervisor of its end",
     "forget": "EXITINTINFO is ignored",
     "again": "EXITINTINFO is injected again, and is also made pending",
+    "behind": "an NMI behind an event that is injected again waits for whatever exit comes",
     "cold": "nested page faults are not resolved",
     "sleep": "a halted vCPU sleeps without a look at pending NMIs",
     "race": "a halted vCPU looks for NMIs, then sleeps without a second look",
@@ -195,7 +196,7 @@ class Small:
         state = run.state
         while True:
             self._fold(run)
-            self._inject(state, vmcb)
+            self._inject(run, vmcb)
             run.access("kick")
             state.in_guest = 1
             run.access("request")
@@ -223,10 +224,14 @@ class Small:
         vmcb.nested_ctl = 5
         vmcb.vmsa_pa = 1
 
-    def _inject(self, state: State, vmcb: Vmcb) -> None:
+    def _inject(self, run: _Run, vmcb: Vmcb) -> None:
+        """Give the processor an event. An NMI that is behind another event needs an exit right after that one."""
+        state = run.state
         if state.injected:
             vmcb.event_inj, vmcb.event_inj_err = state.injected, state.error
             state.injected = state.error = 0
+            waits = state.pending and not state.masked
+            run.ipi = run.ipi or bool(waits and self.mistake != "behind")
             return
         if self.mistake == "invent" and state.delivered == 1 and not state.masked and not state.pending:
             state.pending = 1

@@ -220,6 +220,17 @@ def test_making_an_event_pending_that_is_also_injected_again_is_convicted() -> N
     assert violated("again", "nmi" + COLD)
 
 
+BEHIND_DF = "\nist   df\ncold  df"
+UNBALANCED = "main:\n    cpuid\n    spin\n" + COMPLETE_LAST
+UNBALANCED += "vc:\n    vmgexit forward\n    skip\n    push rax\n    iretq\ndf:\n    mark d\n    spin\n"
+"""#DF on a cold page: the #VC handler returns by what it has pushed."""
+
+
+def test_an_nmi_behind_an_event_that_is_injected_again_needs_an_exit() -> None:
+    assert holds("", "nmi" + BEHIND_DF, UNBALANCED)
+    assert violated("behind", "nmi" + BEHIND_DF, UNBALANCED)
+
+
 def test_a_nested_page_fault_that_is_never_resolved_is_convicted() -> None:
     assert judged("cold", "nmi" + COLD).reason == "no guest instruction ever retires again"
 
