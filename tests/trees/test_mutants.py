@@ -103,7 +103,7 @@ def test_a_queue_that_always_holds_two_is_convicted_with_three_on_6_1(tree_6_1: 
 def test_nmis_that_are_counted_but_not_examined_are_convicted(request: pytest.FixtureRequest, series: str) -> None:
     result = judge(request.getfixturevalue(series), shipped("maybe-nmi"), edits.NO_REQUEST_FOR_NMIS)
     assert result.verdict is Verdict.VIOLATED
-    assert "nmi_masked=0" in result.reason
+    assert "nmi_masked" not in result.reason
 
 
 TWICE = "int f(int a)\n{\n\ta = 1;\n\ta = 1;\n\treturn a;\n}\n"
