@@ -81,6 +81,10 @@ class Rig:
         """RIP, CS, RFLAGS, RSP, SS at the stack pointer, as IRETQ would pop them."""
         return self.cpu.memory[self.cpu.rsp : self.cpu.rsp + 5]
 
+    def frame_behind_the_error_code(self) -> list[int]:
+        """The same in a handler that has an error code on its stack."""
+        return self.cpu.memory[self.cpu.rsp + 1 : self.cpu.rsp + 6]
+
 
 def rig(
     *main: int | tuple[int, int],

@@ -202,11 +202,12 @@ def test_an_injected_exception_pushes_the_error_code_given() -> None:
     assert on.cpu.memory[on.cpu.rsp] == 0x28
 
 
-def test_an_injected_vector_without_a_gate_faults() -> None:
+@pytest.mark.parametrize("vector", [0x20, 0x30, 0xFF])
+def test_an_injected_vector_without_a_gate_faults(vector: int) -> None:
     """APM vol. 2, Interrupt Descriptor Table: a vector that no litmus test has a gate for."""
-    on = rig(OP_SPIN, handlers={8: [OP_SPIN], 11: [OP_SPIN]}).enter(1 << 31 | 0x30).guest()
+    on = rig(OP_SPIN, handlers={8: [OP_SPIN], 11: [OP_SPIN]}).enter(1 << 31 | vector).guest()
     assert on.delivered() == 11
-    assert on.cpu.seen_error == 0x30 * 8 + 3
+    assert on.cpu.seen_error == vector * 8 + 3
 
 
 def test_a_physical_interrupt_exits_with_rip_where_it_was() -> None:
@@ -215,6 +216,7 @@ def test_a_physical_interrupt_exits_with_rip_where_it_was() -> None:
     on.cpu.intr_pending = 1
     on.guest()
     assert (on.cpu.rip, on.vmcb.exit_code) == (1, SVM_EXIT_INTR)
+    assert (on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (0, 0)
 
 
 def test_a_physical_interrupt_stays_pending_for_the_host() -> None:
@@ -296,3 +298,27 @@ def test_iret_casts_no_shadow() -> None:
 def test_vc_is_not_seen() -> None:
     """docs/design.md, History: #VC is between the guest and its hypervisor."""
     assert rig(OP_CPUID, handlers={VC_VECTOR: [OP_SPIN]}, sev_es=True).bare().delivered() == -1
+
+
+def test_a_step_forgets_what_the_last_one_showed() -> None:
+    """docs/design.md, History."""
+    on = rig(OP_NOP, OP_NOP, handlers={13: [OP_NOP]}, interrupts=True).bare()
+    on.enter(1 << 31 | 1 << 11 | 3 << 8 | 13, error=0x28).guest()
+    assert (on.cpu.seen_vector, on.cpu.seen_rip, on.cpu.seen_rflags, on.cpu.seen_error) == (13, 1, X86_EFLAGS_IF, 0x28)
+    on.guest()
+    assert (on.cpu.seen_vector, on.cpu.seen_rip, on.cpu.seen_rflags, on.cpu.seen_error) == (0, 0, 0, 0)
+
+
+def test_the_latch_and_the_mask_are_bits() -> None:
+    """Equal states must be equal tuples."""
+    on = rig(OP_SPIN, handlers=NMI).nmi()
+    assert on.cpu.nmi_latched == 1
+    on.bare()
+    assert (on.cpu.nmi_latched, on.cpu.nmi_masked, on.cpu.halted, on.cpu.seen_error) == (0, 1, 0, 0)
+
+
+def test_an_injected_nmi_has_no_error_code_and_leaves_nothing_behind() -> None:
+    """APM vol. 2, Event Injection."""
+    on = rig(OP_SPIN, handlers=NMI).enter(INJECT_NMI, error=5).guest()
+    assert on.cpu.seen_error == 0
+    assert (on.cpu.event_inj, on.cpu.event_inj_err) == (0, 0)

@@ -9,6 +9,7 @@ from iretrace.machine.cpu import (
     KERNEL_DS,
     MEMORY_WORDS,
     NMI_VECTOR,
+    OP_HLT,
     OP_IRETQ,
     OP_NOP,
     OP_SPIN,
@@ -26,8 +27,8 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_RF,
     X86_EFLAGS_TF,
 )
-from iretrace.machine.delivery import contributory, deliver, event_info, makes_double_fault, pushes_error
-from iretrace.machine.vmcb import SVM_EXIT_NPF, SVM_EXIT_SHUTDOWN
+from iretrace.machine.delivery import contributory, deliver, event_info, makes_double_fault, pushes_error, raise_gp
+from iretrace.machine.vmcb import SVM_EXIT_INTR, SVM_EXIT_NPF, SVM_EXIT_SHUTDOWN
 from tests.machine.rig import HANDLER, INJECT_NMI, Rig, rig
 
 NMI = {NMI_VECTOR: [OP_NOP, OP_IRETQ]}
@@ -146,6 +147,30 @@ def test_df_on_a_stack_of_its_own_survives_a_stack_overflow() -> None:
     assert not on.cpu.shutdown
 
 
+def test_a_fault_that_is_not_df_is_no_way_out_of_a_failed_df() -> None:
+    """APM vol. 2, Shutdown: a fault while #DF is delivered."""
+    on = rig(OP_SPIN, handlers={PF_VECTOR: [OP_SPIN], 11: [OP_SPIN]}, ist={11: 3})
+    on.cpu.rsp = 2
+    deliver(on.m, on.cpu, on.vmcb, PF_VECTOR, 0)
+    assert on.cpu.shutdown == 1
+    assert on.delivered() == -1
+
+
+def test_the_page_fault_of_a_stack_overflow_is_a_write() -> None:
+    """APM vol. 2, Page-Fault Error Code."""
+    on = rig(OP_SPIN, handlers={NMI_VECTOR: [OP_SPIN], PF_VECTOR: [OP_SPIN]}, ist={PF_VECTOR: 3})
+    on.cpu.rsp = 2
+    deliver(on.m, on.cpu, on.vmcb, NMI_VECTOR, 0)
+    assert (on.delivered(), on.cpu.seen_error) == (PF_VECTOR, 2)
+
+
+def test_an_event_ends_the_halt_of_a_guest() -> None:
+    """APM vol. 3, HLT."""
+    on = rig(OP_HLT, OP_SPIN, handlers=NMI).bare()
+    deliver(on.m, on.cpu, on.vmcb, NMI_VECTOR, 0)
+    assert on.cpu.halted == 0
+
+
 def test_no_stack_at_all_is_a_page_fault_too() -> None:
     """A guest can return to any stack pointer that it has in memory."""
     assert delivering(NMI_VECTOR, rsp=MEMORY_WORDS + 20).cpu.shutdown
@@ -175,8 +200,8 @@ def test_no_gate_at_all_is_a_shutdown() -> None:
 def test_a_guests_shutdown_exits_if_it_is_intercepted() -> None:
     """APM vol. 2, Shutdown Intercept."""
     on = rig(OP_SPIN).enter(INJECT_NMI).guest()
-    assert on.vmcb.exit_code == SVM_EXIT_SHUTDOWN
-    assert not on.cpu.guest_mode
+    assert (on.vmcb.exit_code, on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (SVM_EXIT_SHUTDOWN, 0, 0)
+    assert (on.cpu.guest_mode, on.cpu.shutdown) == (0, 1)
 
 
 def test_a_guests_shutdown_that_is_not_intercepted_does_not_exit() -> None:
@@ -228,6 +253,7 @@ def test_a_delivery_that_was_cut_off_has_changed_nothing() -> None:
     on = on_a_cold_page()
     assert (on.cpu.rip, on.cpu.rsp, on.delivered()) == (0, STACK_WORDS, -1)
     assert not any(on.cpu.memory)
+    assert not on.cpu.shutdown
 
 
 def test_a_cold_page_that_the_delivery_does_not_use_does_not_exit() -> None:
@@ -246,6 +272,15 @@ def test_exitintinfo_keeps_the_error_code_of_the_event() -> None:
 def test_an_exit_without_a_delivery_clears_exitintinfo() -> None:
     """APM vol. 2, Exit During IDT Vectoring."""
     on = on_a_cold_page()
+    on.cpu.cold = 0
+    on.cpu.intr_pending = 1
+    on.enter().guest()
+    assert (on.vmcb.exit_code, on.vmcb.exit_int_info) == (SVM_EXIT_INTR, 0)
+
+
+def test_an_exit_without_a_delivery_clears_the_error_code_of_exitintinfo() -> None:
+    """APM vol. 2, Exit During IDT Vectoring."""
+    on = rig(OP_SPIN, handlers={13: [OP_SPIN]}, cold=1).enter(1 << 31 | 1 << 11 | 3 << 8 | 13, 0x28).guest()
     on.cpu.cold = 0
     on.cpu.intr_pending = 1
     on.enter().guest()
@@ -288,3 +323,38 @@ def test_vc_that_finds_no_gate_is_df() -> None:
     on = rig(OP_SPIN, handlers={8: [OP_SPIN]}, sev_es=True)
     on.vmcb.intercept_exception = 1 << 11
     assert on.enter(INJECT_NMI).guest().delivered() == 8
+
+
+def test_bare_metal_has_no_exception_intercepts() -> None:
+    """APM vol. 2, Exception Intercepts: of a guest's."""
+    on = rig(OP_SPIN, handlers={VC_VECTOR: [OP_SPIN], 11: [OP_SPIN]}, sev_es=True)
+    on.vmcb.intercept_exception = 0xFFFF_FFFF
+    assert on.nmi().bare().delivered() == 11
+
+
+def test_a_plain_guests_delivery_never_makes_vc() -> None:
+    """APM vol. 2, #VC Exception: of encrypted guests."""
+    on = rig(OP_SPIN, handlers={VC_VECTOR: [OP_SPIN], 11: [OP_SPIN]})
+    on.vmcb.intercept_exception = 1 << 11
+    assert on.enter(INJECT_NMI).guest().delivered() == 11
+
+
+GP_OR_VC = {13: [OP_SPIN, OP_SPIN], VC_VECTOR: [OP_SPIN]}
+
+
+@pytest.mark.parametrize(
+    ("sev_es", "guest", "intercept", "is_vc"),
+    [(True, True, True, True), (False, True, True, False), (True, False, True, False), (True, True, False, False)],
+)
+def test_an_intercepted_fault_of_an_encrypted_guests_instruction_is_vc(
+    sev_es: bool, guest: bool, intercept: bool, is_vc: bool
+) -> None:
+    """APM vol. 2, Non-Automatic Exits: all three are needed."""
+    on = rig(OP_SPIN, handlers=GP_OR_VC, sev_es=sev_es)
+    on.vmcb.intercept_exception = 1 << 13 if intercept else 0
+    if guest:
+        on.enter()
+    raise_gp(on.m, on.cpu, on.vmcb)
+    assert on.cpu.rip == (HANDLER + 2 if is_vc else HANDLER)
+    assert on.cpu.rsp == STACK_WORDS - 6
+    assert on.cpu.memory[on.cpu.rsp] == (0x4D if is_vc else 0)

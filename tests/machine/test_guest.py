@@ -57,7 +57,19 @@ from iretrace.machine.vmcb import (
 )
 from tests.machine.rig import HANDLER, Rig, push_words, return_frame, rig
 
-FAULTS = {GP_VECTOR: [OP_SPIN], PF_VECTOR: [OP_SPIN]}
+FAULTS = {GP_VECTOR: [OP_NOP, OP_SPIN], PF_VECTOR: [OP_NOP, OP_SPIN]}
+PF_HANDLER = HANDLER + 2
+
+
+def faults(on: Rig, error: int = 0) -> bool:
+    """The step is a page fault, and nothing else: the instruction has had no effect."""
+    before = list(on.cpu.memory)
+    rip, rsp = on.cpu.rip, on.cpu.rsp
+    on.bare()
+    assert on.cpu.memory[:96] == before[:96]
+    assert (on.cpu.seen_rip, on.frame_behind_the_error_code()[3]) == (rip, rsp)
+    assert (on.cpu.door, on.cpu.rip) == (0, PF_HANDLER)
+    return (on.delivered(), on.cpu.seen_error) == (PF_VECTOR, error)
 
 
 # Shadows. ------------------------------------------------------------------------------------------------------------
@@ -118,6 +130,14 @@ def test_an_intercepted_hlt_exits_behind_it_and_the_guest_is_not_halted() -> Non
     """APM vol. 2, Types of Exits (SEV-ES): the hardware advances RIP."""
     on = rig(OP_HLT, intercepts=(INTERCEPT_HLT,), sev_es=True).enter().guest()
     assert (on.vmcb.exit_code, on.cpu.rip, on.cpu.halted) == (SVM_EXIT_HLT, 1, 0)
+    assert (on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (0, 0)
+
+
+@pytest.mark.parametrize("op", [OP_HLT, OP_PAUSE, OP_NOP])
+def test_bare_metal_has_no_intercepts(op: int) -> None:
+    """APM vol. 2, Instruction Intercepts: of a guest's."""
+    on = rig(op, intercepts=(INTERCEPT_HLT, INTERCEPT_PAUSE), sev_es=True).bare()
+    assert (on.vmcb.exit_code, on.cpu.rip) == (0, 1)
 
 
 def test_an_intercepted_pause_exits_behind_it() -> None:
@@ -153,6 +173,11 @@ def test_nop_jmp_and_spin_go_where_they_say() -> None:
     assert rig(OP_SPIN).bare(3).cpu.rip == 0
 
 
+def test_spinning_ends_a_shadow() -> None:
+    """APM vol. 2, Interrupt Shadows: `jmp .` is an instruction like others."""
+    assert rig(OP_STI, OP_SPIN).bare(2).cpu.shadow == SHADOW_NONE
+
+
 def test_a_mark_is_seen() -> None:
     """docs/design.md, History."""
     on = rig((OP_MARK, 4)).bare()
@@ -179,10 +204,9 @@ def test_an_instruction_that_completes_clears_rf() -> None:
 
 def test_outside_of_the_code_there_is_no_page() -> None:
     """A guest can return to any RIP that it has in memory."""
-    on = rig(OP_NOP, handlers=FAULTS)
+    on = rig(OP_NOP, handlers=FAULTS, ist={PF_VECTOR: 3})
     on.cpu.rip = CODE_SIZE
-    assert on.bare().delivered() == PF_VECTOR
-    assert on.cpu.seen_error == 0x10
+    assert faults(on, 0x10)
 
 
 # IRETQ. --------------------------------------------------------------------------------------------------------------
@@ -241,12 +265,12 @@ def test_iretq_with_a_bad_frame_is_gp_at_the_iretq(words: tuple[int, ...]) -> No
     assert (on.cpu.seen_rip, on.cpu.seen_error) == (0, 0)
 
 
-@pytest.mark.parametrize("rsp", [STACK_WORDS, STACK_WORDS - 4, 30 + 32 - 4, MEMORY_WORDS + 1])
+@pytest.mark.parametrize("rsp", [STACK_WORDS, STACK_WORDS - 4, 30 + 32 - 4, MEMORY_WORDS, MEMORY_WORDS + 1])
 def test_iretq_without_a_frame_on_its_page_is_a_page_fault(rsp: int) -> None:
     """APM vol. 3, IRETQ. #PF needs a stack too, so it has one of its own here."""
     on = rig(OP_IRETQ, handlers=FAULTS, ist={PF_VECTOR: 3})
     on.cpu.rsp = rsp
-    assert on.bare().delivered() == PF_VECTOR
+    assert faults(on)
 
 
 @pytest.mark.parametrize(("knobs", "masked"), [(0, 1), (1 << KNOB_IRET_FAULT_UNMASKS, 0)])
@@ -255,6 +279,20 @@ def test_whether_an_iretq_that_faults_unmasks_is_a_knob(knobs: int, masked: int)
     on = returning(9, 0, 0, 0, 0, knobs=knobs).bare()
     assert on.cpu.nmi_masked == masked
     assert on.m.consulted == 1 << KNOB_IRET_FAULT_UNMASKS
+
+
+def test_an_iretq_without_a_frame_is_an_iretq_that_faults_too() -> None:
+    """APM vol. 2, NMI Virtualization."""
+    on = rig(OP_IRETQ, handlers=FAULTS, knobs=1 << KNOB_IRET_FAULT_UNMASKS)
+    on.cpu.nmi_masked = 1
+    assert on.bare().delivered() == PF_VECTOR
+    assert on.cpu.nmi_masked == 0
+
+
+def test_an_iretq_of_an_encrypted_guest_opens_nothing_by_faulting_either() -> None:
+    """GHCB specification, NMI Complete."""
+    on = returning(9, 0, 0, 0, 0, sev_es=True, knobs=1 << KNOB_IRET_FAULT_UNMASKS).bare()
+    assert (on.cpu.nmi_masked, on.m.consulted) == (1, 0)
 
 
 def test_an_iretq_that_succeeds_consults_no_knob() -> None:
@@ -266,6 +304,46 @@ def test_an_iretq_on_a_cold_page_exits_and_has_had_no_effect() -> None:
     on = returning(*return_frame(9), cold=1).enter().guest()
     assert (on.vmcb.exit_code, on.vmcb.exit_int_info) == (SVM_EXIT_NPF, 0)
     assert (on.cpu.rip, on.cpu.nmi_masked) == (0, 1)
+
+
+@pytest.mark.parametrize(("op", "info"), [(OP_IRETQ, 4), (OP_PUSH, 6)])
+def test_the_page_of_the_stack_pointer_is_the_one_that_must_be_warm(op: int, info: int) -> None:
+    """APM vol. 2, Nested Page Fault: EXITINFO; a read and a write."""
+    for cold in (1 << 1, 1 << 2):
+        on = rig(op, cold=cold).enter()
+        on.cpu.rsp = 2 * 32 + 20
+        on.cpu.memory[on.cpu.rsp : on.cpu.rsp + 5] = return_frame(9)
+        on.guest()
+        if cold == 1 << 2:
+            assert (on.vmcb.exit_code, on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (SVM_EXIT_NPF, info, 0x2000)
+        else:
+            assert on.cpu.guest_mode
+
+
+@pytest.mark.parametrize("op", [OP_IRETQ, OP_PUSH])
+def test_bare_metal_knows_no_cold_pages(op: int) -> None:
+    """Nested paging is the hypervisor's."""
+    on = rig(op, cold=0xFF)
+    push_words(on, *return_frame(9))
+    on.bare()
+    assert on.vmcb.exit_code == 0
+
+
+def test_an_encrypted_guests_iretq_that_is_not_intercepted_is_executed() -> None:
+    """APM vol. 2, Non-Automatic Exits: only if the intercept is set."""
+    assert returning(*return_frame(9), handlers={VC_VECTOR: [OP_SPIN]}, sev_es=True).enter().guest().cpu.rip == 9
+
+
+@pytest.mark.parametrize(("sev_es", "guest"), [(False, True), (True, False)])
+def test_only_an_encrypted_guests_iretq_can_be_vc(sev_es: bool, guest: bool) -> None:
+    """APM vol. 2, Types of Exits (SEV-ES). Plain guests' intercept is not modelled yet: they execute it."""
+    on = returning(*return_frame(9), handlers={VC_VECTOR: [OP_SPIN]}, sev_es=sev_es)
+    on.vmcb.intercept_word3 |= 1 << INTERCEPT_IRET - 96
+    if guest:
+        on.enter().guest()
+    else:
+        on.bare()
+    assert on.cpu.rip == 9
 
 
 def test_an_intercepted_iretq_of_an_encrypted_guest_is_vc_74h() -> None:
@@ -300,6 +378,18 @@ def test_cpuid_is_vc_on_the_machine_alone_too() -> None:
     assert rig(OP_CPUID, handlers=VC, sev_es=True).bare().cpu.rip == HANDLER
 
 
+def test_cpuid_of_a_plain_machine_retires() -> None:
+    """APM vol. 2, #VC Exception: of encrypted guests."""
+    assert rig(OP_CPUID, handlers=VC).bare().cpu.rip == 1
+
+
+def test_skip_needs_an_error_code_and_a_saved_rip() -> None:
+    on = rig(OP_SKIP)
+    on.cpu.rsp = MEMORY_WORDS - 2
+    on.bare()
+    assert (on.cpu.rip, on.cpu.rsp, on.cpu.memory[MEMORY_WORDS - 1]) == (1, MEMORY_WORDS - 1, 1)
+
+
 def test_a_vc_handler_that_skips_returns_behind_the_instruction() -> None:
     """Linux, vc-handle.c:vc_finish_insn()."""
     on = rig(OP_CPUID, handlers=VC, sev_es=True).bare(3)
@@ -309,7 +399,7 @@ def test_a_vc_handler_that_skips_returns_behind_the_instruction() -> None:
 def test_skip_without_a_frame_is_a_page_fault() -> None:
     on = rig(OP_SKIP, handlers=FAULTS, ist={PF_VECTOR: 3})
     on.cpu.rsp = MEMORY_WORDS - 1
-    assert on.bare().delivered() == PF_VECTOR
+    assert faults(on)
 
 
 def exiting(operand: int, *words: int) -> Rig:
@@ -322,6 +412,7 @@ def test_vmgexit_always_exits_and_rip_is_behind_it() -> None:
     """APM vol. 2, VMGEXIT; Types of Exits (SEV-ES)."""
     on = exiting(SVM_VMGEXIT_NMI_COMPLETE)
     assert (on.vmcb.exit_code, on.cpu.rip, on.cpu.guest_mode) == (SVM_EXIT_VMGEXIT, 1, 0)
+    assert (on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (0, 0)
 
 
 def test_vmgexit_fills_the_ghcb() -> None:
@@ -344,7 +435,10 @@ def test_vmgexit_overwrites_what_the_last_one_left_in_the_ghcb() -> None:
 
 def test_vmgexit_for_cpuid_passes_rax_and_rcx() -> None:
     """Linux, sev-shared.c:vc_handle_cpuid()."""
-    on = exiting(SVM_EXIT_CPUID)
+    on = rig((OP_VMGEXIT, SVM_EXIT_CPUID), sev_es=True)
+    on.ghcb.rax = on.ghcb.rcx = 5
+    on.enter().guest()
+    assert (on.ghcb.rax, on.ghcb.rcx) == (0, 0)
     assert on.ghcb.valid_bitmap_lo == 1 << 0x1F8 // 8
     assert on.ghcb.valid_bitmap_hi == 7 << 50 | 1 << 0x308 // 8 - 64
 
@@ -357,13 +451,14 @@ def test_vmgexit_forward_passes_the_error_code_of_vc() -> None:
 def test_vmgexit_forward_without_a_stack_is_a_page_fault() -> None:
     on = rig((OP_VMGEXIT, VC_FORWARD), handlers=FAULTS, ist={PF_VECTOR: 3}, sev_es=True)
     on.cpu.rsp = MEMORY_WORDS
-    assert on.bare().delivered() == PF_VECTOR
+    assert faults(on)
 
 
 def test_vmgexit_on_the_machine_alone_is_a_door() -> None:
     """docs/design.md, Doors."""
     on = rig((OP_VMGEXIT, SVM_VMGEXIT_NMI_COMPLETE), sev_es=True).bare()
     assert (on.cpu.door, on.cpu.rip) == (SVM_VMGEXIT_NMI_COMPLETE, 1)
+    assert (on.vmcb.exit_code, on.ghcb.sw_exit_code) == (0, 0)
     assert on.bare().cpu.door == 0
 
 
@@ -387,5 +482,4 @@ def test_push_below_its_page_is_a_page_fault(rsp: int) -> None:
     """APM vol. 3, PUSH."""
     on = rig(OP_PUSH, handlers=FAULTS, ist={PF_VECTOR: 3})
     on.cpu.rsp = rsp
-    assert on.bare().delivered() == PF_VECTOR
-    assert on.cpu.seen_error == 2
+    assert faults(on, 2)

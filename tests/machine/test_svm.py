@@ -96,7 +96,9 @@ def test_vmrun_refuses_for_an_encrypted_guest(why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [INJECT_NMI, SVM_EVTINJ_VALID | 0x30, EXCEPTION | 13, EXCEPTION | 1 << 11 | 14], ids=hex
+    "event",
+    [INJECT_NMI, *(SVM_EVTINJ_VALID | vector for vector in (3, 4, 0x30)), EXCEPTION | 13, EXCEPTION | 1 << 11 | 14],
+    ids=hex,
 )
 @pytest.mark.parametrize("sev_es", [False, True])
 def test_vmrun_accepts_nmis_interrupts_and_exceptions(event: int, sev_es: bool) -> None:
@@ -106,11 +108,12 @@ def test_vmrun_accepts_nmis_interrupts_and_exceptions(event: int, sev_es: bool) 
     assert vmcb_consistent(on.m, on.vmcb)
 
 
-def test_an_event_that_is_not_valid_is_not_looked_at() -> None:
+@pytest.mark.parametrize("sev_es", [False, True])
+@pytest.mark.parametrize("event", [7 << 8 | 2, 4 << 8 | 0x80, 3 << 8 | 3])
+def test_an_event_that_is_not_valid_is_not_looked_at(event: int, sev_es: bool) -> None:
     """APM vol. 2, Event Injection."""
-    on = rig(OP_SPIN, handlers=NMI)
-    on.enter(7 << 8 | 2).guest()
-    assert on.delivered() == -1
+    on = rig(OP_SPIN, handlers=NMI, sev_es=sev_es)
+    assert on.enter(event).guest().delivered() == -1
 
 
 def test_vnmi_with_the_nmi_intercept_is_accepted() -> None:
@@ -124,9 +127,11 @@ def test_a_refused_vmrun_exits_as_invalid_and_runs_nothing() -> None:
     """APM vol. 2, VMRUN Instruction."""
     on = rig(OP_NOP)
     on.vmcb.asid = 0
-    on.vmcb.exit_int_info = INJECT_NMI
+    for name in ("exit_info_1", "exit_info_2", "exit_int_info", "exit_int_info_err"):
+        setattr(on.vmcb, name, 7)
     vmrun(on.m, on.cpu, on.vmcb)
-    assert (on.vmcb.exit_code, on.vmcb.exit_int_info, on.cpu.guest_mode) == (SVM_EXIT_ERR, 0, 0)
+    assert (on.vmcb.exit_code, on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (SVM_EXIT_ERR, 0, 0)
+    assert (on.vmcb.exit_int_info, on.vmcb.exit_int_info_err, on.cpu.guest_mode) == (0, 0, 0)
 
 
 def test_vmrun_loads_the_interrupt_shadow_and_vmexit_saves_it() -> None:
@@ -162,8 +167,9 @@ def test_eventinj_reads_0_after_an_exit() -> None:
 
 def test_an_event_is_not_delivered_after_an_exit() -> None:
     """APM vol. 2, Event Injection."""
-    on = rig(OP_SPIN, handlers=NMI).enter(INJECT_NMI)
+    on = rig(OP_SPIN, handlers=NMI).enter(INJECT_NMI, error=5)
     vmexit(on.m, on.cpu, on.vmcb, SVM_EXIT_INTR, 0, 0)
+    assert (on.cpu.event_inj, on.cpu.event_inj_err) == (0, 0)
     assert on.enter().guest().delivered() == -1
 
 

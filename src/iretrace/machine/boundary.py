@@ -47,7 +47,6 @@ def take_nmi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """Deliver the latched NMI. The mask goes up before the IDT is read, so a fault on the way runs with NMIs masked."""
     cpu.nmi_latched = 0
     cpu.nmi_masked = 1
-    cpu.halted = 0
     deliver(m, cpu, vmcb, NMI_VECTOR, 0)
 
 

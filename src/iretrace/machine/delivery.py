@@ -14,7 +14,6 @@ from iretrace.machine.cpu import (
     PAGE_WORDS,
     PF_VECTOR,
     SHADOW_NONE,
-    SS_VECTOR,
     STACK_WORDS,
     VC_VECTOR,
     VECTORS,
@@ -159,10 +158,9 @@ def deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> None:
 @rule("AMD64 APM vol. 2", "Shutdown; Shutdown Intercept")
 def shut_down(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """A fault while #DF is delivered: the processor shuts down, or the hypervisor that asked for it is told."""
+    cpu.shutdown = 1
     if cpu.guest_mode:
         vmexit_shutdown(m, cpu, vmcb)
-        return
-    cpu.shutdown = 1
 
 
 def raise_fault(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> None:
@@ -176,8 +174,3 @@ def raise_fault(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> Non
 def raise_gp(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """#GP(0) of the current instruction."""
     raise_fault(m, cpu, vmcb, GP_VECTOR, 0)
-
-
-def raise_ss(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """#SS(0): a stack access outside the stack's page."""
-    raise_fault(m, cpu, vmcb, SS_VECTOR, 0)

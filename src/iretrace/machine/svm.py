@@ -145,7 +145,6 @@ def vmexit_stack_npf(m: Machine, cpu: Cpu, vmcb: Vmcb, page: u16, event: u32, er
 @rule("AMD64 APM vol. 2", "Shutdown Intercept; Types of Exits (SEV-ES)")
 def vmexit_shutdown(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """Shutdown is intercepted (an automatic exit under SEV-ES), or the guest's processor stops for good."""
-    cpu.shutdown = 1
     if intercepted(vmcb, INTERCEPT_SHUTDOWN):
         vmexit(m, cpu, vmcb, SVM_EXIT_SHUTDOWN, 0, 0)
 
