@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
-from types import FrameType
+from collections.abc import Callable
 
 from iretrace.linux.answers import Site
 from iretrace.linux.program import Program, Run
@@ -13,7 +12,6 @@ from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, Landing, PauseKind, SenderState
 
 NEVER = 1 << 62
-RESUME = Run.resume.__code__
 
 
 class KernelRun(Run):
@@ -87,15 +85,6 @@ class HostRun(KernelRun):
         self._last = schedule[-1][:2] if schedule else (0, -1)
         self._paths: list[tuple[int, tuple[Access, ...]]] | None = None
         self._watching = any(state is not NO_SENDER for state in senders)
-        self._merging = sum(state is not NO_SENDER for state in senders) > 1
-        self.offered: set[int] = set()
-        """Places where any run of the same step offers a landing; shared by these runs."""
-        self.landed: Hashable = None
-        """Pause.landed, once the schedule's last landing is done."""
-        self.passed: list[Hashable] = []
-        """Pause.passed."""
-        self.start: dict[int, int] = {}
-        """Memory as the step began."""
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         """A shared word is about to be accessed: senders land, and openings are noted."""
@@ -109,26 +98,6 @@ class HostRun(KernelRun):
             self._open_all(k)
             return
         self._open(k, address, mask, write)
-        if not self._merging:
-            return
-        if k in self.offered:
-            self.passed.append(self._whole_state(k))
-        if k == self._last[0]:
-            self.landed = self._whole_state(k)
-
-    def _whole_state(self, k: int) -> Hashable:
-        """All that the rest of the run depends on: memory, who does what, and where each frame of the run stands."""
-        frames = []
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None and frame.f_code is not RESUME:
-            values = tuple((name, value) for name, value in frame.f_locals.items() if isinstance(value, int))
-            frames.append((frame.f_code, frame.f_lasti, values))
-            frame = frame.f_back
-        outer = len(frame.f_locals["outer"]) if frame is not None else -1
-        memory = frozenset(self.m.items() - self.start.items())
-        senders = tuple(self.senders), tuple(self.log)
-        flags = self.interrupts, self.gif, self.ipi, self.warm, self.sp, len(self.findings)
-        return k, outer, tuple(frames), memory, senders, flags
 
     def hand_over(self, kind: PauseKind) -> None:
         """The last place where senders can land: nothing conflicts with it, so only `reduce=False` offers it."""
@@ -179,7 +148,6 @@ class HostRun(KernelRun):
             for steps, access in enumerate(path, 1):
                 if access.conflicts(address, mask, write):
                     self.openings.append((k, number, steps))
-                    self.offered.add(k)
         if write:
             self._paths = None
 

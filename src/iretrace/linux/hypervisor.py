@@ -91,7 +91,6 @@ class TreeHypervisor:
         self._steps: dict[Hashable, Pause] = {}
         self._sends: dict[tuple[Private, SenderState], Sent] = {}
         self._views: dict[Private, View] = {}
-        self._offered: dict[Hashable, set[int]] = {}
         self._blocks: set[int] = set()
         self._base: dict[int, int] = {}
         self._base_stack: list[int] = []
@@ -302,9 +301,7 @@ class TreeHypervisor:
             self._restore(run, private)
             self._vmcb.write(run.m, vmcb)
             self._ghcb.write(run.m, ghcb)
-            run.start = dict(run.m)
             run.m = note(run.m)
-            run.offered = self._offered.setdefault((private, vmcb, ghcb, cause, senders), set())
             try:
                 result = run.call(RUN, self._svm) if cause == Cause.RERUN else run.resume()
             except Retry:
@@ -334,8 +331,6 @@ class TreeHypervisor:
             warm=run.warm,
             exit_reason=self._reason(run, result) if kind == PauseKind.USERSPACE else 0,
             defects=tuple(run.findings),
-            landed=run.landed,
-            passed=tuple(run.passed),
         )
 
     def _reason(self, run: HostRun, result: Any) -> int:

@@ -99,11 +99,6 @@ class Pause:
     """Always-defects met in the step: WARN / BUG / KVM_BUG_ON reached, host state not restored: (sentence, place)."""
     unmodelled: str = ""
     """Not empty: the step met something that is not modelled (and this says what, with C line and what to do)."""
-    landed: Hashable = None
-    """The whole state of the run right after the schedule's last landing; None if the hypervisor does not tell."""
-    passed: tuple[Hashable, ...] = ()
-    """The same at places of the run where landings were offered. A run whose `landed` another run of the same step has
-    passed goes on as that one did: neither it nor its openings have to be looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,16 +221,12 @@ class Vcpu:
         if known is not None:
             return known
         results: dict[Hashable, tuple[Schedule, Pause]] = {}
-        passed: set[Hashable] = set()
         schedules: deque[tuple[Schedule, frozenset[Landing]]] = deque([((), frozenset())])
         while schedules:
             schedule, instead = schedules.popleft()
             pause = self.hypervisor.step(
                 self.private(core), self.vmcb(core), self.ghcb(core), Cause(cause), around, schedule
             )
-            if pause.landed in passed:
-                continue
-            passed.update(pause.passed)
             results.setdefault(_all_but_openings(pause), (schedule, pause))
             landed = {landing[1] for landing in schedule}
             openings = frozenset(pause.openings)
