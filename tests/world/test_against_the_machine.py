@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iretrace.check import check
+from iretrace.explore.graph import Limits
 from iretrace.explore.monitor import EMPTY, Monitor
 from iretrace.litmus.parse import parse
 from iretrace.machine.boundary import bare_step, latch_nmi
 from iretrace.machine.cpu import KNOB_MOVSS_BLOCKS_NMI, KNOB_STI_BLOCKS_NMI
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
+from iretrace.verdict import Verdict
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
 from iretrace.world.reference import PatientReference, ending_of, observation
+from tests.world.small import Small
 
 PLAIN = ["nop", "sti", "cli", "mov ss, ax", "hlt", "push rax", "cpuid", "mark {}", "vmgexit nmi_complete"]
 ARRIVALS = 3
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> str:
-    """A litmus test with up to four instructions in main and in the NMI handler."""
+def programs(draw: st.DrawFn, outside: str = "nmi, nmi, nmi", cold: bool = False) -> str:
+    """A litmus test with up to four instructions in main and in the NMI handler, and perhaps with cold stacks."""
 
     def body(name: str, end: str) -> str:
         ops = draw(st.lists(st.sampled_from(PLAIN), max_size=4))
@@ -29,10 +34,13 @@ def programs(draw: st.DrawFn) -> str:
         return f"{name}:\n{''.join(lines)}    {end}\n"
 
     ist = draw(st.sampled_from(["", "ist nmi\n", "ist vc\n", "ist nmi, vc\n"]))
+    pages = ["main", *ist.removeprefix("ist ").strip().split(", ")] if cold else []
+    chosen = [page for page in pages if page and draw(st.booleans())]
+    stacks = ist + (f"cold {', '.join(chosen)}\n" if chosen else "")
     vc = "vc:\n    vmgexit forward\n    mark v\n    skip\n    iretq\n"
     end = draw(st.sampled_from(["iretq", "iretq", "spin", "hlt"]))
     code = body("main", draw(st.sampled_from(["spin", "hlt"]))) + body("nmi", end)
-    return f"test t\nabout random\nvcpu sev-es\noutside nmi, nmi, nmi\n{ist}\n{code}{vc}"
+    return f"test t\nabout random\nvcpu sev-es\noutside {outside}\n{stacks}\n{code}{vc}"
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,3 +77,13 @@ def test_all_that_a_prompt_processor_does_is_explained(
     if how:
         members = monitor.members(at)
         assert any(reference.owes_nothing(ref) and reference.goes_on(ref) == how for ref in members)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(programs("nmi, maybe nmi", cold=True), st.sampled_from(["tickless", "ticking"]))
+def test_a_right_hypervisor_is_acquitted_whatever_its_guest_does(program: str, host: str) -> None:
+    """With every value of the knobs. A limit may be met, and an error code that nobody knows may be forwarded."""
+    result = check(parse(program, "t.litmus"), "sev-es", host, Small(), Limits(max_states=3000))
+    assert result.verdict is not Verdict.VIOLATED, result.reason
+    assert "disputed" not in result.reason
