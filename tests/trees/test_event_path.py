@@ -1,4 +1,4 @@
-"""On real trees what handles NMIs, event requests or SVM's event fields runs from source, or is refused when reached."""
+"""On real trees what handles NMIs, event requests or SVM's event fields runs from source, or is refused."""
 
 from __future__ import annotations
 
