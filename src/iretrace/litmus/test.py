@@ -33,12 +33,33 @@ class Op(IntEnum):
 
     PUSH = 13
     """`push rax`: touches the stack page (RAX is 0)."""
+    PUSHFQ = 14
+    """Pushes RFLAGS. What it pushes (TF, IF) is observable: the guest can read it."""
+    POPFQ = 15
+    """Pops RFLAGS: TF and IF take effect; TF traps first after the next instruction."""
+    INT3 = 16
+    """`int3`: #BP, a trap; the saved RIP is behind it."""
+    INT = 17
+    """`int 0x20`: a software interrupt through the gate of handler `int`. arg: the vector."""
+    OR_STACK = 18
+    """`or qword [rsp+N], IMM`. arg: N / 8 << 24 | IMM."""
+    ANDN_STACK = 19
+    """`and qword [rsp+N], ~IMM`. arg: N / 8 << 24 | IMM, the bits to clear."""
+    MOV_STACK = 20
+    """`mov qword [rsp+N], IMM` (a number or a label). arg: N / 8 << 24 | IMM."""
+    ADD_RSP = 21
+    """`add rsp, N`. arg: N / 8."""
+    STGI = 22
+    """Without SVM in the guest's CPUID: #UD."""
+    CLGI = 23
+    """Without SVM in the guest's CPUID: #UD."""
+    UD2 = 24
 
 
 VC_FORWARD = 0xFFFF_FFFF
 """Operand of VMGEXIT: use the error code that #VC delivery pushed as software exit code."""
 
-VECTORS = {"nmi": 2, "df": 8, "vc": 29}
+VECTORS = {"nmi": 2, "df": 8, "vc": 29, "db": 1, "bp": 3, "ud": 6, "gp": 13, "pf": 14, "int": 0x20, "irq": 0x30}
 """Handlers that a test may define, and their vectors."""
 
 

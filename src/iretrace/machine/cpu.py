@@ -14,15 +14,21 @@ X86_EFLAGS_NT = 0x4000
 X86_EFLAGS_RF = 0x10000
 
 # Vectors (arch/x86/include/asm/trapnr.h).
+DB_VECTOR = 1
 NMI_VECTOR = 2
+BP_VECTOR = 3
+UD_VECTOR = 6
 DF_VECTOR = 8
 NP_VECTOR = 11
 GP_VECTOR = 13
 PF_VECTOR = 14
 VC_VECTOR = 29
 
-VECTORS = 32
-"""Vectors that the IDT has gates for: litmus tests have handlers for exceptions and NMIs."""
+VECTORS = 64
+"""Vectors that the IDT has gates for."""
+
+IRQ_VECTOR = 0x30
+"""The vector of the one device whose interrupt `irq` is."""
 
 KERNEL_CS = 0x10
 KERNEL_DS = 0x18
@@ -42,6 +48,17 @@ OP_SPIN = 10
 OP_VMGEXIT = 11
 OP_SKIP = 12
 OP_PUSH = 13
+OP_PUSHFQ = 14
+OP_POPFQ = 15
+OP_INT3 = 16
+OP_INT = 17
+OP_OR_STACK = 18
+OP_ANDN_STACK = 19
+OP_MOV_STACK = 20
+OP_ADD_RSP = 21
+OP_STGI = 22
+OP_CLGI = 23
+OP_UD2 = 24
 
 VC_FORWARD = 0xFFFF_FFFF
 

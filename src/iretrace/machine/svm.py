@@ -29,12 +29,12 @@ from iretrace.machine.vmcb import (
     SVM_GUEST_INTERRUPT_MASK,
     SVM_INTERRUPT_SHADOW_MASK,
     SVM_NESTED_CTL_SEV_ES_ENABLE,
+    V_INTR_MASKING_MASK,
+    V_NMI_ENABLE_MASK,
     Vmcb,
 )
 from iretrace.subset import rule, u8, u16, u32, u64, wrap64
 
-V_INTR_MASKING_MASK = 1 << 24
-V_NMI_ENABLE_MASK = 1 << 26
 INTERCEPT_NMI_BIT = 1 << 1
 NPF_WRITE_USER = 0x6
 PAGE_SHIFT = 12

@@ -74,6 +74,28 @@ class View:
     """Number of request bits that are set."""
     mp_state: int = 0
     """0 runnable, 1 halted, 2 other."""
+    irq_pending: int = 0
+    """A maskable interrupt waits in the local APIC (IRR)."""
+    irq_injected: int = 0
+    """kvm_vcpu_arch.interrupt.injected."""
+    exception_pending: int = 0
+    """An exception is queued or to be re-injected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What is compared, beside the VMCB, where two hypervisors should agree at a hand-over."""
+
+    requests: frozenset[str]
+    """KVM_REQ_* that are set, by name without the prefix, of those about events: EVENT, NMI, SMI, IMMEDIATE_EXIT,
+    UNHALT, TRIPLE_FAULT."""
+    nmi_queued: int
+    mp_state: int
+    events: tuple[tuple[str, int], ...]
+    """What KVM_GET_VCPU_EVENTS would say, as (field, value) with the field names of struct kvm_vcpu_events
+    ("nmi.pending", "exception.nr", ...), without what is zero, in the struct's order."""
+    debug_registers: tuple[int, ...]
+    """DR0-3 as they would be loaded at the next VMRUN; () if KVM loads none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +164,8 @@ class Hypervisor(Protocol):
         ...
 
     def sender(self, kind: str) -> SenderState:
-        """A fresh sender for an outside event ("nmi"). Raises InputError for a kind it does not have."""
+        """A fresh sender for an outside event: "nmi", "irq" (the device with IRQ_VECTOR, fixed, edge), or "signal" (a
+        signal for the vCPU thread, which the VMM handles before it calls KVM_RUN again). InputError for any other."""
         ...
 
     def step(
@@ -187,4 +210,12 @@ class Hypervisor(Protocol):
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """Stubs, models, options and initial values used so far."""
+        ...
+
+
+class ComparableHypervisor(Hypervisor, Protocol):
+    """A hypervisor whose states can be held against another's."""
+
+    def compare(self, private: Private) -> Comparison:
+        """What agreement of two hypervisors is about, beside the VMCB (KVM_GET_VCPU_EVENTS on a copy of the state)."""
         ...
