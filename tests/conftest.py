@@ -39,3 +39,15 @@ def tree_6_1() -> Path:
 def tree_6_12() -> Path:
     """A Linux 6.12 tree: NMI_COMPLETE unmasks at once, vNMI, queued NMIs apart from pending ones."""
     return _tree("6.12")
+
+
+@pytest.fixture(scope="session")
+def tree_7_3() -> Path:
+    """A Linux 7.3 tree: x86.c split into files, allow-listed GHCB exits, scoped guards."""
+    return _tree("7.3")
+
+
+@pytest.fixture(scope="session")
+def tree_5_10() -> Path:
+    """A Linux 5.10 tree: no SEV-ES host code, so nothing that is checked here."""
+    return _tree("5.10")

@@ -20,3 +20,9 @@ def linux_6_1(tree_6_1: Path) -> TreeHypervisor:
 def linux_6_12(tree_6_12: Path) -> TreeHypervisor:
     """The newest 6.12 tree as it is."""
     return TreeHypervisor(open_tree(tree_6_12))
+
+
+@pytest.fixture(scope="session")
+def linux_7_3(tree_7_3: Path) -> TreeHypervisor:
+    """The newest 7.3 tree as it is."""
+    return TreeHypervisor(open_tree(tree_7_3))
