@@ -154,7 +154,8 @@ def test_reach_may_ask_about_every_field_of_the_view() -> None:
 
 
 def test_every_instruction_has_a_mnemonic() -> None:
-    operations = {*grammar.PLAIN.values(), *(op for op, _, _ in grammar.FIXED.values()), Op.JMP, Op.MARK, Op.VMGEXIT}
+    operations = {*grammar.BARE.values(), *(op for op, _, _ in grammar.FIXED.values())}
+    operations |= {Op.MOV_SS, Op.OR_STACK, Op.ANDN_STACK, Op.MOV_STACK, Op.ADD_RSP, Op.JMP, Op.MARK, Op.VMGEXIT}
     assert operations == set(Op)
 
 
@@ -162,3 +163,70 @@ def test_load_reads_a_file(tmp_path: Path) -> None:
     path = tmp_path / "full.litmus"
     path.write_text(FULL, encoding="utf-8")
     assert parse.load(path).path == str(path)
+
+
+PLAIN = """\
+test plain
+vcpu plain
+outside irq, maybe signal, at here: nmi
+ist db
+interrupts on
+main:
+    pushfq
+    or qword [rsp], TF
+    popfq
+    here: int3
+    int 0x20
+    clgi
+    spin
+nmi:
+    mov qword [rsp+8], 0
+    mov qword [rsp], here
+    or  qword [rsp+16], 0x300
+    and qword [ rsp + 16 ], ~IF
+    mov qword [rsp+0], CS
+    iretq
+gp:
+    add rsp, 16
+    iretq
+db:
+    iretq
+bp:
+    iretq
+ud:
+    iretq
+int:
+    iretq
+irq:
+    iretq
+"""
+
+
+def test_plain_guests_have_all_events_and_handlers() -> None:
+    test = parse.parse(PLAIN, "t.litmus")
+    assert [(arrival.kind, arrival.promised, arrival.at) for arrival in test.outside] == [
+        ("irq", True, -1),
+        ("signal", False, -1),
+        ("nmi", True, 3),
+    ]
+    assert [vector for vector, _ in test.handlers] == [2, 13, 1, 3, 6, 0x20, 0x30]
+    assert test.ist == {1}
+
+
+def test_operands_on_the_stack_are_an_offset_in_words_and_a_value() -> None:
+    code = parse.parse(PLAIN, "t.litmus").code
+    assert [(i.op, i.arg) for i in code[1:2] + code[7:12] + code[13:14]] == [
+        (Op.OR_STACK, 0x100),
+        (Op.MOV_STACK, 1 << 24),
+        (Op.MOV_STACK, 3),
+        (Op.OR_STACK, 2 << 24 | 0x300),
+        (Op.ANDN_STACK, 2 << 24 | 0x200),
+        (Op.MOV_STACK, 0x10),
+        (Op.ADD_RSP, 2),
+    ]
+    assert code[10].text == "and qword [rsp+16], ~IF"
+
+
+def test_a_plain_guest_gets_no_vc_handler_for_cpuid() -> None:
+    test = parse.parse("test t\nvcpu plain\nmain:\ncpuid\nspin\n", "t.litmus")
+    assert test.handlers == ()

@@ -6,10 +6,15 @@ from typing import NoReturn
 
 from iretrace.litmus.draft import Coming, Draft, Section, Statement
 from iretrace.litmus.grammar import (
+    BARE,
     DEFAULT_VC,
+    ENCRYPTED_VCPUS,
+    ERROR_CODE_SECTIONS,
+    HANDLED_EVENTS,
+    HANDLER_OF,
     MAX_INSTRUCTIONS,
+    NOT_ENCRYPTED,
     NOTHING,
-    PLAIN,
     RAISES_VC,
     SUPPORTED_VCPUS,
     VMGEXITS,
@@ -41,6 +46,7 @@ class _Builder:
         self.add_default_vc()
         for section in draft.sections.values():
             self.check_section(section)
+            self.check_kinds(section)
         self.place()
         for section in draft.sections.values():
             self.emit(section)
@@ -73,10 +79,14 @@ class _Builder:
         if "main" not in self.draft.sections:
             self.source.fail(last, 1, "no main; write 'main:' and the program below it")
 
+    def kinds(self, encrypted: bool) -> list[str]:
+        """The vCPU kinds of the test whose state is, or is not, encrypted."""
+        return [token.text for token in self.draft.vcpus if (token.text in ENCRYPTED_VCPUS) == encrypted]
+
     def add_default_vc(self) -> None:
         """A test that can raise #VC and does not handle it gets a handler like Linux's."""
         sections = self.draft.sections
-        if "vc" in sections:
+        if "vc" in sections or not self.kinds(encrypted=True):
             return
         cause = next((s.at for part in sections.values() for s in part.code if s.op in RAISES_VC), None)
         if cause is None:
@@ -84,7 +94,7 @@ class _Builder:
         section = Section(Token("vc", 0, 0))
         for text in DEFAULT_VC:
             word, _, operand = text.partition(" ")
-            op = PLAIN.get(word, Op.VMGEXIT)
+            op = BARE.get(word, Op.VMGEXIT)
             section.code.append(Statement(op, Token(word, 0, 0), Token(operand, 0, 0) if operand else None, text))
         sections["vc"] = section
         if sum(len(part.code) for part in sections.values()) > MAX_INSTRUCTIONS:
@@ -105,6 +115,8 @@ class _Builder:
             self.check_place(name, statement)
         if name == "vc":
             self.check_vc(section)
+        if name in ERROR_CODE_SECTIONS:
+            self.check_error_code(section)
         last = section.code[-1]
         if last.at.text not in ends:
             self.source.fail_at(last.at, f"the program runs off the end of '{name}:' here; end it with {choice}")
@@ -112,6 +124,10 @@ class _Builder:
     def check_place(self, name: str, statement: Statement) -> None:
         """Instructions that only make sense in a certain section."""
         at = statement.at
+        handler = HANDLER_OF.get(statement.op, name)
+        if handler not in self.draft.sections and "df" not in self.draft.sections:
+            what = f"there is no section '{handler}:' to handle this; write one that ends in iretq"
+            self.source.fail_at(at, what)
         if statement.op == Op.IRETQ and name == "main":
             self.source.fail_at(at, "iretq in main: finds no frame to pop; end main: with spin or hlt")
         if statement.op == Op.IRETQ and name == "df":
@@ -122,6 +138,29 @@ class _Builder:
             self.source.fail_at(at, "skip makes sense in vc: only; write nop for an instruction that does nothing")
         if statement.text == "vmgexit forward":
             self.source.fail_at(at, "vmgexit forward makes sense in vc: only; write the event, such as vmgexit cpuid")
+
+    def check_kinds(self, section: Section) -> None:
+        """Only encrypted guests have #VC and a GHCB, and their #VC for CLGI and STGI is not modelled."""
+        encrypted, others = self.kinds(encrypted=True), self.kinds(encrypted=False)
+        if section.name == "vc" and not encrypted:
+            self.source.fail_at(section.at, f"'{others[0]}' guests get no #VC; drop 'vc:', or write 'vcpu sev-es'")
+        for statement in section.code:
+            at = statement.at
+            if statement.op == Op.VMGEXIT and others and section.name != "vc":
+                what = f"vmgexit is for encrypted guests; write another test for '{others[0]}' without it"
+                self.source.fail_at(at, what)
+            if statement.op in NOT_ENCRYPTED and encrypted:
+                what = f"{at.text} in an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
+                self.source.fail_at(at, what)
+
+    def check_error_code(self, section: Section) -> None:
+        """#GP and #PF push an error code, which iretq must not find."""
+        for statement in section.code:
+            if statement.op == Op.ADD_RSP:
+                return
+            if statement.op == Op.IRETQ:
+                what = "iretq before add finds the error code on the stack; write 'add rsp, 8' above it"
+                self.source.fail_at(statement.at, what)
 
     def check_vc(self, section: Section) -> None:
         """`skip` drops the error code of #VC: forward needs it before, iretq must not find it."""
@@ -182,12 +221,14 @@ class _Builder:
         """Instruction.arg of a statement in a section that ends before index `end`."""
         operand = statement.operand
         if operand is None:
-            return 0
+            return statement.arg
         if statement.op == Op.MARK:
             return self.marks.setdefault(operand.text, len(self.marks))
         if statement.op == Op.VMGEXIT:
             return VMGEXITS[operand.text]
         target = self.resolve(operand)
+        if statement.op == Op.MOV_STACK:
+            return statement.arg | target
         if target <= len(self.code):
             self.source.fail_at(operand, "jmp goes forward only; write spin to wait for ever, it is the only loop")
         if target >= end:
@@ -206,9 +247,9 @@ class _Builder:
                 self.source.fail_at(token, what)
 
     def arrival(self, coming: Coming) -> Arrival:
-        """An arrival with its label resolved. An NMI needs a handler, or df: for the double fault of having none."""
+        """An arrival with its label resolved. An event for the guest needs a handler, or df:."""
         event = coming.event
-        if event.text not in self.starts and "df" not in self.starts:
+        if event.text in HANDLED_EVENTS and event.text not in self.starts and "df" not in self.starts:
             what = f"there is no section '{event.text}:' to handle it; write one that ends in iretq"
             self.source.fail_at(event, what)
         at = self.resolve(coming.label) if coming.label is not None else -1

@@ -10,13 +10,14 @@ from iretrace.litmus.test import Op, Reach
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One instruction as written. operand: the label of jmp, the name of mark, the kind of vmgexit."""
+    """One instruction as written. operand: a label, the name of mark, the kind of vmgexit. arg: what numbers say."""
 
     op: Op
     at: Token
     operand: Token | None
     text: str
     labels: tuple[Token, ...] = ()
+    arg: int = 0
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class Section:
 
     @property
     def name(self) -> str:
-        """main, nmi, vc or df."""
+        """main, or the handler's."""
         return self.at.text
 
 

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from iretrace.litmus.test import VC_FORWARD, VECTORS, Op
+from iretrace.machine.cpu import KERNEL_CS, X86_EFLAGS_IF, X86_EFLAGS_TF
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import SVM_EXIT_CPUID
 
 VCPUS = ("plain", "vnmi", "sev-es", "sev-es-vnmi", "sev-es-debugswap")
 """The vCPU kinds of the language."""
 
-SUPPORTED_VCPUS = ("sev-es",)
+SUPPORTED_VCPUS = ("sev-es", "plain")
 """The vCPU kinds that can be checked so far."""
+
+ENCRYPTED_VCPUS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap")
+"""The kinds whose register state the hypervisor cannot read: they have a GHCB, and get #VC where others exit."""
 
 HOSTS = ("tickless", "ticking")
 
-EVENTS = ("nmi",)
+EVENTS = ("nmi", "irq", "signal")
 """Events that can arrive from outside so far."""
 
-LATER_EVENTS = ("irq", "smi", "init")
+HANDLED_EVENTS = ("nmi", "irq")
+"""Events that the guest takes. A signal is for the thread that runs the vCPU: the guest must not notice."""
+
+LATER_EVENTS = ("smi", "init")
 """Events that the language will have; named so that the error can say so."""
 
 SECTIONS = ("main", *VECTORS)
-LATER_SECTIONS = ("irq", "db", "smi")
+LATER_SECTIONS = ("smi",)
+
+ERROR_CODE_SECTIONS = ("gp", "pf")
+"""Handlers that find an error code on the stack and drop it by `add rsp, 8` (#VC's is dropped by `skip`)."""
+
+STACKS = ("nmi", "vc", "df", "db")
+"""Handlers that can have a stack of their own."""
 
 HEADERS = ("test", "about", "vcpu", "host", "outside", "ist", "cold", "interrupts")
 CLAUSES = ("always", "sometimes", "never")
 FOOTERS = ("reach", *CLAUSES)
 
-PLAIN = {
+BARE = {
     "nop": Op.NOP,
     "cli": Op.CLI,
     "sti": Op.STI,
@@ -35,24 +48,45 @@ PLAIN = {
     "iretq": Op.IRETQ,
     "pause": Op.PAUSE,
     "cpuid": Op.CPUID,
+    "pushfq": Op.PUSHFQ,
+    "popfq": Op.POPFQ,
+    "int3": Op.INT3,
+    "stgi": Op.STGI,
+    "clgi": Op.CLGI,
+    "ud2": Op.UD2,
     "spin": Op.SPIN,
     "skip": Op.SKIP,
 }
 """Instructions without an operand."""
 
 FIXED = {
-    "mov": (Op.MOV_SS, ("ss", ",", "ax"), "mov ss, ax"),
     "push": (Op.PUSH, ("rax",), "push rax"),
+    "int": (Op.INT, ("0x20",), "int 0x20"),
 }
 """Instructions that the language has with one operand only: what they are, the operand's words, their text."""
 
-MNEMONICS = (*PLAIN, *FIXED, "jmp", "mark", "vmgexit")
+MNEMONICS = (*BARE, *FIXED, "mov", "or", "and", "add", "jmp", "mark", "vmgexit")
+
+VALUES = {"TF": X86_EFLAGS_TF, "IF": X86_EFLAGS_IF, "CS": KERNEL_CS}
+"""Names for numbers that stand on the stack: two bits of RFLAGS, and the selector of the guest's code segment."""
 
 VMGEXITS = {"nmi_complete": SVM_VMGEXIT_NMI_COMPLETE, "cpuid": SVM_EXIT_CPUID, "forward": VC_FORWARD}
 """Operands of vmgexit, and the software exit codes that they stand for."""
 
 RAISES_VC = (Op.CPUID,)
-"""Instructions that raise #VC in an SEV-ES guest."""
+"""Instructions that raise #VC in an SEV-ES guest, whose default handler deals with it."""
+
+NOT_ENCRYPTED = (Op.STGI, Op.CLGI)
+"""Instructions that raise a #VC in an SEV-ES guest which no GHCB event answers."""
+
+HANDLER_OF = {
+    Op.INT3: "bp",
+    Op.INT: "int",
+    Op.STGI: "ud",
+    Op.CLGI: "ud",
+    Op.UD2: "ud",
+}
+"""The handler that an instruction enters whenever it is executed."""
 
 DEFAULT_VC = ("vmgexit forward", "skip", "iretq")
 """The #VC handler of a test that needs one and has none: what Linux's does, as far as events are concerned."""
@@ -69,6 +103,9 @@ VIEW_FIELDS = (
     "event_inj",
     "requests",
     "mp_state",
+    "irq_pending",
+    "irq_injected",
+    "exception_pending",
 )
 """What `reach:` may ask about: the fields of world.protocol.View (a test compares)."""
 
@@ -77,7 +114,9 @@ COMPARISONS = ("==", "!=", "<=", ">=", "<", ">")
 NOTHING = "nothing"
 """In a clause: the guest marks nothing at all."""
 
-RESERVED = frozenset({*SECTIONS, *LATER_SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, "maybe", "at", "and", "not", NOTHING})
+RESERVED = frozenset(
+    {*SECTIONS, *LATER_SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, *VALUES, "maybe", "at", "and", "not", NOTHING}
+)
 """Words that no label and no mark may be."""
 
 MAX_BYTES = 64 * 1024
@@ -88,3 +127,7 @@ MAX_WORD = 64
 """Characters of a name."""
 MAX_NUMBER = 0xFFFF_FFFF
 """Largest number in `reach:`."""
+MAX_VALUE = 0xFF_FFFF
+"""Largest number that an instruction writes to the stack."""
+MAX_OFFSET = 248
+"""Largest offset from RSP, in bytes: a stack is not larger."""

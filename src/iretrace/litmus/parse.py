@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from iretrace.litmus.build import build
-from iretrace.litmus.draft import Claim, Coming, Draft, Section, Statement
+from iretrace.litmus.draft import Claim, Coming, Draft, Section
 from iretrace.litmus.grammar import (
     CLAUSES,
     COMPARISONS,
     EVENTS,
-    FIXED,
     FOOTERS,
     HEADERS,
     HOSTS,
@@ -24,16 +23,16 @@ from iretrace.litmus.grammar import (
     MAX_NUMBER,
     MNEMONICS,
     NOTHING,
-    PLAIN,
-    RESERVED,
     SECTIONS,
+    STACKS,
     SUPPORTED_VCPUS,
     VCPUS,
     VIEW_FIELDS,
-    VMGEXITS,
 )
-from iretrace.litmus.lex import NUMBER, WORD, Line, Source, Token, listed, nearest, printable, quote
-from iretrace.litmus.test import VECTORS, Op, Reach, Test
+from iretrace.litmus.instructions import read_instruction
+from iretrace.litmus.lex import Line, Source, Token, listed, nearest, printable, quote
+from iretrace.litmus.test import VECTORS, Reach, Test
+from iretrace.litmus.words import Words
 from iretrace.verdict import InputError
 
 
@@ -68,69 +67,6 @@ def parse(text: str, path: str) -> Test:
     if len(text) > MAX_BYTES:
         source.fail(1, 1, f"longer than {MAX_BYTES // 1024} KiB; write one small test per file")
     return build(_Reader(source).read(), source)
-
-
-class _Words:
-    """The words of one line, taken from left to right."""
-
-    def __init__(self, source: Source, line: Line) -> None:
-        self.source = source
-        self.line = line
-        self.tokens = source.tokens(line)
-        self.next = 0
-
-    def peek(self, ahead: int = 0) -> str:
-        """The text of a word to come, "" past the end of the line."""
-        index = self.next + ahead
-        return self.tokens[index].text if index < len(self.tokens) else ""
-
-    def take(self, wanted: str) -> Token:
-        """The next token; wanted says what is missing if the line ends here."""
-        if self.next == len(self.tokens):
-            self.source.fail(self.line.number, len(self.line.text) + 1, f"the line ends too early; write {wanted}")
-        self.next += 1
-        return self.tokens[self.next - 1]
-
-    def word(self, wanted: str) -> Token:
-        """The next token, which must be a word."""
-        token = self.take(wanted)
-        if not WORD.fullmatch(token.text):
-            self.source.fail_at(token, f"unexpected {quote(token.text)}; write {wanted}")
-        return token
-
-    def sign(self, sign: str, wanted: str) -> None:
-        """The next token, which must be this sign."""
-        token = self.take(wanted)
-        if token.text != sign:
-            self.source.fail_at(token, f"unexpected {quote(token.text)}; write {wanted}")
-
-    def one_of(self, known: Iterable[str], what: str) -> Token:
-        """The next token, which must be one of the known words."""
-        words = list(known)
-        token = self.word(listed(words).removeprefix("write "))
-        if token.text not in words:
-            self.source.fail_at(token, f"unknown {what} {quote(token.text)}; {nearest(token.text, words)}")
-        return token
-
-    def new_name(self, what: str) -> Token:
-        """The next token as the name of a label or mark, which must not be a word of the language."""
-        token = self.word(f"the name of a {what}")
-        if token.text in RESERVED:
-            self.source.fail_at(token, f"{quote(token.text)} is a word of the language; choose another {what}")
-        return token
-
-    def comma(self) -> bool:
-        """Whether a comma follows, which is then taken."""
-        if self.peek() != ",":
-            return False
-        self.next += 1
-        return True
-
-    def end(self) -> None:
-        """The line must end here."""
-        if self.next < len(self.tokens):
-            token = self.tokens[self.next]
-            self.source.fail_at(token, f"unexpected {quote(token.text)}; end the line before it")
 
 
 class _Reader:
@@ -177,7 +113,7 @@ class _Reader:
         if first == "about":
             self.read_about(Token(first, line.number, column), line)
             return
-        words = _Words(self.source, line)
+        words = Words(self.source, line)
         if words.peek() in self.headers and words.peek(1) != ":":
             self.read_header(words)
         elif words.peek() in FOOTERS:
@@ -201,15 +137,15 @@ class _Reader:
         self.about_line = line.number
         self.draft.about.append(line.raw.strip().removeprefix("about").strip())
 
-    def read_header(self, words: _Words) -> None:
+    def read_header(self, words: Words) -> None:
         token = words.take("a header line")
         self.once(token)
         self.headers[token.text](words)
 
-    def read_name(self, words: _Words) -> None:
+    def read_name(self, words: Words) -> None:
         self.draft.name = words.word("the name of the test, such as nmi-at-hlt").text
 
-    def read_list(self, words: _Words, known: Iterable[str], what: str) -> list[Token]:
+    def read_list(self, words: Words, known: Iterable[str], what: str) -> list[Token]:
         """WORD {, WORD} without repetition."""
         found: list[Token] = []
         while True:
@@ -220,25 +156,29 @@ class _Reader:
             if not words.comma():
                 return found
 
-    def read_vcpus(self, words: _Words) -> None:
+    def read_vcpus(self, words: Words) -> None:
         self.draft.vcpus = self.read_list(words, VCPUS, "vcpu kind")
         for token in self.draft.vcpus:
             if token.text not in SUPPORTED_VCPUS:
                 self.source.fail_at(token, f"vcpu kind '{token.text}' is not supported yet; {listed(SUPPORTED_VCPUS)}")
 
-    def read_hosts(self, words: _Words) -> None:
+    def read_hosts(self, words: Words) -> None:
         self.draft.hosts = self.read_list(words, HOSTS, "host")
 
-    def read_ist(self, words: _Words) -> None:
+    def read_ist(self, words: Words) -> None:
         self.draft.ist = self.read_list(words, VECTORS, "handler")
+        for token in self.draft.ist:
+            if token.text not in STACKS:
+                what = f"handler {quote(token.text)} runs on the stack that it interrupts; {listed(STACKS)}"
+                self.source.fail_at(token, what)
 
-    def read_cold(self, words: _Words) -> None:
+    def read_cold(self, words: Words) -> None:
         self.draft.cold = self.read_list(words, SECTIONS, "stack")
 
-    def read_interrupts(self, words: _Words) -> None:
+    def read_interrupts(self, words: Words) -> None:
         self.draft.interrupts = words.one_of(("on", "off"), "setting").text == "on"
 
-    def read_outside(self, words: _Words) -> None:
+    def read_outside(self, words: Words) -> None:
         while True:
             self.draft.outside.append(self.read_arrival(words))
             if len(self.draft.outside) > MAX_ARRIVALS:
@@ -246,7 +186,7 @@ class _Reader:
             if not words.comma():
                 return
 
-    def read_arrival(self, words: _Words) -> Coming:
+    def read_arrival(self, words: Words) -> Coming:
         """EVENT, `maybe` EVENT, or `at` LABEL `:` EVENT."""
         promised = words.peek() != "maybe"
         label = None
@@ -261,7 +201,7 @@ class _Reader:
             self.source.fail_at(token, f"event {quote(token.text)} is not supported yet; {listed(EVENTS)}")
         return Coming(words.one_of(EVENTS, "event"), promised, label)
 
-    def read_section(self, words: _Words) -> None:
+    def read_section(self, words: Words) -> None:
         token = words.take("a section")
         if token.text in LATER_SECTIONS:
             what = f"section '{token.text}:' is not supported yet; the sections are {', '.join(SECTIONS)}"
@@ -279,7 +219,7 @@ class _Reader:
         """Whether `reach:` or a clause has been read."""
         return self.draft.reach is not None or bool(self.draft.claims)
 
-    def read_code(self, words: _Words) -> None:
+    def read_code(self, words: Words) -> None:
         """{LABEL ':'} [INSTRUCTION] in a section."""
         if self.section is None or self.footer_started():
             self.fail_outside(words.take("a section"))
@@ -290,7 +230,14 @@ class _Reader:
             return
         labels = tuple(self.section.dangling)
         self.section.dangling.clear()
-        self.section.code.append(self.read_instruction(words, labels))
+        self.count_instruction(words)
+        self.section.code.append(read_instruction(words, labels))
+
+    def count_instruction(self, words: Words) -> None:
+        """One more instruction, if there is room."""
+        self.instructions += 1
+        if self.instructions > MAX_INSTRUCTIONS:
+            words.fail_next(f"too many instructions; write at most {MAX_INSTRUCTIONS}")
 
     def fail_outside(self, token: Token) -> NoReturn:
         """A line that belongs to no section: a mistyped header word, or an instruction in the wrong place."""
@@ -299,30 +246,7 @@ class _Reader:
         known = (*CLAUSES, "reach:") if self.draft.sections else (*HEADERS, "main:")
         self.source.fail_at(token, f"unknown {quote(token.text)}; {nearest(token.text, known)}")
 
-    def read_instruction(self, words: _Words, labels: tuple[Token, ...]) -> Statement:
-        token = words.word("an instruction")
-        if token.text not in MNEMONICS:
-            known = (*MNEMONICS, *CLAUSES, "reach:")
-            self.source.fail_at(token, f"unknown instruction {quote(token.text)}; {nearest(token.text, known)}")
-        self.instructions += 1
-        if self.instructions > MAX_INSTRUCTIONS:
-            self.source.fail_at(token, f"too many instructions; write at most {MAX_INSTRUCTIONS}")
-        if token.text in PLAIN:
-            return Statement(PLAIN[token.text], token, None, token.text, labels)
-        if token.text in FIXED:
-            op, operands, text = FIXED[token.text]
-            for expected in operands:
-                words.sign(expected, f"'{text}', the only {token.text} there is")
-            return Statement(op, token, None, text, labels)
-        if token.text == "jmp":
-            op, operand = Op.JMP, words.new_name("label")
-        elif token.text == "mark":
-            op, operand = Op.MARK, words.new_name("mark")
-        else:
-            op, operand = Op.VMGEXIT, words.one_of(VMGEXITS, "vmgexit")
-        return Statement(op, token, operand, f"{token.text} {operand.text}", labels)
-
-    def read_footer(self, words: _Words) -> None:
+    def read_footer(self, words: Words) -> None:
         token = words.take("a clause")
         if not self.draft.sections:
             self.source.fail_at(token, f"'{token.text}' before the program; move the line below the last section")
@@ -333,7 +257,7 @@ class _Reader:
             return
         self.draft.claims.append(Claim(token, self.read_marks(words, token)))
 
-    def read_marks(self, words: _Words, clause: Token) -> tuple[Token, ...]:
+    def read_marks(self, words: Words, clause: Token) -> tuple[Token, ...]:
         """MARK {MARK}, or `nothing`, which is the empty sequence."""
         wanted = f"marks in their order, or '{NOTHING}'"
         marks = [words.word(wanted) if words.peek() != ":" else words.take(wanted)]
@@ -345,7 +269,7 @@ class _Reader:
             marks.append(words.word(wanted))
         return tuple(marks)
 
-    def read_reach(self, words: _Words, at: Token) -> Reach:
+    def read_reach(self, words: Words, at: Token) -> Reach:
         """TERM {`and` TERM}."""
         start = words.next
         terms = [self.read_term(words)]
@@ -355,7 +279,7 @@ class _Reader:
         text = " ".join(token.text for token in words.tokens[start:])
         return Reach(tuple(terms), text, at.line)
 
-    def read_term(self, words: _Words) -> tuple[str, str, int]:
+    def read_term(self, words: Words) -> tuple[str, str, int]:
         """FIELD, `not` FIELD, or FIELD COMPARISON NUMBER."""
         if words.peek() == "not":
             words.take("not")
@@ -364,12 +288,4 @@ class _Reader:
         if words.peek() not in COMPARISONS:
             return field, "!=", 0
         comparison = words.take("a comparison").text
-        return field, comparison, self.read_number(words)
-
-    def read_number(self, words: _Words) -> int:
-        """A decimal or 0x number."""
-        token = words.take("a number")
-        if not NUMBER.fullmatch(token.text) or int(token.text, 0) > MAX_NUMBER:
-            what = f"{quote(token.text)} is not a number here; write a decimal or 0x number of at most 32 bits"
-            self.source.fail_at(token, what)
-        return int(token.text, 0)
+        return field, comparison, words.number(MAX_NUMBER, "a decimal or 0x number of at most 32 bits")
