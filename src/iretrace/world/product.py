@@ -84,7 +84,7 @@ class Product:
         core = self.core(state)
         if core.phase == Phase.ENDED:
             return False
-        if self._placed and self._arrival_placed_here(state, core) >= 0:
+        if self.placed_here(state) >= 0:
             return True
         return any(
             sender >= 0 or (sender == UNSTARTED and arrival.promised and arrival.at < 0)
@@ -96,7 +96,7 @@ class Product:
         assert isinstance(state, Point)
         core = self.core(state)
         if core.phase == Phase.GUEST:
-            placed = self._arrival_placed_here(state, core) if self._placed else -1
+            placed = self.placed_here(state)
             if placed >= 0:
                 yield self._send(state, placed)
                 return
@@ -154,9 +154,9 @@ class Product:
 
     # Other CPUs. ------------------------------------------------------------------------------------------------
 
-    def _arrival_placed_here(self, state: Point, core: Core) -> int:
+    def placed_here(self, state: Point) -> int:
         """The `at LABEL` arrival that must be complete before the guest's next instruction, or -1."""
-        if core.phase != Phase.GUEST:
+        if not self._placed or self.core(state).phase != Phase.GUEST:
             return -1
         rip = self.rip(state)
         for number, at in self._placed:
@@ -170,10 +170,17 @@ class Product:
             return False
         return all(senders[twin] != UNSTARTED or twin in landed for twin in self._twins[number])
 
+    def sendable(self, state: Point) -> list[int]:
+        """The senders that can take a step by themselves; where an arrival is placed, that one alone."""
+        placed = self.placed_here(state)
+        if placed >= 0:
+            return [placed]
+        senders = enumerate(state.senders)
+        return [n for n, sender in senders if sender >= 0 or self._startable(state.senders, n, set())]
+
     def _sends(self, state: Point) -> Iterator[Edge]:
-        for number, sender in enumerate(state.senders):
-            if sender >= 0 or self._startable(state.senders, number, set()):
-                yield self._send(state, number)
+        for number in self.sendable(state):
+            yield self._send(state, number)
 
     def sender_step(self, state: Point, number: int) -> SenderStep:
         """The next step of a sender, memoised."""
