@@ -47,7 +47,11 @@ def test_a_right_hypervisor_is_acquitted_with_three_nmis() -> None:
     assert holds("", "nmi, nmi, nmi")
 
 
-SHIPPED = [test.name for test in select([]) if sum(arrival.at < 0 for arrival in test.outside) < 3]
+SHIPPED = [
+    test.name
+    for test in select([])
+    if "sev-es" in test.vcpus and sum(arrival.at < 0 for arrival in test.outside) < 3
+]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
