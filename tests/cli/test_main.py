@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -257,3 +258,58 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every violation is listed."""
+    monkeypatch.setattr("iretrace.cli.known.known_id", lambda _result: "listed")
+
+
+def test_a_known_defect_is_still_a_counterexample(
+    tree: Callable[[str], None], known: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST]) == 1
+    assert capsys.readouterr().out.endswith("\n0 new, 1 known, 0 undetermined, 0 hold\n")
+
+
+def test_new_only_leaves_known_defects_out_of_output_and_status(
+    tree: Callable[[str], None], known: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST, "--new-only"]) == 0
+    assert capsys.readouterr().out == "0 new, 1 known (1 not shown), 0 undetermined, 0 hold\n"
+
+
+def test_new_only_keeps_what_is_new(tree: Callable[[str], None]) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST, "--new-only"]) == 1
+
+
+def test_all_shows_the_outcomes_of_tests_that_hold(
+    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("")
+    main(["check", ".", "--test", TEST])
+    assert "States 1" not in capsys.readouterr().out
+    main(["check", ".", "--test", TEST, "--all"])
+    assert "States 1\nn n; spins\n" in capsys.readouterr().out
+
+
+def test_json_is_all_that_there_is_on_standard_output(
+    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST, "--format", "json"]) == 1
+    assert [result["verdict"] for result in json.loads(capsys.readouterr().out)["results"]] == ["violated"]
+
+
+def test_gcc_writes_its_summary_to_standard_error(
+    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST, "--format", "gcc"]) == 1
+    output = capsys.readouterr()
+    assert f"error: [{TEST}] " in output.out
+    assert output.err.endswith("iretrace: 1 new, 0 known, 0 undetermined, 0 hold\n")

@@ -1,6 +1,8 @@
-"""Results as checks of two kernels give them, for tests of the text."""
+"""Results as checks of two kernels give them, and any results at all, for tests of the formats."""
 
 from __future__ import annotations
+
+from hypothesis import strategies as st
 
 from iretrace.verdict import Assumption, CLine, Ledger, Outcome, Result, Step, Trace, Verdict
 
@@ -165,4 +167,40 @@ RESULTS = (
         exhausted="all 2,006 states, 2 NMIs, tickless",
         ledger=Ledger(3391, LEDGER.assumptions[5:7]),
     ),
+)
+
+HOSTILE = "evil\x1b[2J\x07\u202e\u200b\r\n\x9b31m\u4e2d\u0301 name\t"
+"""A name as a hostile tree may choose it."""
+
+TEXTS = st.one_of(st.text(max_size=60), st.text("ab ./_", max_size=200), st.just(HOSTILE))
+LINES = st.builds(CLine, TEXTS, st.integers(0, 99999), TEXTS, TEXTS)
+FIELDS = st.lists(
+    st.tuples(st.one_of(st.sampled_from(["nmi_pending", "nmi_masked", "event_inj"]), TEXTS), st.integers(0, 2**32)),
+    max_size=4,
+).map(tuple)
+STEPS = st.builds(
+    Step,
+    st.one_of(st.sampled_from(["guest", "cpu", "KVM", "outside"]), TEXTS),
+    TEXTS,
+    st.one_of(LINES, TEXTS),
+    FIELDS,
+    note=st.one_of(st.just(""), TEXTS),
+)
+STEP_LISTS = st.lists(STEPS, max_size=6).map(tuple)
+TRACES = st.builds(Trace, STEP_LISTS, STEP_LISTS, TEXTS, st.one_of(st.none(), LINES))
+ASSUMPTIONS = st.builds(Assumption, st.one_of(st.sampled_from(["stub", "knob", "config"]), TEXTS), TEXTS, TEXTS, TEXTS)
+ANY_RESULTS = st.builds(
+    Result,
+    TEXTS,
+    TEXTS,
+    TEXTS,
+    TEXTS,
+    st.sampled_from(list(Verdict)),
+    TEXTS,
+    TEXTS,
+    st.one_of(st.none(), TRACES),
+    st.builds(Ledger, st.integers(0, 10**6), st.lists(ASSUMPTIONS, max_size=4).map(tuple)),
+    st.lists(st.builds(Outcome, st.lists(TEXTS, max_size=3).map(tuple), TEXTS), max_size=3).map(tuple),
+    TEXTS,
+    st.lists(TEXTS, max_size=2).map(tuple),
 )

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iretrace.report.summary import Report, summary
 from iretrace.report.terminal import Look, shorten, wrap
-from iretrace.report.text import advice, check_report, summary
+from iretrace.report.text import advice, check_report
 from iretrace.verdict import Assumption, CLine, Ledger, Outcome, Result, Step, Trace, Verdict
-from tests.report.samples import LASSO, LEDGER, RESULTS, result
+from tests.report.samples import ANY_RESULTS, HOSTILE, LASSO, LEDGER, RESULTS, TEXTS, result
 
 GOLDEN = Path(__file__).parent / "golden"
 SGR = re.compile(r"\x1b\[[0-9]+m")
@@ -24,51 +25,51 @@ SGR = re.compile(r"\x1b\[[0-9]+m")
     [("plain", Look()), ("ascii", Look(ascii_only=True)), ("verbose", Look(verbose=True))],
 )
 def test_the_text_reads_as_reviewed(name: str, look: Look) -> None:
-    assert check_report(RESULTS, look) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+    assert check_report(Report(RESULTS), look) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def test_colour_adds_nothing_but_colour() -> None:
-    coloured = check_report(RESULTS, Look(colour=True))
-    assert SGR.sub("", coloured) == check_report(RESULTS)
+    coloured = check_report(Report(RESULTS), Look(colour=True))
+    assert SGR.sub("", coloured) == check_report(Report(RESULTS))
     assert "\x1b[31m✗\x1b[0m" in coloured
 
 
 def test_a_known_violation_does_not_look_like_a_new_one() -> None:
-    known = check_report([result("t", Verdict.VIOLATED, known="H01")], Look(colour=True))
+    known = check_report(Report([result("t", Verdict.VIOLATED, known="H01")]), Look(colour=True))
     assert "known: H01" in known
     assert "\x1b[31m" not in known
 
 
 def test_the_summary_counts_undetermined_apart_from_holds() -> None:
-    assert summary(RESULTS) == "1 new, 1 known, 3 undetermined, 3 hold"
+    assert summary(Report(RESULTS)) == "1 new, 1 known, 3 undetermined, 3 hold"
 
 
 def test_no_result_at_all_is_summed_up_too() -> None:
-    assert check_report([]) == "0 new, 0 known, 0 undetermined, 0 hold\n"
+    assert check_report(Report([])) == "0 new, 0 known, 0 undetermined, 0 hold\n"
 
 
 def test_every_hypervisor_ends_with_what_was_executed() -> None:
-    lines = check_report(RESULTS).split("\n")
+    lines = check_report(Report(RESULTS)).split("\n")
     assert "3127 C statements executed from source, 10 assumptions" in lines
     assert "3391 C statements executed from source, 2 assumptions" in lines
 
 
 def test_an_assumption_of_two_results_is_counted_once() -> None:
-    text = check_report([result("a", Verdict.HOLDS), result("b", Verdict.HOLDS)])
+    text = check_report(Report([result("a", Verdict.HOLDS), result("b", Verdict.HOLDS)]))
     assert f"{len(LEDGER.assumptions)} assumptions" in text
 
 
 def test_the_host_is_not_said_twice() -> None:
-    assert "2 NMIs, tickless" not in check_report([result("t", Verdict.HOLDS)])
+    assert "2 NMIs, tickless" not in check_report(Report([result("t", Verdict.HOLDS)]))
 
 
 def test_a_violation_without_a_trace_still_says_why() -> None:
-    assert "Why: it lost an NMI" in check_report([result("t", Verdict.VIOLATED, reason="it lost an NMI")])
+    assert "Why: it lost an NMI" in check_report(Report([result("t", Verdict.VIOLATED, reason="it lost an NMI")]))
 
 
 def test_rule_rows_in_a_reason_stay_lines() -> None:
     reason = "svm.c:9: struct foo is unknown; add a row:\n[[struct]]\nname = 'foo'"
-    text = check_report([result("t", Verdict.UNDETERMINED, reason=reason)])
+    text = check_report(Report([result("t", Verdict.UNDETERMINED, reason=reason)]))
     assert "\n    [[struct]]\n    name = 'foo'\nWhat to do: Describe what is missing with a rule row" in text
 
 
@@ -88,13 +89,13 @@ def test_an_undetermined_verdict_says_what_to_do(reason: str, begin: str) -> Non
 
 def test_folded_guest_steps_are_named_while_there_is_room() -> None:
     steps = tuple(Step("guest", f"mark m{n}  (main+{n})", "mark") for n in range(9))
-    text = check_report([result("t", Verdict.VIOLATED, trace=Trace(steps, (), "cause"))])
+    text = check_report(Report([result("t", Verdict.VIOLATED, trace=Trace(steps, (), "cause"))]))
     assert "mark m0 (main); " not in text
     assert "mark m0 (main+0); mark m1 (main+1) ... 7 more" in text
 
 
 def test_verbose_folds_nothing() -> None:
-    text = check_report([result("t", Verdict.VIOLATED, trace=LASSO)], Look(verbose=True))
+    text = check_report(Report([result("t", Verdict.VIOLATED, trace=LASSO)]), Look(verbose=True))
     assert "  11  guest    mark n (nmi+1)" in text
 
 
@@ -104,11 +105,8 @@ def test_a_step_that_changes_the_view_or_has_a_note_is_never_folded() -> None:
         Step("guest", "two", "rule", (("nmi_masked", 0),)),
         Step("guest", "three", "rule", note="look here"),
     )
-    text = check_report([result("t", Verdict.VIOLATED, trace=Trace(steps, (), "cause"))])
+    text = check_report(Report([result("t", Verdict.VIOLATED, trace=Trace(steps, (), "cause"))]))
     assert all(f"   {number}  guest    {word}" in text for number, word in enumerate(("one", "two", "three"), 1))
-
-
-HOSTILE = "evil\x1b[2J\x07\u202e\u200b\r\n\x9b31m\u4e2d\u0301 name\t"
 
 
 def hostile_result() -> Result:
@@ -132,7 +130,7 @@ def hostile_result() -> Result:
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_control_characters_of_hostile_names_never_reach_the_terminal(verdict: Verdict) -> None:
-    text = check_report([replace(hostile_result(), verdict=verdict)])
+    text = check_report(Report([replace(hostile_result(), verdict=verdict)]))
     assert all(char == "\n" or char.isprintable() for char in text)
     assert "\u4e2d" not in text
     assert "\u0301" not in text
@@ -140,41 +138,7 @@ def test_control_characters_of_hostile_names_never_reach_the_terminal(verdict: V
 
 
 def test_ascii_only_means_ascii_only() -> None:
-    assert check_report([*RESULTS, hostile_result()], Look(ascii_only=True)).isascii()
-
-
-TEXTS = st.one_of(st.text(max_size=60), st.text("ab ./_", max_size=200), st.just(HOSTILE))
-LINES = st.builds(CLine, TEXTS, st.integers(0, 99999), TEXTS, TEXTS)
-FIELDS = st.lists(
-    st.tuples(st.one_of(st.sampled_from(["nmi_pending", "nmi_masked", "event_inj"]), TEXTS), st.integers(0, 2**32)),
-    max_size=4,
-).map(tuple)
-STEPS = st.builds(
-    Step,
-    st.one_of(st.sampled_from(["guest", "cpu", "KVM", "outside"]), TEXTS),
-    TEXTS,
-    st.one_of(LINES, TEXTS),
-    FIELDS,
-    note=st.one_of(st.just(""), TEXTS),
-)
-STEP_LISTS = st.lists(STEPS, max_size=6).map(tuple)
-TRACES = st.builds(Trace, STEP_LISTS, STEP_LISTS, TEXTS, st.one_of(st.none(), LINES))
-ASSUMPTIONS = st.builds(Assumption, st.one_of(st.sampled_from(["stub", "knob", "config"]), TEXTS), TEXTS, TEXTS, TEXTS)
-ANY_RESULTS = st.builds(
-    Result,
-    TEXTS,
-    TEXTS,
-    TEXTS,
-    TEXTS,
-    st.sampled_from(list(Verdict)),
-    TEXTS,
-    TEXTS,
-    st.one_of(st.none(), TRACES),
-    st.builds(Ledger, st.integers(0, 10**6), st.lists(ASSUMPTIONS, max_size=4).map(tuple)),
-    st.lists(st.builds(Outcome, st.lists(TEXTS, max_size=3).map(tuple), TEXTS), max_size=3).map(tuple),
-    TEXTS,
-    st.lists(TEXTS, max_size=2).map(tuple),
-)
+    assert check_report(Report([*RESULTS, hostile_result()]), Look(ascii_only=True)).isascii()
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,7 +146,7 @@ ANY_RESULTS = st.builds(
 def test_no_line_exceeds_80_columns_and_nothing_but_print_comes_out(
     results: list[Result], ascii_only: bool, verbose: bool
 ) -> None:
-    for line in check_report(results, Look(ascii_only=ascii_only, verbose=verbose)).split("\n"):
+    for line in check_report(Report(results), Look(ascii_only=ascii_only, verbose=verbose)).split("\n"):
         assert len(line) <= 80, line
         assert line.isprintable()
 

@@ -93,7 +93,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("--jobs", metavar="N", type=_at_least_one, default=1, help="processes (default 1)")
     add("--max-states", metavar="N", type=_at_least_one, default=2_000_000, help="give up beyond (default 2,000,000)")
     add("--timeout", metavar="S", type=_seconds, default=0.0, help="seconds for each test; 0: no limit (default)")
-    add("--format", choices=["text"], default="text", help="default: text")
+    add("--format", choices=["text", "gcc", "json"], default="text", help="default: text; json: see docs/json.md")
+    add("--all", action="store_true", help="text: also show the outcomes of tests that hold")
+    add("--new-only", action="store_true", help="leave known defects out of the output and of the exit status")
     add("--verbose", action="store_true", help="every assumption and statement, not only what tells")
     _add_color(parser)
 

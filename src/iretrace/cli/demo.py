@@ -9,6 +9,7 @@ from pathlib import Path
 from iretrace.cli.driver import Request, run, tree_opener
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
+from iretrace.report.summary import Report
 from iretrace.report.terminal import Look
 from iretrace.report.text import check_report
 from iretrace.verdict import Outcome
@@ -57,5 +58,5 @@ def demonstrate(tree: Path, look: Look, progress: Callable[[str], None]) -> str:
         f"A litmus test: a guest, and the events that arrive from outside at any moment\n\n{source}\n\n"
         f"What the processor alone does\n  {say_alone(outcomes(tests[0], DEMO_VCPU))}\n\n"
         f"What {results[0].hypervisor} makes of it, executed from its C source\n\n"
-        f"{check_report(results, look)}\n{NEXT.format(tree=tree)}"
+        f"{check_report(Report(results), look)}\n{NEXT.format(tree=tree)}"
     )

@@ -15,6 +15,7 @@ from iretrace.cli.terminal import Progress, only_ascii, wants_color
 from iretrace.verdict import InputError, Result, Verdict
 
 if TYPE_CHECKING:
+    from iretrace.report.summary import Report
     from iretrace.report.terminal import Look
 
 # The rooms are imported where they are used, so that `iretrace --help` is quick.
@@ -77,7 +78,7 @@ def check(arguments: argparse.Namespace) -> int:
     from iretrace.cli.driver import Request, run, tree_opener, unanswered_rules
     from iretrace.explore.graph import Limits
     from iretrace.litmus.corpus import select
-    from iretrace.report.text import check_report
+    from iretrace.report.summary import Report
 
     if arguments.tree is None:
         raise InputError("check: no TREE; give a Linux source directory (there is no built-in KVM yet)")
@@ -103,8 +104,27 @@ def check(arguments: argparse.Namespace) -> int:
     if not results:
         print("iretrace: no test is about such a vCPU; iretrace tests lists what there is", file=sys.stderr)
         return Status.NOTHING_IN_SCOPE
-    write(check_report(results, look_for(arguments)))
-    return status_of(results)
+    shown = [result for result in results if not (arguments.new_only and result.known)]
+    show(Report(shown, hidden=len(results) - len(shown)), arguments)
+    return status_of(shown) if shown else Status.HOLDS
+
+
+def show(report: Report, arguments: argparse.Namespace) -> None:
+    """Write a report in the format that was asked for."""
+    if arguments.format == "json":
+        from iretrace import __version__
+        from iretrace.report.as_json import json_report
+
+        write(json_report(report, __version__))
+    elif arguments.format == "gcc":
+        from iretrace.report.gcc import gcc_report, gcc_summary
+
+        write(gcc_report(report))
+        sys.stderr.write(gcc_summary(report))
+    else:
+        from iretrace.report.text import check_report
+
+        write(check_report(report, look_for(arguments), arguments.all))
 
 
 def demo(arguments: argparse.Namespace) -> int:

@@ -32,6 +32,11 @@ class Row:
     in_loop: bool
 
 
+def say_field(name: str, value: int) -> str:
+    """A field of the view with its value, as it reads best."""
+    return f"{name}={hex(value) if name in HEX_FIELDS else value}"
+
+
 def step_table(trace: Trace, look: Look) -> list[str]:
     """The table in 80 columns, the loop's steps marked."""
     heading = f"{'step':>{STEP_WIDTH}}  {'who':<{WHO_WIDTH}}  {'what':<{WHAT_WIDTH}}"
@@ -127,7 +132,7 @@ def _rule(row: Row, look: Look) -> str:
 def _others(row: Row, look: Look) -> str:
     """The changed fields without a column. At the start everything is new: what is 0 there is left out."""
     said = [
-        f"{look.clean(name)}={hex(value) if name in HEX_FIELDS else value}"
+        look.clean(say_field(name, value))
         for name, value in row.steps[0].changed
         if name not in COLUMNS and not (row.number == 1 and value == 0)
     ]

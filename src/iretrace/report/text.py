@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iretrace.report.steps import step_table
+from iretrace.report.summary import Report, assumptions, executed, reuse, summary
 from iretrace.report.terminal import GREEN, RED, WIDTH, YELLOW, Look, shorten, wrap
 from iretrace.verdict import Assumption, Result, Verdict
 
@@ -30,22 +31,22 @@ ADVICE = (
 ADVICE_ELSE = "Take it as not checked: what the reason names is not modelled yet."
 
 
-def check_report(results: Sequence[Result], look: Look | None = None) -> str:
-    """The whole text for these results, ending with a newline; grouped by hypervisor in the order of first use."""
+def check_report(report: Report, look: Look | None = None, detail: bool = False) -> str:
+    """The whole text, ending with a newline. detail: tests that simply hold are shown with their outcomes, too."""
     look = look or Look()
     lines: list[str] = []
-    for name in dict.fromkeys(result.hypervisor for result in results):
-        lines += hypervisor_report([result for result in results if result.hypervisor == name], look)
+    for results in report.by_hypervisor().values():
+        lines += hypervisor_report(results, look, detail)
         lines.append("")
-    lines.append(summary(results))
+    lines += [line for line in (reuse(report), summary(report)) if line]
     return "\n".join(lines) + "\n"
 
 
-def hypervisor_report(results: Sequence[Result], look: Look) -> list[str]:
+def hypervisor_report(results: Sequence[Result], look: Look, detail: bool = False) -> list[str]:
     """The lines about one hypervisor: table, counterexamples, what is open, ledger."""
     lines = [*wrap(look.clean(results[0].hypervisor), rest="    "), *verdict_table(results, look)]
     for result in results:
-        if result.verdict is Verdict.HOLDS and not result.notes:
+        if result.verdict is Verdict.HOLDS and not result.notes and not detail:
             continue
         lines += ["", *result_block(result, look)]
     return [*lines, "", *ledger(results, look)]
@@ -155,29 +156,26 @@ def advice(reason: str) -> str:
 
 def ledger(results: Sequence[Result], look: Look) -> list[str]:
     """What the verdicts on one hypervisor rest on: assumptions by kind, and how much of its source was executed."""
-    assumptions = tuple(dict.fromkeys(a for result in results for a in result.ledger.assumptions))
-    statements = max(result.ledger.statements for result in results)
+    taken = assumptions(results)
     lines: list[str] = []
-    kinds = dict.fromkeys((*KINDS, *sorted({a.kind for a in assumptions})))
-    for kind in kinds:
-        of_kind = [a for a in assumptions if a.kind == kind]
+    for kind in dict.fromkeys((*KINDS, *sorted({a.kind for a in taken}))):
+        of_kind = [a for a in taken if a.kind == kind]
         if of_kind:
             lines += _kind_lines(kind, of_kind, look)
     if lines:
         hint = "" if look.verbose else " (--verbose: each with its reason)"
         lines.insert(0, f"Assumptions on the explored paths{hint}")
-    lines.append(f"{statements} C statements executed from source, {len(assumptions)} assumptions")
-    return lines
+    return [*lines, executed(results)]
 
 
-def _kind_lines(kind: str, assumptions: Sequence[Assumption], look: Look) -> list[str]:
+def _kind_lines(kind: str, of_kind: Sequence[Assumption], look: Look) -> list[str]:
     """The assumptions of one kind: a line each, or one line for all where they are many and routine."""
     label = shorten(look.clean(kind), 10)
     if kind in SHORT_KINDS and not look.verbose:
-        names = [look.clean(a.what).split(":")[0] for a in assumptions]
+        names = [look.clean(a.what).split(":")[0] for a in of_kind]
         return [_in_one_line(f"  {label} {len(names)}: ", list(dict.fromkeys(names)))]
     lines: list[str] = []
-    for a in assumptions:
+    for a in of_kind:
         because = f" - {a.why}" if a.why else ""
         where = f" ({a.where})" if a.where else ""
         lines += wrap(look.clean(f"{a.what}{where}{because}"), f"  {label}: ", "      ")
@@ -192,12 +190,3 @@ def _in_one_line(start: str, names: list[str]) -> str:
         shown -= 1
         line = f"{start}{', '.join(names[:shown])}{', ' if shown else ''}... {len(names) - shown} more"
     return shorten(line, WIDTH)
-
-
-def summary(results: Sequence[Result]) -> str:
-    """The last line: how many defects are new and how many known, how many verdicts are open, how many hold."""
-    violated = [result for result in results if result.verdict is Verdict.VIOLATED]
-    known = sum(1 for result in violated if result.known)
-    undetermined = sum(1 for result in results if result.verdict is Verdict.UNDETERMINED)
-    holds = len(results) - len(violated) - undetermined
-    return f"{len(violated) - known} new, {known} known, {undetermined} undetermined, {holds} hold"

@@ -1,0 +1,94 @@
+"""`iretrace check --format json`: docs/json.md explains it, iretrace.schema.json beside this file is its schema.
+
+The same results give the same bytes: there is no time in it, and nothing depends on how many processes worked.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from iretrace.report.summary import Report, assumptions, counts, statements
+from iretrace.verdict import CLine, Ledger, Result, Step, Trace
+
+SCHEMA = "iretrace/1"
+"""Grows by new fields; a field that goes or changes its meaning makes it iretrace/2."""
+
+
+def json_report(report: Report, version: str) -> str:
+    """The whole document. version: of iretrace. Nothing but ASCII: what is foreign in it is escaped."""
+    return json.dumps(document(report, version), indent=1) + "\n"
+
+
+def document(report: Report, version: str) -> dict[str, Any]:
+    """The top-level object."""
+    number = counts(report)
+    return {
+        "schema": SCHEMA,
+        "version": version,
+        "summary": {
+            "new": number.new,
+            "known": number.known,
+            "undetermined": number.undetermined,
+            "holds": number.holds,
+            "not_shown": report.hidden,
+        },
+        "hypervisors": [
+            {"name": name, "statements": statements(results), "assumptions": len(assumptions(results))}
+            for name, results in report.by_hypervisor().items()
+        ],
+        "results": [_result(result) for result in report.results],
+    }
+
+
+def _result(result: Result) -> dict[str, Any]:
+    return {
+        "test": result.test,
+        "vcpu": result.vcpu,
+        "host": result.host,
+        "hypervisor": result.hypervisor,
+        "verdict": str(result.verdict),
+        "reason": result.reason,
+        "known": result.known or None,
+        "exhausted": result.exhausted,
+        "states": result.states,
+        "edges": result.edges,
+        "outcomes": [{"marks": list(outcome.marks), "ending": outcome.ending} for outcome in result.outcomes],
+        "trace": None if result.trace is None else _trace(result.trace),
+        "notes": list(result.notes),
+        "ledger": _ledger(result.ledger),
+    }
+
+
+def _trace(trace: Trace) -> dict[str, Any]:
+    return {
+        "cause": trace.cause,
+        "cited": None if trace.cited is None else _line(trace.cited),
+        "stem": [_step(step) for step in trace.stem],
+        "loop": [_step(step) for step in trace.loop],
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    in_tree = isinstance(step.where, CLine)
+    return {
+        "actor": step.actor,
+        "what": step.what,
+        "where": _line(step.where) if isinstance(step.where, CLine) else None,
+        "rule": None if in_tree else step.where,
+        "note": step.note,
+        "changed": dict(step.changed),
+        "view": dict(step.view),
+        "executed": [f"{line.path}:{line.line}" for line in step.executed],
+    }
+
+
+def _line(line: CLine) -> dict[str, Any]:
+    return {"path": line.path, "line": line.line, "function": line.function, "text": line.text}
+
+
+def _ledger(ledger: Ledger) -> dict[str, Any]:
+    return {
+        "statements": ledger.statements,
+        "assumptions": [{"kind": a.kind, "what": a.what, "where": a.where, "why": a.why} for a in ledger.assumptions],
+    }
