@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "docs" / "verdicts.toml"
 TARGET = ROOT / "docs" / "verdicts.md"
 
-KEYS = {"test", "trees", "host", "verdict", "argument", "refute"}
+KEYS = {"test", "trees", "hosts", "verdict", "argument", "refute"}
 VERDICTS = {"holds", "violated", "undetermined"}
 
 HEAD = """\
@@ -19,7 +20,7 @@ HEAD = """\
 
 Generated from verdicts.toml; change that file, then run `python tools/verdicts.py`. One entry for each shipped test on
 each real tree: the verdict, why it is right, and what would refute it. `tests/trees/test_verdicts.py` holds the
-verdicts against the trees. vCPU kind sev-es throughout; nothing here has been compared with an SEV-ES machine.
+verdicts against the trees. The vCPU kind is the one that the test names. Nothing here has been compared with a machine.
 """
 
 
@@ -37,8 +38,8 @@ def load(text: str, bug_ids: set[str]) -> list[dict[str, Any]]:
             raise Malformed(f"{where}: the keys are {', '.join(sorted(KEYS))}, and bug for a violation")
         if (entry["verdict"] == "violated") != ("bug" in entry) or entry.get("bug", "") not in {"", *bug_ids}:
             raise Malformed(f"{where}: a violation, and only a violation, names its entry of bugs.toml")
-        for tree in entry["trees"]:
-            key = (entry["test"], tree, entry["host"])
+        for tree, host in product(entry["trees"], entry["hosts"]):
+            key = (entry["test"], tree, host)
             if key in seen:
                 raise Malformed(f"{where}: {key} is argued twice")
             seen.add(key)
@@ -55,10 +56,11 @@ def render(entries: list[dict[str, Any]]) -> str:
     parts = [HEAD, "| test | tree | host | verdict |\n|---|---|---|---|"]
     for entry in entries:
         bug = f" ([{entry['bug']}](bugs.md))" if "bug" in entry else ""
-        for tree in entry["trees"]:
-            parts.append(f"| {entry['test']} | {tree} | {entry['host']} | {entry['verdict']}{bug} |")
+        for tree, host in product(entry["trees"], entry["hosts"]):
+            parts.append(f"| {entry['test']} | {tree} | {host} | {entry['verdict']}{bug} |")
     for entry in entries:
-        parts.append(f"\n## {entry['test']}, {' and '.join(entry['trees'])}, {entry['host']}: {entry['verdict']}\n")
+        where = f"{' and '.join(entry['trees'])}, {' and '.join(entry['hosts'])}"
+        parts.append(f"\n## {entry['test']}, {where}: {entry['verdict']}\n")
         parts.append(f"{entry['argument'].strip()}\n\n*Refuted by*: {entry['refute'].strip()}")
     return "\n".join(parts) + "\n"
 

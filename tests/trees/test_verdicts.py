@@ -20,7 +20,8 @@ Argued = dict[tuple[str, str], tuple[str, str]]
 
 
 def argued(tree: str) -> Argued:
-    return {(e["test"], e["host"]): (e["verdict"], e.get("bug", "")) for e in ENTRIES if tree in e["trees"]}
+    entries = [e for e in ENTRIES if tree in e["trees"]]
+    return {(e["test"], host): (e["verdict"], e.get("bug", "")) for e in entries for host in e["hosts"]}
 
 
 @pytest.mark.parametrize("tree", ["6.1", "6.12"])
@@ -33,7 +34,7 @@ def test_every_shipped_test_is_argued_for_both_hosts(tree: str) -> None:
 @pytest.mark.parametrize("tree", ["6.1", "6.12"])
 def test_the_trees_give_the_argued_verdicts(tree: str, request: pytest.FixtureRequest) -> None:
     root: Path = request.getfixturevalue(f"tree_{tree.replace('.', '_')}")
-    wanted = Request(root, shipped(), vcpus=("sev-es",), hosts=HOSTS, jobs=2)
+    wanted = Request(root, shipped(), hosts=HOSTS, jobs=2)
     results = run(wanted, tree_opener(wanted), lambda _text: None)
     found: Argued = {(r.test, r.host): (str(r.verdict), r.known) for r in results}
     assert found == argued(tree)
@@ -49,7 +50,7 @@ def test_the_page_is_what_the_list_makes_it() -> None:
         ('bug = "nmi-complete-defers-unmasking"\n', "", "only a violation, names"),
         ('bug = "nmi-complete-defers-unmasking"', 'bug = "no-such-bug"', "names its entry"),
         ('verdict = "holds"', 'verdict = "passes"', "the keys are"),
-        ('host = "ticking"', 'host = "tickless"', "argued twice"),
+        ('hosts = ["ticking"]', 'hosts = ["tickless"]', "argued twice"),
         ("refute = ", "refutation = ", "the keys are"),
     ],
 )
