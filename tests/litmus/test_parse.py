@@ -215,8 +215,9 @@ def test_plain_guests_have_all_events_and_handlers() -> None:
 
 def test_operands_on_the_stack_are_an_offset_in_words_and_a_value() -> None:
     code = parse.parse(PLAIN, "t.litmus").code
-    assert [(i.op, i.arg) for i in code[1:2] + code[7:12] + code[13:14]] == [
+    assert [(i.op, i.arg) for i in code[1:2] + code[4:5] + code[7:12] + code[13:14]] == [
         (Op.OR_STACK, 0x100),
+        (Op.INT, 0x20),
         (Op.MOV_STACK, 1 << 24),
         (Op.MOV_STACK, 3),
         (Op.OR_STACK, 2 << 24 | 0x300),

@@ -15,7 +15,7 @@ from iretrace.litmus.grammar import (
     VMGEXITS,
 )
 from iretrace.litmus.lex import NUMBER, WORD, Token, nearest, quote
-from iretrace.litmus.test import Op
+from iretrace.litmus.test import VECTORS, Op
 from iretrace.litmus.words import Words
 
 ON_STACK = {
@@ -42,7 +42,7 @@ def read_instruction(words: Words, labels: tuple[Token, ...]) -> Statement:
         op, operands, text = FIXED[name]
         for expected in operands:
             words.sign(expected, f"'{text}', the only {name} there is")
-        return Statement(op, token, None, text, labels)
+        return Statement(op, token, None, text, labels, VECTORS["int"] if op == Op.INT else 0)
     if name == "add":
         return _read_add(words, token, labels)
     if name in ON_STACK:
