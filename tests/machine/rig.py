@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 
 from iretrace.machine.boundary import bare_step, guest_step, latch_nmi
 from iretrace.machine.cpu import (
+    BP_VECTOR,
     CODE_SIZE,
+    DB_VECTOR,
+    DR6_RESET,
+    IRQ_VECTOR,
     KERNEL_CS,
     KERNEL_DS,
     MEMORY_WORDS,
@@ -21,14 +25,17 @@ from iretrace.machine.cpu import (
     Cpu,
     Machine,
 )
+from iretrace.machine.delivery import FAULT, INTR, NMI, TRAP, deliver
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.svm import V_INTR_MASKING_MASK, vmrun
+from iretrace.machine.svm import save_guest_state, vmrun
 from iretrace.machine.vmcb import (
+    EFER_SVME,
     INTERCEPT_INTR,
     INTERCEPT_SHUTDOWN,
     SVM_EVTINJ_TYPE_NMI,
     SVM_EVTINJ_VALID,
     SVM_INTERRUPT_SHADOW_MASK,
+    V_INTR_MASKING_MASK,
     Vmcb,
 )
 
@@ -61,7 +68,9 @@ class Rig:
         return self
 
     def enter(self, event: int = 0, error: int = 0, shadow: bool = False) -> Rig:
-        """VMRUN, which must succeed."""
+        """VMRUN with the processor's registers in the VMCB, which must succeed."""
+        if not self.m.sev_es:
+            save_guest_state(self.cpu, self.vmcb)
         self.vmcb.event_inj, self.vmcb.event_inj_err = event, error
         self.vmcb.int_state = SVM_INTERRUPT_SHADOW_MASK if shadow else 0
         vmrun(self.m, self.cpu, self.vmcb)
@@ -71,6 +80,12 @@ class Rig:
     def nmi(self) -> Rig:
         """An NMI arrives at the processor."""
         latch_nmi(self.cpu)
+        return self
+
+    def deliver(self, vector: int, error: int = 0) -> Rig:
+        """An event of the kind that the vector is for, between two instructions."""
+        kinds = {NMI_VECTOR: NMI, DB_VECTOR: TRAP, BP_VECTOR: TRAP, IRQ_VECTOR: INTR}
+        deliver(self.m, self.cpu, self.vmcb, kinds.get(vector, FAULT), vector, error, self.cpu.rip)
         return self
 
     def delivered(self) -> int:
@@ -122,17 +137,22 @@ def cpu(interrupts: bool = False, cold: int = 0) -> Cpu:
         rip=MAIN,
         rsp=STACK_WORDS,
         rflags=rflags,
+        dr6=DR6_RESET,
+        trap=0,
         shadow=0,
         halted=0,
         shutdown=0,
         nmi_latched=0,
         nmi_masked=0,
+        irr=0,
+        isr=0,
         intr_pending=0,
         guest_mode=0,
         event_inj=0,
         event_inj_err=0,
         cold=cold,
         door=0,
+        read_dr6=0,
         seen=0,
         seen_vector=0,
         seen_rip=0,
@@ -149,6 +169,8 @@ def vmcb(intercepts: tuple[int, ...] = (), sev_es: bool = False) -> Vmcb:
         made.intercept_word3 |= 1 << number - 96
     if sev_es:
         made.nested_ctl, made.vmsa_pa = 5, 0x1000
+    else:
+        made.efer, made.dr6, made.dr7 = EFER_SVME, DR6_RESET, 0x400
     return made
 
 

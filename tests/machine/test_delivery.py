@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from iretrace.machine import delivery
 from iretrace.machine.cpu import (
     KERNEL_CS,
     KERNEL_DS,
@@ -27,7 +28,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_RF,
     X86_EFLAGS_TF,
 )
-from iretrace.machine.delivery import contributory, deliver, event_info, makes_double_fault, pushes_error, raise_gp
+from iretrace.machine.delivery import FAULT, contributory, event_info, makes_double_fault, pushes_error, raise_gp
 from iretrace.machine.vmcb import SVM_EXIT_INTR, SVM_EXIT_NPF, SVM_EXIT_SHUTDOWN
 from tests.machine.rig import HANDLER, INJECT_NMI, Rig, rig
 
@@ -39,7 +40,7 @@ def delivering(vector: int, error: int = 0, *handled: int, rsp: int = STACK_WORD
     """A bench after the delivery of a vector, with handlers for the vectors given."""
     on = rig(OP_SPIN, handlers={v: [OP_SPIN] for v in handled or (vector,)})
     on.cpu.rsp = rsp
-    deliver(on.m, on.cpu, on.vmcb, vector, error)
+    on.deliver(vector, error)
     return on
 
 
@@ -97,7 +98,7 @@ def test_only_tf_and_if_of_the_pushed_flags_are_compared() -> None:
 def test_delivery_ends_a_shadow() -> None:
     """Bochs, cpu/exception.cc."""
     on = rig(OP_STI, OP_SPIN, handlers=NMI).bare()
-    deliver(on.m, on.cpu, on.vmcb, NMI_VECTOR, 0)
+    on.deliver(NMI_VECTOR)
     assert on.cpu.shadow == SHADOW_NONE
 
 
@@ -141,7 +142,7 @@ def test_df_on_a_stack_of_its_own_survives_a_stack_overflow() -> None:
     """APM vol. 2, Double-Fault Exception; Interrupt-Stack Table."""
     on = rig(OP_SPIN, handlers={PF_VECTOR: [OP_SPIN], 8: [OP_SPIN]}, ist={8: 3})
     on.cpu.rsp = 2
-    deliver(on.m, on.cpu, on.vmcb, PF_VECTOR, 0)
+    on.deliver(PF_VECTOR)
     assert on.delivered() == 8
     assert on.cpu.seen_error == 0
     assert not on.cpu.shutdown
@@ -151,7 +152,7 @@ def test_a_fault_that_is_not_df_is_no_way_out_of_a_failed_df() -> None:
     """APM vol. 2, Shutdown: a fault while #DF is delivered."""
     on = rig(OP_SPIN, handlers={PF_VECTOR: [OP_SPIN], 11: [OP_SPIN]}, ist={11: 3})
     on.cpu.rsp = 2
-    deliver(on.m, on.cpu, on.vmcb, PF_VECTOR, 0)
+    on.deliver(PF_VECTOR)
     assert on.cpu.shutdown == 1
     assert on.delivered() == -1
 
@@ -160,14 +161,14 @@ def test_the_page_fault_of_a_stack_overflow_is_a_write() -> None:
     """APM vol. 2, Page-Fault Error Code."""
     on = rig(OP_SPIN, handlers={NMI_VECTOR: [OP_SPIN], PF_VECTOR: [OP_SPIN]}, ist={PF_VECTOR: 3})
     on.cpu.rsp = 2
-    deliver(on.m, on.cpu, on.vmcb, NMI_VECTOR, 0)
+    on.deliver(NMI_VECTOR)
     assert (on.delivered(), on.cpu.seen_error) == (PF_VECTOR, 2)
 
 
 def test_an_event_ends_the_halt_of_a_guest() -> None:
     """APM vol. 3, HLT."""
     on = rig(OP_HLT, OP_SPIN, handlers=NMI).bare()
-    deliver(on.m, on.cpu, on.vmcb, NMI_VECTOR, 0)
+    on.deliver(NMI_VECTOR)
     assert on.cpu.halted == 0
 
 
@@ -192,7 +193,7 @@ def test_a_missing_gate_for_np_too_is_df() -> None:
 def test_no_gate_at_all_is_a_shutdown() -> None:
     """APM vol. 2, Shutdown."""
     on = rig(OP_SPIN)
-    deliver(on.m, on.cpu, on.vmcb, NMI_VECTOR, 0)
+    on.deliver(NMI_VECTOR)
     assert on.cpu.shutdown
     assert on.cpu.rip == 0
 
@@ -295,9 +296,9 @@ def test_bare_metal_has_no_cold_pages() -> None:
 
 def test_events_in_the_format_of_exitintinfo() -> None:
     """APM vol. 2, Event Injection."""
-    assert event_info(NMI_VECTOR, 0) == 0x8000_0202
-    assert event_info(13, 0) == 0x8000_0B0D
-    assert event_info(6, 0) == 0x8000_0306
+    assert event_info(delivery.NMI, NMI_VECTOR, 0) == 0x8000_0202
+    assert event_info(FAULT, 13, 1) == 0x8000_0B0D
+    assert event_info(FAULT, 6, 0) == 0x8000_0306
 
 
 # SEV-ES. -------------------------------------------------------------------------------------------------------------
@@ -332,11 +333,13 @@ def test_bare_metal_has_no_exception_intercepts() -> None:
     assert on.nmi().bare().delivered() == 11
 
 
-def test_a_plain_guests_delivery_never_makes_vc() -> None:
-    """APM vol. 2, #VC Exception: of encrypted guests."""
+def test_a_plain_guests_fault_in_a_delivery_exits_and_names_the_event() -> None:
+    """APM vol. 2, Exception Intercepts; Exit During IDT Vectoring."""
     on = rig(OP_SPIN, handlers={VC_VECTOR: [OP_SPIN], 11: [OP_SPIN]})
     on.vmcb.intercept_exception = 1 << 11
-    assert on.enter(INJECT_NMI).guest().delivered() == 11
+    on.enter(INJECT_NMI).guest()
+    assert on.vmcb.exit_code == 0x40 + 11
+    assert (on.vmcb.exit_info_1, on.vmcb.exit_int_info, on.vmcb.exit_int_info_err) == (2 * 8 + 3, INJECT_NMI, 0)
 
 
 GP_OR_VC = {13: [OP_SPIN, OP_SPIN], VC_VECTOR: [OP_SPIN]}
@@ -344,7 +347,7 @@ GP_OR_VC = {13: [OP_SPIN, OP_SPIN], VC_VECTOR: [OP_SPIN]}
 
 @pytest.mark.parametrize(
     ("sev_es", "guest", "intercept", "is_vc"),
-    [(True, True, True, True), (False, True, True, False), (True, False, True, False), (True, True, False, False)],
+    [(True, True, True, True), (True, False, True, False), (True, True, False, False)],
 )
 def test_an_intercepted_fault_of_an_encrypted_guests_instruction_is_vc(
     sev_es: bool, guest: bool, intercept: bool, is_vc: bool

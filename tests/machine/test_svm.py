@@ -18,7 +18,7 @@ from iretrace.machine.cpu import (
     SHADOW_STI,
     X86_EFLAGS_TF,
 )
-from iretrace.machine.svm import V_NMI_ENABLE_MASK, exception_intercepted, intercepted, vmcb_consistent, vmexit, vmrun
+from iretrace.machine.svm import exception_intercepted, intercepted, vmcb_consistent, vmexit, vmrun
 from iretrace.machine.vmcb import (
     INTERCEPT_CLGI,
     INTERCEPT_HLT,
@@ -31,6 +31,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_INTR,
     SVM_GUEST_INTERRUPT_MASK,
     SVM_INTERRUPT_SHADOW_MASK,
+    V_NMI_ENABLE_MASK,
     Vmcb,
 )
 from tests.machine.rig import INJECT_NMI, rig, vmcb

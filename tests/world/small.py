@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE, Ghcb
-from iretrace.machine.svm import V_INTR_MASKING_MASK
 from iretrace.machine.vmcb import (
     INTERCEPT_CPUID,
     INTERCEPT_HLT,
@@ -19,6 +18,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_SHUTDOWN,
     SVM_EXIT_VMGEXIT,
     SVM_INTERRUPT_SHADOW_MASK,
+    V_INTR_MASKING_MASK,
     Vmcb,
 )
 from iretrace.subset import pack, record, u1, u8, u32, unpack

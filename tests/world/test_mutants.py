@@ -35,7 +35,7 @@ CHANGES = {
     "intr_exit_due: swap at 15 of `return True`": ONE,
     "take_intr_exit: remove at 4 of `vmexit(m, cpu, vmcb, SVM_EXIT_INTR, 0, 0)`": ONE,
     "take_injected: remove at 4 of `cpu.event_inj = 0`": ONE,
-    "take_injected: remove at 4 of `deliver(m, cpu, vmcb, vector, error)`": ONE,
+    "take_injected: remove at 8 of `deliver(m, cpu, vmcb, NMI, NMI_VECTOR, 0, rip)`": ONE,
     "automatic_exit: remove at 4 of `retire(cpu, wrap16(cpu.rip + 1))`": "nmi\n\n" + HLT,
     "automatic_exit: remove at 4 of `vmexit(m, cpu, vmcb, code, 0, 0)`": "nmi\n\n" + HLT,
     "vmgexit: remove at 4 of `ghcb.sw_exit_code = code`": TWO,

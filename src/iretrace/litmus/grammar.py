@@ -106,6 +106,7 @@ VIEW_FIELDS = (
     "irq_pending",
     "irq_injected",
     "exception_pending",
+    "dr6_active",
 )
 """What `reach:` may ask about: the fields of world.protocol.View (a test compares)."""
 

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from iretrace.machine.cpu import (
+    BP_VECTOR,
+    DB_VECTOR,
+    DR6_BS,
+    IRQ_VECTOR,
     KNOB_MOVSS_BLOCKS_NMI,
     KNOB_STI_BLOCKS_NMI,
     NMI_VECTOR,
+    OF_VECTOR,
     SHADOW_MOV_SS,
+    SHADOW_NONE,
     SHADOW_STI,
+    X86_EFLAGS_IF,
     Cpu,
     Machine,
     knob,
     see_nothing,
 )
-from iretrace.machine.delivery import deliver
+from iretrace.machine.delivery import INTR, NMI, SOFT, TRAP, deliver, raise_exception
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.guest import execute
-from iretrace.machine.svm import intr_exit_due, take_intr_exit
-from iretrace.machine.vmcb import SVM_EVTINJ_VEC_MASK, Vmcb
-from iretrace.subset import rule, u8, u32, wrap8
+from iretrace.machine.svm import intr_exit_due, take_intr_exit, vintr_exits, virtual_intr_due
+from iretrace.machine.vmcb import (
+    SVM_EVTINJ_TYPE_EXEPT,
+    SVM_EVTINJ_TYPE_MASK,
+    SVM_EVTINJ_TYPE_NMI,
+    SVM_EVTINJ_TYPE_SOFT,
+    SVM_EVTINJ_VEC_MASK,
+    V_IRQ_MASK,
+    Vmcb,
+)
+from iretrace.subset import rule, u8, u16, u32, wrap8, wrap16
 
 
 @rule("AMD64 APM vol. 2", "Nonmaskable Interrupts; VNMI: the latch holds one", "read")
@@ -47,45 +62,107 @@ def take_nmi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """Deliver the latched NMI. The mask goes up before the IDT is read, so a fault on the way runs with NMIs masked."""
     cpu.nmi_latched = 0
     cpu.nmi_masked = 1
-    deliver(m, cpu, vmcb, NMI_VECTOR, 0)
+    deliver(m, cpu, vmcb, NMI, NMI_VECTOR, 0, cpu.rip)
+
+
+@rule("AMD64 APM vol. 2", "Single Stepping; Debug Status Register (DR6)")
+def take_debug_trap(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """The #DB of a single-stepped instruction: DR6.BS is set, and stays set; then the exception, which returns behind
+    the instruction, or its intercept."""
+    cpu.trap = 0
+    cpu.dr6 |= DR6_BS
+    raise_exception(m, cpu, vmcb, TRAP, DB_VECTOR, 0, cpu.rip)
+
+
+@rule("AMD64 APM vol. 2", "Local APIC: Interrupt Request Register; edge-triggered interrupts merge", "memory")
+def latch_irq(cpu: Cpu) -> None:
+    """The device's interrupt waits in the local APIC; another one that finds it waiting merges into it."""
+    cpu.irr = 1
+
+
+@rule("AMD64 APM vol. 2", "Maskable External Interrupts; Local APIC: In-Service Register; Interrupt Shadows", "memory")
+def irq_due(cpu: Cpu) -> bool:
+    """The device's interrupt waits and nothing holds it: not IF, not a shadow, not one of its own class in service."""
+    held: bool = cpu.isr != 0 or cpu.rflags & X86_EFLAGS_IF == 0 or cpu.shadow != SHADOW_NONE
+    return cpu.irr != 0 and not held
+
+
+@rule("AMD64 APM vol. 2", "Maskable External Interrupts; Local APIC: In-Service Register", "memory")
+def take_irq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """Acknowledge the device's interrupt, which moves it into service, and deliver it."""
+    cpu.irr = 0
+    cpu.isr = 1
+    deliver(m, cpu, vmcb, INTR, IRQ_VECTOR, 0, cpu.rip)
+
+
+@rule("AMD64 APM vol. 2", "Injecting Virtual (INTR) Interrupts")
+def take_virtual_intr(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """V_IRQ is cleared before the IDT is read."""
+    vmcb.int_ctl = vmcb.int_ctl & ~V_IRQ_MASK
+    deliver(m, cpu, vmcb, INTR, wrap8(vmcb.int_vector), 0, cpu.rip)
 
 
 @rule("AMD64 APM vol. 2", "Event Injection")
 def take_injected(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """EVENTINJ is delivered before the guest's first instruction, whatever IF, shadow and masks say; an injected NMI
-    masks nothing."""
-    vector: u8 = wrap8(cpu.event_inj & SVM_EVTINJ_VEC_MASK)
+    masks nothing. TF is pushed as it is, and the delivery does not trap. No intercept applies to the event itself."""
+    event: u32 = cpu.event_inj
     error: u32 = cpu.event_inj_err
-    if is_nmi(cpu.event_inj):
-        vector = NMI_VECTOR
-        error = 0
+    vector: u8 = wrap8(event & SVM_EVTINJ_VEC_MASK)
+    rip: u16 = wrap16(vmcb.next_rip) if returns_behind(event) else cpu.rip
     cpu.event_inj = 0
     cpu.event_inj_err = 0
-    deliver(m, cpu, vmcb, vector, error)
+    vmcb.next_rip = 0
+    if event & SVM_EVTINJ_TYPE_MASK == SVM_EVTINJ_TYPE_NMI:
+        deliver(m, cpu, vmcb, NMI, NMI_VECTOR, 0, rip)
+    elif event & SVM_EVTINJ_TYPE_MASK == SVM_EVTINJ_TYPE_EXEPT:
+        deliver(m, cpu, vmcb, TRAP, vector, error, rip)
+    elif event & SVM_EVTINJ_TYPE_MASK == SVM_EVTINJ_TYPE_SOFT:
+        deliver(m, cpu, vmcb, SOFT, vector, 0, rip)
+    else:
+        deliver(m, cpu, vmcb, INTR, vector, 0, rip)
 
 
-def is_nmi(event_inj: u32) -> bool:
-    """Type 2: the vector field is ignored."""
-    return (event_inj >> 8) & 7 == 2
+@rule("Linux", "arch/x86/kvm/svm/svm.c:svm_update_soft_interrupt_rip")
+def returns_behind(event: u32) -> bool:
+    """An injected INT n, INT3 or INTO returns to the VMCB's nRIP; all other events return to RIP."""
+    kind: u32 = event & SVM_EVTINJ_TYPE_MASK
+    vector: u32 = event & SVM_EVTINJ_VEC_MASK
+    if kind == SVM_EVTINJ_TYPE_EXEPT:
+        return BP_VECTOR <= vector <= OF_VECTOR
+    return kind == SVM_EVTINJ_TYPE_SOFT
 
 
+@rule("AMD64 APM vol. 2", "Priorities: External Interrupts; Single Stepping; Injecting Virtual (INTR) Interrupts")
 def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
-    """One step of a guest: the injected event, else a physical event that exits, else the next instruction."""
+    """One step of a guest: the injected event, else the trap of the instruction before, else a physical event that
+    exits, else the virtual interrupt, else the next instruction."""
     see_nothing(cpu)
     if cpu.event_inj != 0:
         take_injected(m, cpu, vmcb)
+    elif cpu.trap:
+        take_debug_trap(m, cpu, vmcb)
     elif intr_exit_due(m, cpu, vmcb):
         take_intr_exit(m, cpu, vmcb)
+    elif virtual_intr_due(cpu, vmcb):
+        if not vintr_exits(m, cpu, vmcb):
+            take_virtual_intr(m, cpu, vmcb)
     elif cpu.halted == 0:
         execute(m, cpu, vmcb, ghcb)
 
 
+@rule("AMD64 APM vol. 2", "Priorities of simultaneous interrupts; Halt", "memory")
 def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
-    """One step of the machine alone: the NMI that is due, else the next instruction. Shut down it waits for a reset."""
+    """One step of the machine alone: the trap of the instruction before, else the NMI that is due, else the interrupt,
+    else the next instruction. HLT ends by an event that is taken. Shut down it waits for a reset."""
     see_nothing(cpu)
     if cpu.shutdown:
         return
-    if nmi_due(m, cpu):
+    if cpu.trap:
+        take_debug_trap(m, cpu, vmcb)
+    elif nmi_due(m, cpu):
         take_nmi(m, cpu, vmcb)
+    elif irq_due(cpu):
+        take_irq(m, cpu, vmcb)
     elif cpu.halted == 0:
         execute(m, cpu, vmcb, ghcb)

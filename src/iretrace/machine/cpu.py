@@ -13,10 +13,15 @@ X86_EFLAGS_IF = 0x200
 X86_EFLAGS_NT = 0x4000
 X86_EFLAGS_RF = 0x10000
 
+# DR6 (arch/x86/include/uapi/asm/debugreg.h).
+DR6_RESET = 0xFFFF_0FF0
+DR6_BS = 0x4000
+
 # Vectors (arch/x86/include/asm/trapnr.h).
 DB_VECTOR = 1
 NMI_VECTOR = 2
 BP_VECTOR = 3
+OF_VECTOR = 4
 UD_VECTOR = 6
 DF_VECTOR = 8
 NP_VECTOR = 11
@@ -71,12 +76,13 @@ SHADOW_MOV_SS = 2
 # starts below the last two words of its page, so that `rsp % PAGE_WORDS` is the room left on it.
 PAGE_WORDS = 32
 STACK_WORDS = 30
-PAGES = 4
+PAGES = 5
 PAGE_MAIN = 0
 PAGE_NMI = 1
 PAGE_VC = 2
 PAGE_DF = 3
-MEMORY_WORDS = 128
+PAGE_DB = 4
+MEMORY_WORDS = 160
 CODE_SIZE = 64
 
 # Knobs: disputed rules. Bit numbers in Machine.knobs and Machine.consulted.
@@ -90,6 +96,8 @@ KNOB_TRAP_EXIT_KEEPS_SHADOW = 4
 SEEN_NOTHING = 0
 SEEN_DELIVERY = 1
 SEEN_MARK = 2
+SEEN_FLAGS = 3
+"""RFLAGS that PUSHFQ put where the guest can read it."""
 
 
 @record
@@ -122,13 +130,20 @@ class Cpu:
     rip: u16
     rsp: u16
     rflags: u32
+    dr6: u32
+    trap: u1
+    """The instruction before was single-stepped (TF): #DB is due at this boundary."""
     shadow: u8
     halted: u1
     shutdown: u1
     nmi_latched: u1
     nmi_masked: u1
+    irr: u1
+    """On bare metal: the device's interrupt waits in the local APIC."""
+    isr: u1
+    """On bare metal: the device's interrupt was taken. No guest sends EOI, so a second one waits for ever."""
     intr_pending: u1
-    """A physical interrupt (kick, tick) waits."""
+    """A physical interrupt of the host (kick, tick) waits."""
     guest_mode: u1
     event_inj: u32
     event_inj_err: u32
@@ -136,6 +151,8 @@ class Cpu:
     """Bit p: nested paging has not mapped stack page p."""
     door: u64
     """On bare metal: the software exit code of the VMGEXIT that this step executed; the world answers it."""
+    read_dr6: u32
+    """In a guest whose reads of DR6 are intercepted: what its hypervisor has them find."""
     seen: u8
     seen_vector: u8
     """The vector delivered, or the number of the mark."""
@@ -143,6 +160,7 @@ class Cpu:
     seen_rflags: u32
     """TF and IF as pushed; RF is not compared."""
     seen_error: u32
+    """The error code; for #DB, which has none, DR6 as its handler can read it."""
     memory: Annotated[list[int], Array(32, MEMORY_WORDS)]
 
 
@@ -171,6 +189,13 @@ def see_delivery(cpu: Cpu, vector: u8, rip: u16, rflags: u32, error: u32) -> Non
     cpu.seen_rip = rip
     cpu.seen_rflags = rflags & (X86_EFLAGS_TF | X86_EFLAGS_IF)
     cpu.seen_error = error
+
+
+def see_flags(cpu: Cpu) -> None:
+    """Record what PUSHFQ stored."""
+    cpu.seen = SEEN_FLAGS
+    cpu.seen_rip = cpu.rip
+    cpu.seen_rflags = cpu.rflags & (X86_EFLAGS_TF | X86_EFLAGS_IF)
 
 
 def see_mark(cpu: Cpu, number: u8) -> None:

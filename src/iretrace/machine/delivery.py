@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from iretrace.machine.cpu import (
+    BP_VECTOR,
+    DB_VECTOR,
     DF_VECTOR,
     GP_VECTOR,
     KERNEL_CS,
@@ -10,6 +12,7 @@ from iretrace.machine.cpu import (
     MEMORY_WORDS,
     NMI_VECTOR,
     NP_VECTOR,
+    OF_VECTOR,
     PAGE_MAIN,
     PAGE_WORDS,
     PF_VECTOR,
@@ -25,16 +28,27 @@ from iretrace.machine.cpu import (
     Machine,
     see_delivery,
 )
-from iretrace.machine.svm import exception_intercepted, vmexit_shutdown, vmexit_stack_npf
+from iretrace.machine.svm import exception_intercepted, vmexit_exception, vmexit_shutdown, vmexit_stack_npf
 from iretrace.machine.vmcb import (
+    INTERCEPT_DR6_READ,
     SVM_EVTINJ_TYPE_EXEPT,
-    SVM_EVTINJ_TYPE_NMI,
+    SVM_EVTINJ_TYPE_SHIFT,
     SVM_EVTINJ_VALID,
     SVM_EVTINJ_VALID_ERR,
     SVM_EXIT_EXCP_BASE,
     Vmcb,
 )
 from iretrace.subset import rule, u8, u16, u32, wrap16, wrap32
+
+# What is delivered, as far as it makes a difference; those that are no trap or fault are numbered as EVENTINJ's types.
+INTR = 0
+NMI = 2
+SOFT = 4
+"""INT n."""
+TRAP = 5
+"""An exception that is reported behind an instruction, or injected."""
+FAULT = 6
+"""An exception that an instruction, or a delivery, raises instead of completing."""
 
 # Outcomes of one attempt to deliver.
 DELIVERED = 0
@@ -83,43 +97,57 @@ def stack_for(m: Machine, cpu: Cpu, vector: u8) -> u16:
     return wrap16(cpu.rsp & 0xFFFE)
 
 
-@rule("AMD64 APM vol. 2", "Interrupt To Same Privilege in Long Mode")
-def push_frame(cpu: Cpu, top: u16, error_words: u8, error: u32) -> None:
-    """Push SS, RSP, RFLAGS, CS, RIP and, where the vector has one, the error code. The memory is the guest's own."""
+@rule("AMD64 APM vol. 2", "Interrupt To Same Privilege in Long Mode; Resume Flag (RF) Bit")
+def push_frame(cpu: Cpu, top: u16, kind: u8, rip: u16, error_words: u8, error: u32) -> None:
+    """Push SS, RSP, RFLAGS, CS, RIP and, where the vector has one, the error code. Faults push RF set, all others
+    RFLAGS as they are. The memory is the guest's own."""
     cpu.memory[wrap16(top - 1)] = KERNEL_DS
     cpu.memory[wrap16(top - 2)] = cpu.rsp
-    cpu.memory[wrap16(top - 3)] = cpu.rflags
+    cpu.memory[wrap16(top - 3)] = cpu.rflags | X86_EFLAGS_RF if kind == FAULT else cpu.rflags
     cpu.memory[wrap16(top - 4)] = KERNEL_CS
-    cpu.memory[wrap16(top - 5)] = cpu.rip
+    cpu.memory[wrap16(top - 5)] = rip
     if error_words != 0:
         cpu.memory[wrap16(top - 6)] = error
     cpu.rsp = wrap16(top - 5 - error_words)
 
 
-def event_info(vector: u8, error: u32) -> u32:
+@rule("AMD64 APM vol. 2", "Event Injection; Exit During IDT Vectoring")
+def event_info(kind: u8, vector: u8, error_words: u8) -> u32:
     """The event in the format of EVENTINJ and EXITINTINFO."""
-    if vector == NMI_VECTOR:
-        return wrap32(SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI | vector)
-    if pushes_error(vector):
-        return wrap32(SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_EXEPT | SVM_EVTINJ_VALID_ERR | vector)
-    return wrap32(SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_EXEPT | vector)
+    event_type: u32 = SVM_EVTINJ_TYPE_EXEPT if kind >= TRAP else kind << SVM_EVTINJ_TYPE_SHIFT
+    error_valid: u32 = SVM_EVTINJ_VALID_ERR if error_words != 0 else 0
+    return SVM_EVTINJ_VALID | event_type | error_valid | vector
+
+
+def error_words_of(kind: u8, vector: u8) -> u8:
+    """1 if an error code is pushed: only exceptions have one."""
+    return 1 if kind >= TRAP and pushes_error(vector) else 0
+
+
+@rule("AMD64 APM vol. 2", "Debug Status Register (DR6); DR Intercepts")
+def dr6_as_read(cpu: Cpu, vmcb: Vmcb) -> u32:
+    """DR6 as the guest can read it: where its reads are intercepted, what its hypervisor answers."""
+    if cpu.guest_mode and (vmcb.intercept_dr >> INTERCEPT_DR6_READ) & 1 != 0:
+        return cpu.read_dr6
+    return cpu.dr6
 
 
 @rule("AMD64 APM vol. 2", "Interrupt To Same Privilege in Long Mode; Interrupt Stack Frame")
-def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> u8:
-    """One attempt: gate, stack, frame, flags. The handler starts with IF, TF, RF and NT clear and without a shadow."""
+def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, kind: u8, vector: u8, error: u32, rip: u16) -> u8:
+    """One attempt: gate, stack, frame, flags. The handler starts with IF, TF, RF and NT clear, without a shadow, and
+    without a trap of its own."""
     if vector >= VECTORS or m.idt[vector] == 0:
         return NOT_PRESENT
     top: u16 = stack_for(m, cpu, vector)
-    error_words: u8 = 1 if pushes_error(vector) else 0
+    error_words: u8 = error_words_of(kind, vector)
     if top % PAGE_WORDS < 5 + error_words or top >= MEMORY_WORDS:
         return STACK_FAULT
     page: u16 = top // PAGE_WORDS
     if cpu.guest_mode and (cpu.cold >> (page & 7)) & 1 != 0:
-        vmexit_stack_npf(m, cpu, vmcb, page, event_info(vector, error), error)
+        vmexit_stack_npf(m, cpu, vmcb, page, event_info(kind, vector, error_words), error)
         return EXITED
-    see_delivery(cpu, vector, cpu.rip, cpu.rflags, error)
-    push_frame(cpu, top, error_words, error)
+    see_delivery(cpu, vector, rip, cpu.rflags, dr6_as_read(cpu, vmcb) if vector == DB_VECTOR else error)
+    push_frame(cpu, top, kind, rip, error_words, error)
     cpu.rip = wrap16(m.idt[vector] - 1)
     cpu.rflags = cpu.rflags & ~(X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_RF | X86_EFLAGS_NT)
     cpu.shadow = SHADOW_NONE
@@ -127,32 +155,54 @@ def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> 
     return DELIVERED
 
 
-@rule("AMD64 APM vol. 2", "Double-Fault Exception; Shutdown", "memory")
-def deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> None:
-    """Deliver an event. A fault on the way replaces it, or makes #DF of the two; a fault while #DF is delivered shuts
-    the processor down."""
+@rule("AMD64 APM vol. 2", "Double-Fault Exception; Shutdown; Exception Intercepts", "memory")
+def deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, kind: u8, vector: u8, error: u32, rip: u16) -> None:
+    """Deliver an event; rip is where its handler returns to. A fault on the way is intercepted, replaces the event, or
+    makes #DF of the two, in this order; a fault while #DF is delivered shuts the processor down."""
+    what: u8 = kind
     current: u8 = vector
     code: u32 = error
+    back: u16 = rip
     for _attempt in range(4):
-        outcome: u8 = try_to_deliver(m, cpu, vmcb, current, code)
+        outcome: u8 = try_to_deliver(m, cpu, vmcb, what, current, code, back)
         if outcome <= EXITED:
             return
         if current == DF_VECTOR:
             break
         fault: u8 = NP_VECTOR if outcome == NOT_PRESENT else PF_VECTOR
+        fault_code: u32 = gate_error(what, current) if outcome == NOT_PRESENT else PF_WRITE
+        event: u32 = event_info(what, current, error_words_of(what, current))
+        if fault_exits(m, cpu, vmcb, fault, fault_code, event, code):
+            return
         if cpu.guest_mode and m.sev_es and exception_intercepted(vmcb, fault):
-            code = wrap32(SVM_EXIT_EXCP_BASE + fault)
+            fault_code = wrap32(SVM_EXIT_EXCP_BASE + fault)
             fault = VC_VECTOR
-        elif fault == NP_VECTOR:
-            code = wrap32(current * 8 + ERROR_IDT + ERROR_EXT)
-        else:
-            code = PF_WRITE
         if makes_double_fault(current, fault):
-            current = DF_VECTOR
-            code = 0
-        else:
-            current = fault
+            fault = DF_VECTOR
+            fault_code = 0
+            if fault_exits(m, cpu, vmcb, fault, fault_code, event, code):
+                return
+        current = fault
+        code = fault_code
+        what = FAULT
+        back = cpu.rip
     shut_down(m, cpu, vmcb)
+
+
+@rule("AMD64 APM vol. 2", "Exception Intercepts; Exit During IDT Vectoring")
+def fault_exits(m: Machine, cpu: Cpu, vmcb: Vmcb, fault: u8, error: u32, event: u32, event_error: u32) -> bool:
+    """A fault met while an event is delivered exits if it is intercepted, unless the guest's state is encrypted."""
+    if cpu.guest_mode == 0 or m.sev_es or not exception_intercepted(vmcb, fault):
+        return False
+    vmexit_exception(m, cpu, vmcb, fault, error, event, event_error)
+    return True
+
+
+@rule("AMD64 APM vol. 2", "Error Codes: Selector-Error Code")
+def gate_error(kind: u8, vector: u8) -> u32:
+    """The error code for an absent gate: its number, IDT, and EXT unless an instruction asked for the event."""
+    asked_for: bool = kind == SOFT or (kind == TRAP and BP_VECTOR <= vector <= OF_VECTOR)
+    return wrap32(vector * 8 + ERROR_IDT + (0 if asked_for else ERROR_EXT))
 
 
 @rule("AMD64 APM vol. 2", "Shutdown; Shutdown Intercept")
@@ -163,12 +213,28 @@ def shut_down(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
         vmexit_shutdown(m, cpu, vmcb)
 
 
+@rule("AMD64 APM vol. 2", "Exception Intercepts; #VC Exception")
+def raise_exception(m: Machine, cpu: Cpu, vmcb: Vmcb, kind: u8, vector: u8, error: u32, rip: u16) -> None:
+    """An exception of the guest's own. Intercepted it exits, RIP still where it was, and for INT3 nRIP behind it; an
+    SEV-ES guest gets #VC."""
+    if cpu.guest_mode == 0 or not exception_intercepted(vmcb, vector):
+        deliver(m, cpu, vmcb, kind, vector, error, rip)
+    elif m.sev_es:
+        deliver(m, cpu, vmcb, FAULT, VC_VECTOR, wrap32(SVM_EXIT_EXCP_BASE + vector), rip)
+    else:
+        vmexit_exception(m, cpu, vmcb, vector, error, 0, 0)
+        if vector == BP_VECTOR:
+            vmcb.next_rip = rip
+
+
 def raise_fault(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> None:
-    """A fault of the current instruction. Intercepted in an SEV-ES guest it is a non-automatic exit: #VC instead."""
-    if cpu.guest_mode and m.sev_es and exception_intercepted(vmcb, vector):
-        deliver(m, cpu, vmcb, VC_VECTOR, wrap32(SVM_EXIT_EXCP_BASE + vector))
-        return
-    deliver(m, cpu, vmcb, vector, error)
+    """A fault of the current instruction."""
+    raise_exception(m, cpu, vmcb, FAULT, vector, error, cpu.rip)
+
+
+def raise_vc(m: Machine, cpu: Cpu, vmcb: Vmcb, code: u32) -> None:
+    """#VC of the current instruction: what exits in other guests. The error code is the exit code."""
+    deliver(m, cpu, vmcb, FAULT, VC_VECTOR, code, cpu.rip)
 
 
 def raise_gp(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:

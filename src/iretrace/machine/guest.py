@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from iretrace.machine.cpu import (
+    BP_VECTOR,
     CODE_SIZE,
     KERNEL_CS,
     KERNEL_DS,
     KNOB_IRET_FAULT_UNMASKS,
     KNOB_TRAP_EXIT_KEEPS_SHADOW,
     MEMORY_WORDS,
+    OP_ADD_RSP,
+    OP_ANDN_STACK,
+    OP_CLGI,
     OP_CLI,
     OP_CPUID,
     OP_HLT,
+    OP_INT,
+    OP_INT3,
     OP_IRETQ,
     OP_JMP,
     OP_MARK,
     OP_MOV_SS,
+    OP_MOV_STACK,
+    OP_OR_STACK,
     OP_PAUSE,
+    OP_POPFQ,
     OP_PUSH,
+    OP_PUSHFQ,
     OP_SKIP,
     OP_SPIN,
+    OP_STGI,
     OP_STI,
+    OP_UD2,
     OP_VMGEXIT,
     PAGE_WORDS,
     PF_VECTOR,
@@ -28,8 +40,8 @@ from iretrace.machine.cpu import (
     SHADOW_NONE,
     SHADOW_STI,
     STACK_WORDS,
+    UD_VECTOR,
     VC_FORWARD,
-    VC_VECTOR,
     X86_EFLAGS_FIXED,
     X86_EFLAGS_IF,
     X86_EFLAGS_NT,
@@ -38,29 +50,40 @@ from iretrace.machine.cpu import (
     Cpu,
     Machine,
     knob,
+    see_flags,
     see_mark,
 )
-from iretrace.machine.delivery import deliver, raise_fault, raise_gp
+from iretrace.machine.delivery import PF_WRITE, SOFT, TRAP, deliver, raise_exception, raise_fault, raise_gp, raise_vc
 from iretrace.machine.ghcb import GHCB_GPA, Ghcb
-from iretrace.machine.svm import NPF_WRITE_USER, PAGE_SHIFT, intercepted, vmexit
+from iretrace.machine.svm import NPF_WRITE_USER, PAGE_SHIFT, exits_instead, intercepted, vmexit
 from iretrace.machine.vmcb import (
+    INTERCEPT_CLGI,
     INTERCEPT_CPUID,
     INTERCEPT_HLT,
+    INTERCEPT_INTN,
     INTERCEPT_IRET,
     INTERCEPT_PAUSE,
+    INTERCEPT_POPF,
+    INTERCEPT_PUSHF,
+    INTERCEPT_STGI,
     SVM_EXIT_CPUID,
     SVM_EXIT_HLT,
     SVM_EXIT_IRET,
     SVM_EXIT_NPF,
     SVM_EXIT_PAUSE,
     SVM_EXIT_VMGEXIT,
+    V_GIF_ENABLE_MASK,
+    V_GIF_MASK,
     Vmcb,
 )
 from iretrace.subset import rule, u8, u16, u32, u64, wrap8, wrap16, wrap64
 
 NPF_READ_USER = 0x4
-PF_WRITE = 2
 PF_FETCH = 0x10
+
+# Operands of instructions that change a word of the stack.
+STACK_OFFSET_SHIFT = 24
+STACK_IMMEDIATE = 0xFF_FFFF
 
 # ghcb.save.valid_bitmap: bit n stands for the quadword at offset 8 * n of struct ghcb_save_area.
 GHCB_VALID_SW_EXIT_HI = 7 << (0x390 // 8 - 64)
@@ -69,8 +92,12 @@ GHCB_VALID_RAX_LO = 1 << (0x1F8 // 8)
 GHCB_VALID_RCX_HI = 1 << (0x308 // 8 - 64)
 
 
+@rule("AMD64 APM vol. 2", "Single Stepping; Resume Flag (RF) Bit; Interrupt Shadows")
 def retire(cpu: Cpu, next_rip: u16) -> None:
-    """The instruction completes: RIP moves on, and a shadow that covered the instruction ends with it."""
+    """The instruction completes: RIP moves on, a shadow that covered it ends with it, RF is cleared, and if TF was set
+    when it began, a trap is due. An instruction that changes TF does so only after this."""
+    if cpu.rflags & X86_EFLAGS_TF != 0:
+        cpu.trap = 1
     cpu.rip = next_rip
     cpu.shadow = SHADOW_NONE
     cpu.rflags = cpu.rflags & ~X86_EFLAGS_RF
@@ -88,16 +115,21 @@ def sti(cpu: Cpu) -> None:
 
 @rule("Bochs", "cpu/event.cc:interrupts inhibited by MOV SS", "emulator")
 def mov_ss(cpu: Cpu) -> None:
-    """MOV SS casts a shadow over the next instruction; of several in a row only the first does."""
+    """MOV SS casts a shadow over the next instruction, which also hides the single-step trap: it comes after that one.
+    Of several in a row only the first casts it."""
     in_shadow: bool = cpu.shadow == SHADOW_MOV_SS
     retire(cpu, wrap16(cpu.rip + 1))
     if not in_shadow:
         cpu.shadow = SHADOW_MOV_SS
+        cpu.trap = 0
 
 
 @rule("AMD64 APM vol. 2", "HLT Intercept; Types of Exits (SEV-ES)")
 def hlt(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """HLT waits for an event that is taken. Intercepted under SEV-ES it is an automatic exit, RIP already past it."""
+    """HLT waits for an event that is taken. Intercepted it exits before it has done anything; under SEV-ES that is an
+    automatic exit, RIP already past it."""
+    if exits_instead(m, cpu, vmcb, INTERCEPT_HLT):
+        return
     if cpu.guest_mode and intercepted(vmcb, INTERCEPT_HLT):
         automatic_exit(m, cpu, vmcb, SVM_EXIT_HLT)
         return
@@ -109,7 +141,8 @@ def hlt(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 def pause(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """An intercepted PAUSE exits when the filter counter is used up; litmus guests never execute thousands of them."""
     if cpu.guest_mode and intercepted(vmcb, INTERCEPT_PAUSE) and vmcb.pause_filter_count == 0:
-        automatic_exit(m, cpu, vmcb, SVM_EXIT_PAUSE)
+        if not exits_instead(m, cpu, vmcb, INTERCEPT_PAUSE):
+            automatic_exit(m, cpu, vmcb, SVM_EXIT_PAUSE)
         return
     retire(cpu, wrap16(cpu.rip + 1))
 
@@ -125,15 +158,16 @@ def automatic_exit(m: Machine, cpu: Cpu, vmcb: Vmcb, code: u64) -> None:
     vmexit(m, cpu, vmcb, code, 0, 0)
 
 
-@rule("AMD64 APM vol. 2", "#VC Exception; Non-Automatic Exits")
+@rule("AMD64 APM vol. 2", "#VC Exception; Non-Automatic Exits; CPUID Intercept")
 def cpuid(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """CPUID is a non-automatic exit of an SEV-ES guest: no #VMEXIT, but #VC with the exit code as error code.
 
     On the machine alone it stands for what an ideal hypervisor must have the guest do, so it is #VC there too."""
     if m.sev_es and (cpu.guest_mode == 0 or intercepted(vmcb, INTERCEPT_CPUID)):
-        deliver(m, cpu, vmcb, VC_VECTOR, SVM_EXIT_CPUID)
+        raise_vc(m, cpu, vmcb, SVM_EXIT_CPUID)
         return
-    retire(cpu, wrap16(cpu.rip + 1))
+    if not exits_instead(m, cpu, vmcb, INTERCEPT_CPUID):
+        retire(cpu, wrap16(cpu.rip + 1))
 
 
 @rule("AMD64 APM vol. 2", "VMGEXIT; Types of Exits (SEV-ES)")
@@ -177,29 +211,116 @@ def skip(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 
 @rule("AMD64 APM vol. 2", "Nested Page Fault: the instruction restarts; Interrupt Shadows")
-def push(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """PUSH of a zero. On a cold page it exits before it has done anything, a shadow that covers it still open."""
-    if cpu.rsp % PAGE_WORDS == 0 or cpu.rsp >= MEMORY_WORDS:
-        raise_fault(m, cpu, vmcb, PF_VECTOR, PF_WRITE)
+def no_access(m: Machine, cpu: Cpu, vmcb: Vmcb, at: u16, write: bool) -> bool:
+    """The instruction cannot reach a word of its stack: there is no page, or nested paging has not mapped it. Then it
+    has faulted or exited before it has done anything, a shadow that covers it still open."""
+    if at % PAGE_WORDS >= STACK_WORDS or at >= MEMORY_WORDS:
+        raise_fault(m, cpu, vmcb, PF_VECTOR, PF_WRITE if write else 0)
+        return True
+    page: u16 = at // PAGE_WORDS
+    if cpu.guest_mode == 0 or (cpu.cold >> (page & 7)) & 1 == 0:
+        return False
+    vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_WRITE_USER if write else NPF_READ_USER, wrap64(page << PAGE_SHIFT))
+    return True
+
+
+@rule("AMD64 APM vol. 3", "PUSH")
+def push(m: Machine, cpu: Cpu, vmcb: Vmcb, value: u32) -> None:
+    """PUSH stores below RSP and moves RSP there."""
+    at: u16 = wrap16(cpu.rsp - 1)
+    if no_access(m, cpu, vmcb, at, True):
         return
-    page: u16 = cpu.rsp // PAGE_WORDS
-    if cpu.guest_mode and (cpu.cold >> (page & 7)) & 1 != 0:
-        vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_WRITE_USER, wrap64(page << PAGE_SHIFT))
+    cpu.rsp = at
+    cpu.memory[at] = value
+    retire(cpu, wrap16(cpu.rip + 1))
+
+
+@rule("AMD64 APM vol. 3", "PUSHF, PUSHFD, PUSHFQ")
+def pushfq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """PUSHFQ stores RFLAGS with RF clear; where the guest can read it, TF and IF are an observation."""
+    if exits_instead(m, cpu, vmcb, INTERCEPT_PUSHF):
         return
-    cpu.rsp = wrap16(cpu.rsp - 1)
-    cpu.memory[cpu.rsp] = 0
+    at: u16 = wrap16(cpu.rsp - 1)
+    if no_access(m, cpu, vmcb, at, True):
+        return
+    if m.hidden[cpu.rip] == 0:
+        see_flags(cpu)
+    push(m, cpu, vmcb, cpu.rflags & ~X86_EFLAGS_RF)
+
+
+@rule("AMD64 APM vol. 3", "POPF, POPFD, POPFQ")
+def popfq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """POPFQ loads TF, IF and NT; RF is cleared. IF going up casts no shadow. TF traps first after the next
+    instruction."""
+    if exits_instead(m, cpu, vmcb, INTERCEPT_POPF) or no_access(m, cpu, vmcb, cpu.rsp, False):
+        return
+    flags: u32 = cpu.memory[cpu.rsp] & (X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_NT)
+    retire(cpu, wrap16(cpu.rip + 1))
+    cpu.rsp = wrap16(cpu.rsp + 1)
+    cpu.rflags = X86_EFLAGS_FIXED | flags
+
+
+def stack_word(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8, arg: u32) -> None:
+    """OR, AND NOT or MOV of an immediate to a word of the stack."""
+    at: u16 = wrap16(cpu.rsp + (arg >> STACK_OFFSET_SHIFT))
+    if no_access(m, cpu, vmcb, at, True):
+        return
+    value: u32 = arg & STACK_IMMEDIATE
+    if op == OP_OR_STACK:
+        cpu.memory[at] |= value
+    elif op == OP_ANDN_STACK:
+        cpu.memory[at] = cpu.memory[at] & ~value
+    else:
+        cpu.memory[at] = value
+    retire(cpu, wrap16(cpu.rip + 1))
+
+
+@rule("AMD64 APM vol. 3", "INT; INT3: interrupts generated by software return behind the instruction")
+def software_interrupt(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8, vector: u32) -> None:
+    """INT3 raises #BP, INT goes through the gate of its vector. The return address is behind it; if the delivery is cut
+    off, RIP is still at it. It does not complete as other instructions do: its own TF ends with the delivery."""
+    behind: u16 = wrap16(cpu.rip + 1)
+    if op == OP_INT3:
+        raise_exception(m, cpu, vmcb, TRAP, BP_VECTOR, 0, behind)
+    elif not exits_instead(m, cpu, vmcb, INTERCEPT_INTN):
+        deliver(m, cpu, vmcb, SOFT, wrap8(vector), 0, behind)
+
+
+@rule("AMD64 APM vol. 2", "Enabling SVM; Virtual GIF; Instruction Intercepts")
+def gif_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8) -> None:
+    """STGI and CLGI of a guest whose CPUID has no SVM are #UD on the machine alone. Under a hypervisor EFER.SVME is set
+    in hardware: not intercepted they change V_GIF, or the host's GIF, and the guest has not got its #UD."""
+    number: u8 = INTERCEPT_STGI if op == OP_STGI else INTERCEPT_CLGI
+    if cpu.guest_mode == 0:
+        raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
+        return
+    if m.sev_es and intercepted(vmcb, number):
+        raise_vc(m, cpu, vmcb, number)
+        return
+    if exits_instead(m, cpu, vmcb, number):
+        return
+    if vmcb.int_ctl & V_GIF_ENABLE_MASK != 0:
+        others: u32 = vmcb.int_ctl & ~V_GIF_MASK
+        vmcb.int_ctl = others | V_GIF_MASK if op == OP_STGI else others
     retire(cpu, wrap16(cpu.rip + 1))
 
 
 @rule("AMD64 APM vol. 2", "Types of Exits (SEV-ES); IRET Intercept")
 def iretq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """IRETQ pops RIP, CS, RFLAGS, RSP and SS from what memory holds now, and any IRET that completes unmasks NMIs.
+    """IRETQ pops RIP, CS, RFLAGS, RSP and SS from what memory holds now, and any IRET that completes unmasks NMIs. It
+    casts no shadow. Its intercept comes before all else, so that no IRET which exits has unmasked anything.
 
     In an SEV-ES guest the IRET intercept cannot exit: the guest gets #VC(74h) instead."""
+    if exits_instead(m, cpu, vmcb, INTERCEPT_IRET):
+        return
     if cpu.guest_mode and m.sev_es and intercepted(vmcb, INTERCEPT_IRET):
-        deliver(m, cpu, vmcb, VC_VECTOR, SVM_EXIT_IRET)
+        raise_vc(m, cpu, vmcb, SVM_EXIT_IRET)
         return
     page: u16 = cpu.rsp // PAGE_WORDS
+    if cpu.rflags & X86_EFLAGS_NT != 0:
+        iret_fault(m, cpu)
+        raise_gp(m, cpu, vmcb)
+        return
     if cpu.rsp % PAGE_WORDS + 5 > STACK_WORDS or cpu.rsp >= MEMORY_WORDS:
         iret_fault(m, cpu)
         raise_fault(m, cpu, vmcb, PF_VECTOR, 0)
@@ -251,20 +372,35 @@ def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     elif op == OP_SKIP:
         skip(m, cpu, vmcb)
     elif op == OP_PUSH:
-        push(m, cpu, vmcb)
-    elif op == OP_JMP:
-        retire(cpu, wrap16(m.args[cpu.rip]))
-    elif op == OP_SPIN:
-        retire(cpu, cpu.rip)
+        push(m, cpu, vmcb, 0)
+    elif op == OP_PUSHFQ:
+        pushfq(m, cpu, vmcb)
+    elif op == OP_POPFQ:
+        popfq(m, cpu, vmcb)
+    elif OP_INT3 <= op <= OP_INT:
+        software_interrupt(m, cpu, vmcb, op, m.args[cpu.rip])
+    elif OP_OR_STACK <= op <= OP_MOV_STACK:
+        stack_word(m, cpu, vmcb, op, m.args[cpu.rip])
+    elif OP_STGI <= op <= OP_CLGI:
+        gif_instruction(m, cpu, vmcb, op)
+    elif op == OP_UD2:
+        raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
     else:
-        plain(m, cpu, op)
+        moves_on(m, cpu, op)
 
 
-def plain(m: Machine, cpu: Cpu, op: u8) -> None:
-    """Instructions that only move on: nop, cli, mark."""
+def moves_on(m: Machine, cpu: Cpu, op: u8) -> None:
+    """Instructions that touch neither memory nor events: nop, cli, mark, add rsp, jmp, spin."""
     at: u16 = cpu.rip
-    retire(cpu, wrap16(at + 1))
+    to: u16 = wrap16(at + 1)
+    if op == OP_JMP:
+        to = wrap16(m.args[at])
+    elif op == OP_SPIN:
+        to = at
+    retire(cpu, to)
     if op == OP_CLI:
         cpu.rflags = cpu.rflags & ~X86_EFLAGS_IF
+    elif op == OP_ADD_RSP:
+        cpu.rsp = wrap16(cpu.rsp + m.args[at])
     elif op == OP_MARK and m.hidden[at] == 0:
         see_mark(cpu, wrap8(m.args[at]))

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from iretrace.litmus.test import VECTORS, Test
+from iretrace.litmus import test as litmus
+from iretrace.litmus.test import Test
 from iretrace.machine.cpu import (
     CODE_SIZE,
+    DR6_RESET,
     MEMORY_WORDS,
+    PAGE_DB,
     PAGE_DF,
     PAGE_MAIN,
     PAGE_NMI,
     PAGE_VC,
     STACK_WORDS,
     VC_VECTOR,
+    VECTORS,
     X86_EFLAGS_FIXED,
     X86_EFLAGS_IF,
     Cpu,
     Machine,
 )
 
-STACK_PAGES = {"main": PAGE_MAIN, "nmi": PAGE_NMI, "vc": PAGE_VC, "df": PAGE_DF}
-VECTOR_PAGES = {VECTORS[name]: page for name, page in STACK_PAGES.items() if name in VECTORS}
+STACK_PAGES = {"main": PAGE_MAIN, "nmi": PAGE_NMI, "vc": PAGE_VC, "df": PAGE_DF, "db": PAGE_DB}
+VECTOR_PAGES = {litmus.VECTORS[name]: page for name, page in STACK_PAGES.items() if name in litmus.VECTORS}
 
 
 def make_machine(test: Test, vcpu: str, knobs: int) -> Machine:
     """The constants of a run of this test on this vCPU kind, with these values of the disputed rules."""
     ops = [int(instruction.op) for instruction in test.code]
     args = [instruction.arg for instruction in test.code]
-    idt = [0] * 32
-    ist = [PAGE_MAIN] * 32
+    idt = [0] * VECTORS
+    ist = [PAGE_MAIN] * VECTORS
     for vector, start in test.handlers:
         idt[vector] = start + 1
         if vector in test.ist:
@@ -63,17 +67,22 @@ def make_cpu(test: Test) -> Cpu:
         rip=test.main,
         rsp=STACK_WORDS,
         rflags=X86_EFLAGS_FIXED | (X86_EFLAGS_IF if test.interrupts else 0),
+        dr6=DR6_RESET,
+        trap=0,
         shadow=0,
         halted=0,
         shutdown=0,
         nmi_latched=0,
         nmi_masked=0,
+        irr=0,
+        isr=0,
         intr_pending=0,
         guest_mode=0,
         event_inj=0,
         event_inj_err=0,
         cold=sum(1 << STACK_PAGES[name] for name in test.cold),
         door=0,
+        read_dr6=0,
         seen=0,
         seen_vector=0,
         seen_rip=0,
@@ -95,4 +104,4 @@ def place(test: Test, rip: int) -> str:
 
 
 def _name(vector: int) -> str:
-    return next((name for name, number in VECTORS.items() if number == vector), f"vector {vector}")
+    return next((name for name, number in litmus.VECTORS.items() if number == vector), f"vector {vector}")

@@ -212,11 +212,7 @@ class Product:
         """What each sender that may land in a host step has still to do."""
         values = self.vcpu.senders.values
         return tuple(
-            values[sender]
-            if sender >= 0
-            else values[fresh]
-            if sender == UNSTARTED and arrival.at < 0
-            else NO_SENDER
+            values[sender] if sender >= 0 else values[fresh] if sender == UNSTARTED and arrival.at < 0 else NO_SENDER
             for sender, fresh, arrival in zip(state.senders, self.vcpu.fresh, self.test.outside, strict=True)
         )
 
@@ -253,7 +249,7 @@ class Product:
         """How the guest goes on for ever if it stays in this state. A vCPU that sleeps has executed HLT."""
         core = self.core(state)
         if core.phase == Phase.BLOCKED:
-            return f"halted at {self.rip(state)}"
+            return f"halted at {self.vcpu.halted_at(state.core)}"
         return ending_of(self.vcpu.machine, unpack(Cpu, self.vcpu.cpus.values[core.cpu]))
 
     # Words. -----------------------------------------------------------------------------------------------------

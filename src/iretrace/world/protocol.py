@@ -80,6 +80,8 @@ class View:
     """kvm_vcpu_arch.interrupt.injected."""
     exception_pending: int = 0
     """An exception is queued or to be re-injected."""
+    dr6_active: int = 0
+    """DR6 as the hypervisor answers a guest's read of it, exclusive or its reset value (DR6_ACTIVE_LOW)."""
 
 
 @dataclass(frozen=True, slots=True)

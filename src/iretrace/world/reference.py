@@ -1,11 +1,14 @@
 """The patient reference: the machine without hypervisor, free to be late, but never to forget.
 
-A state is (number of a Cpu, arrivals in transit as a bit set, how many more are in transit whose sender is done).
-Its rules, and where they come from, are in docs/design.md ("The patient reference"):
+A state is (number of a Cpu, arrivals in transit as a bit set, how many more NMIs are in transit whose sender is done,
+whether the delivery of the interrupt has begun). Its rules, and where they come from, are in docs/design.md ("The
+patient reference"):
   a. an arrival is in transit from its stamp;
   b. it is latched at any later point, but no instruction retires between the end of its sender's call and the latching;
   c. an NMI merges into a latched NMI only while NMIs are blocked; else it waits until the first is taken;
-  d. a latched, unblocked NMI is taken now or later, but it is owed;
+     Interrupts merge freely;
+  d. a latched event that nothing holds is taken now or later, but it is owed. Of several the highest goes first: the
+     interrupt's delivery does not begin while an NMI waits that nothing holds. Once begun it shows before all else;
   e. what the guest itself causes is never late.
 Whether an STI or MOV SS shadow blocks NMIs is up to the implementation, so the reference may do either each time.
 
@@ -15,14 +18,23 @@ nothing is shown it may be ahead or behind. Rule b speaks of its own instruction
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from iretrace.explore.interned import Interned
 from iretrace.explore.monitor import Observation, Stamp
 from iretrace.litmus.test import Test
-from iretrace.machine.boundary import latch_nmi, take_nmi
-from iretrace.machine.cpu import CODE_SIZE, OP_SPIN, SEEN_NOTHING, SHADOW_NONE, Cpu, Machine, see_nothing
+from iretrace.machine.boundary import irq_due, latch_irq, latch_nmi, take_debug_trap, take_irq, take_nmi
+from iretrace.machine.cpu import (
+    CODE_SIZE,
+    OP_SPIN,
+    SEEN_NOTHING,
+    SHADOW_NONE,
+    X86_EFLAGS_TF,
+    Cpu,
+    Machine,
+    see_nothing,
+)
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.guest import execute
 from iretrace.machine.vmcb import Vmcb
@@ -30,11 +42,14 @@ from iretrace.subset import pack, unpack
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
 
-Ref = tuple[int, int, int]
-"""(Cpu by number, in transit with the sender still at it, in transit with the sender done)."""
+Ref = tuple[int, int, int, bool]
+"""(Cpu by number, in transit with the sender still at it, NMIs in transit with the sender done, interrupt begun)."""
 
 Move = tuple[Observation | None, int]
 """(what it shows, the Cpu after it)."""
+
+Take = Callable[[Machine, Cpu, Vmcb], None]
+"""A rule by which an event is taken."""
 
 
 def observation(cpu: Cpu) -> Observation | None:
@@ -72,15 +87,21 @@ class Known:
     rip: int
     ending: str
     room: bool
-    """An arrival can be latched: the latch is empty, or blocked and so merges."""
+    """An NMI can be latched: the latch is empty, or blocked and so merges."""
     due: bool
     """An NMI is latched that nothing but a shadow holds: it may be taken, and is owed."""
-    latched: int
+    irq_owed: bool
+    """The interrupt waits, and nothing but a shadow holds it."""
+    nmi_latched: int
     """The Cpu with its NMI latched."""
+    irq_latched: int
+    """The Cpu with its interrupt latched."""
     taken: Move | None
-    """Taking the latched NMI, if it is due."""
+    """Taking the latched NMI, if it is due and no trap comes first."""
+    irq_taken: Move | None
+    """Taking the interrupt, if nothing holds it and no trap comes first."""
     executed: Move | None
-    """Executing the next instruction, unless halted or shut down."""
+    """Taking the trap of the instruction before, or executing the next instruction, unless halted or shut down."""
 
 
 class PatientReference:
@@ -88,6 +109,7 @@ class PatientReference:
 
     def __init__(self, test: Test, vcpu: str, knobs: int) -> None:
         self.machine = make_machine(test, vcpu, knobs)
+        self._kinds = [arrival.kind for arrival in test.outside]
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
         cpu = make_cpu(test)
@@ -96,46 +118,66 @@ class PatientReference:
         self._vmcb = Vmcb()
         self._ghcb = Ghcb()
         self.without_contract = ""
-        """Not empty: a VMGEXIT without a contract was executed; the verdict is undetermined."""
+        """Not empty: the guest did something that has no contract; the verdict is undetermined."""
 
     def start(self) -> Ref:
         """The machine as main begins."""
-        return (self._first, 0, 0)
+        return (self._first, 0, 0, False)
 
     def stamp(self, state: Ref, event: Stamp) -> Ref:
-        """("start", i): arrival i is in transit. ("end", i): its sender's call has returned."""
-        cpu, transit, done = state
+        """("start", i): arrival i is in transit. ("end", i): its sender's call has returned.
+
+        An interrupt can be latched at once then: however long it waits to be latched, it merges or waits for ever. A
+        signal is for the hypervisor's thread; the guest's processor does not know of it."""
+        cpu, transit, done, begun = state
         what, arrival = event
+        kind = self._kinds[arrival]
         bit = 1 << arrival
+        if kind == "signal":
+            return state
         if what == "start":
-            return (cpu, transit | bit, done)
-        if transit & bit:
-            return (cpu, transit & ~bit, done + 1)
-        return state
+            return (cpu, transit | bit, done, begun)
+        if not transit & bit:
+            return state
+        if kind == "irq":
+            return (self.known(cpu).irq_latched, transit & ~bit, done, begun)
+        return (cpu, transit & ~bit, done + 1, begun)
 
     def moves(self, state: Ref) -> Iterator[tuple[Observation | None, Ref]]:
-        """Latch an arrival, take the latched NMI, or execute the next instruction."""
-        cpu, transit, done = state
+        """Latch an arrival, take the latched NMI, begin the interrupt, or do what the guest itself causes."""
+        cpu, transit, done, begun = state
         known = self.known(cpu)
-        if known.room:
-            if done:
-                yield None, (known.latched, transit, done - 1)
-            for arrival in range(transit.bit_length()):
-                if transit >> arrival & 1:
-                    yield None, (known.latched, transit & ~(1 << arrival), done)
+        if known.room and done:
+            yield None, (known.nmi_latched, transit, done - 1, begun)
+        for arrival in range(transit.bit_length()):
+            if transit >> arrival & 1:
+                rest = transit & ~(1 << arrival)
+                if self._kinds[arrival] == "irq":
+                    yield None, (known.irq_latched, rest, done, begun)
+                elif known.room:
+                    yield None, (known.nmi_latched, rest, done, begun)
+        if begun:
+            assert known.irq_taken is not None
+            shown, after = known.irq_taken
+            yield shown, (after, transit, done, False)
+            return
         if known.taken is not None:
             shown, after = known.taken
-            yield shown, (after, transit, done)
-        # No arrival whose sender is done is still in transit, unless it waits for the latched NMI to be taken.
+            yield shown, (after, transit, done, False)
+        # With `done` an NMI is in transit whose sender is done: room for it comes with the latched one's delivery.
+        if known.irq_taken is not None and done == 0 and not known.due:
+            yield None, (cpu, transit, done, True)
         if known.executed is not None and (done == 0 or known.due):
             shown, after = known.executed
-            yield shown, (after, transit, done)
+            yield shown, (after, transit, done, False)
 
     def owes_nothing(self, state: Ref) -> bool:
-        """Nothing is in transit, and no NMI waits that nothing holds. After a shutdown nothing can come any more."""
-        cpu, transit, done = state
+        """Nothing is in transit, and no event waits that nothing holds. After a shutdown nothing can come any more."""
+        cpu, transit, done, begun = state
         known = self.known(cpu)
-        return known.ending == "shutdown" or (transit == 0 and done == 0 and not known.due)
+        if known.ending == "shutdown":
+            return True
+        return transit == 0 and done == 0 and not begun and not known.due and not known.irq_owed
 
     def goes_on(self, state: Ref) -> str:
         """How it goes on for ever by itself, showing nothing and owing nothing; "" if it does not."""
@@ -143,7 +185,7 @@ class PatientReference:
         at = state[0]
         while at not in way:
             known = self.known(at)
-            if known.due:
+            if known.due or known.irq_owed:
                 return ""
             if known.ending:
                 return known.ending
@@ -172,22 +214,44 @@ class PatientReference:
         cpu = unpack(Cpu, packed)
         blocked = cpu.nmi_masked or cpu.shadow != SHADOW_NONE
         due = bool(cpu.nmi_latched and not cpu.nmi_masked and not cpu.shutdown)
-        ending = ending_of(self.machine, cpu)
-        latched = unpack(Cpu, packed)
-        latch_nmi(latched)
+        interruptible = not cpu.trap and not cpu.shutdown
+        nmi_latched, irq_latched, unshadowed = unpack(Cpu, packed), unpack(Cpu, packed), unpack(Cpu, packed)
+        latch_nmi(nmi_latched)
+        latch_irq(irq_latched)
+        unshadowed.shadow = SHADOW_NONE
         return Known(
             rip=cpu.rip,
-            ending=ending,
+            ending=self._ending(cpu),
             room=bool(blocked or not cpu.nmi_latched),
             due=due,
-            latched=self._cpus(pack(latched)),
-            taken=self._take(unpack(Cpu, packed)) if due else None,
-            executed=None if cpu.halted or cpu.shutdown else self._execute(cpu),
+            irq_owed=irq_due(unshadowed) and not cpu.shutdown,
+            nmi_latched=self._cpus(pack(nmi_latched)),
+            irq_latched=self._cpus(pack(irq_latched)),
+            taken=self._do(take_nmi, packed) if due and interruptible else None,
+            irq_taken=self._do(take_irq, packed) if irq_due(cpu) and interruptible else None,
+            executed=self._go_on(packed, cpu),
         )
 
-    def _take(self, cpu: Cpu) -> Move:
+    def _ending(self, cpu: Cpu) -> str:
+        """How a processor goes on that stays as it is. Single-stepped none does."""
+        if cpu.trap or (cpu.rflags & X86_EFLAGS_TF and not cpu.halted and not cpu.shutdown):
+            return ""
+        return ending_of(self.machine, cpu)
+
+    def _go_on(self, packed: tuple[object, ...], cpu: Cpu) -> Move | None:
+        """What the guest itself causes."""
+        if cpu.shutdown:
+            return None
+        if cpu.trap:
+            if self.machine.sev_es:
+                self.without_contract = "a single-step trap in an SEV-ES guest is not modelled"
+            return self._do(take_debug_trap, packed)
+        return None if cpu.halted else self._execute(cpu)
+
+    def _do(self, take: Take, packed: tuple[object, ...]) -> Move:
+        cpu = unpack(Cpu, packed)
         see_nothing(cpu)
-        take_nmi(self.machine, cpu, self._vmcb)
+        take(self.machine, cpu, self._vmcb)
         return self._after(cpu)
 
     def _execute(self, cpu: Cpu) -> Move:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -15,10 +15,17 @@ from iretrace.explore.interned import Interned
 from iretrace.explore.monitor import Stamp
 from iretrace.litmus.test import Test
 from iretrace.machine.boundary import guest_step
-from iretrace.machine.cpu import SEEN_MARK, VC_VECTOR, Cpu
+from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, SEEN_MARK, VC_VECTOR, Cpu
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.svm import PAGE_SHIFT, vmrun
-from iretrace.machine.vmcb import SVM_EXIT_ERR, SVM_EXIT_IRET, SVM_EXIT_VMGEXIT, Vmcb
+from iretrace.machine.svm import PAGE_SHIFT, exception_intercepted, vmrun
+from iretrace.machine.vmcb import (
+    INTERCEPT_DR6_READ,
+    SVM_EVTINJ_VEC_MASK,
+    SVM_EXIT_ERR,
+    SVM_EXIT_IRET,
+    SVM_EXIT_VMGEXIT,
+    Vmcb,
+)
 from iretrace.subset import pack, unpack
 from iretrace.world.guest import make_cpu, make_machine
 from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Landing, Pause, PauseKind, SenderState, Sent
@@ -112,8 +119,9 @@ class Vcpu:
         self._did: dict[tuple[int, int, int], Did] = {}
         self._interrupted: dict[int, int] = {}
         self._pauses: dict[Hashable, list[tuple[Schedule, Pause]]] = {}
+        self._shows_dr6: dict[int, bool] = {}
         self._handed: dict[tuple[int, bool, int], int] = {}
-        self._entered: dict[tuple[int, int], tuple[int, int] | None] = {}
+        self._entered: dict[tuple[int, int, int], tuple[int, int] | None] = {}
 
     def core(self, number: int) -> Core:
         """The core of that number."""
@@ -153,12 +161,12 @@ class Vcpu:
 
     def _guest_step(self, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> Did:
         before = cpu.rip
-        injecting = cpu.event_inj != 0
+        delivering = cpu.event_inj != 0 or cpu.trap != 0
         guest_step(self.machine, cpu, vmcb, ghcb)
         shown = observation(cpu)
         mark = cpu.seen_vector if cpu.seen == SEEN_MARK else -1
         exited = cpu.guest_mode == 0
-        retired = not injecting and (not exited or vmcb.exit_code == SVM_EXIT_VMGEXIT or cpu.rip != before)
+        retired = not delivering and (not exited or vmcb.exit_code == SVM_EXIT_VMGEXIT or cpu.rip != before)
         defect = self._guest_defect(cpu)
         forget_seen(cpu)
         after = (self.cpus(pack(cpu)), self.vmcbs(pack(vmcb)), self.ghcbs(pack(ghcb)))
@@ -172,6 +180,11 @@ class Vcpu:
         if self.machine.sev_es and at_vc and cpu.rsp < len(cpu.memory) and cpu.memory[cpu.rsp] == SVM_EXIT_IRET:
             return "the guest gets #VC for its IRET, an event that the GHCB protocol does not have"
         return ""
+
+    def halted_at(self, core: int) -> int:
+        """RIP of a sleeping vCPU's guest: behind its HLT, which exits before it is done, but under SEV-ES after."""
+        rip = self.cpu(core).rip
+        return rip + 1 if not self.machine.sev_es and self.machine.ops[rip] == OP_HLT else rip
 
     def interrupted(self, core: int) -> int:
         """The core with a physical interrupt pending."""
@@ -200,7 +213,16 @@ class Vcpu:
 
     def start(self, arrivals: int) -> HostStep:
         """Create the vCPU and run it to its first VMRUN. No sender is around yet."""
-        return self._hand_over(self.cpus(self.first), 0, (UNSTARTED,) * arrivals, (), self.hypervisor.start())
+        pause = self.hypervisor.start()
+        if not pause.unmodelled and not self.machine.sev_es:
+            pause = replace(pause, vmcb=self._set_registers(pause.vmcb))
+        return self._hand_over(self.cpus(self.first), 0, (UNSTARTED,) * arrivals, (), pause)
+
+    def _set_registers(self, packed: tuple[int, ...]) -> tuple[int, ...]:
+        """What the VMM's KVM_SET_REGS before the first KVM_RUN comes to at the first VMRUN."""
+        vmcb, cpu = unpack(Vmcb, packed), unpack(Cpu, self.first)
+        vmcb.rip, vmcb.rsp, vmcb.rflags = cpu.rip, cpu.rsp, cpu.rflags
+        return pack(vmcb)
 
     def woken(self, core: int) -> int:
         """The core of a sleeping vCPU after it woke up, or -1: nobody has woken it."""
@@ -291,10 +313,12 @@ class Vcpu:
 
     def _enter(self, core: Core, made: HostStep) -> None:
         """VMRUN: a refusal is a defect, and so is an error in the GHCB."""
-        key = (core.cpu, core.vmcb)
+        read_dr6 = self._dr6_as_read(core)
+        key = (core.cpu, core.vmcb, read_dr6)
         if key not in self._entered:
             cpu = unpack(Cpu, self.cpus.values[core.cpu])
             vmcb = unpack(Vmcb, self.vmcbs.values[core.vmcb])
+            cpu.read_dr6 = read_dr6
             vmrun(self.machine, cpu, vmcb)
             refused = vmcb.exit_code == SVM_EXIT_ERR and cpu.guest_mode == 0
             self._entered[key] = None if refused else (self.cpus(pack(cpu)), self.vmcbs(pack(vmcb)))
@@ -306,6 +330,16 @@ class Vcpu:
         if made.defect:
             return
         made.core = self.cores(Core(Phase.GUEST, 0, *entered, core.ghcb, core.private))
+
+    def _dr6_as_read(self, core: Core) -> int:
+        """What the hypervisor answers if the guest reads DR6 in a #DB handler that it can enter now; 0: it need not."""
+        known = self._shows_dr6.get(core.vmcb)
+        if known is None:
+            vmcb = unpack(Vmcb, self.vmcbs.values[core.vmcb])
+            enters = vmcb.event_inj & SVM_EVTINJ_VEC_MASK == DB_VECTOR or not exception_intercepted(vmcb, DB_VECTOR)
+            answered = (vmcb.intercept_dr >> INTERCEPT_DR6_READ) & 1 != 0 and not self.machine.sev_es
+            known = self._shows_dr6[core.vmcb] = enters and answered
+        return self.hypervisor.view(self.privates.values[core.private]).dr6_active ^ DR6_RESET if known else 0
 
     def _refusal(self, core: Core) -> str:
         """What the guest asks for by VMGEXIT here has a contract, so that it has to be done: SW_EXITINFO1 is 0."""
