@@ -132,8 +132,8 @@ def test_an_option_of_the_user_changes_a_global() -> None:
 
 def test_only_rows_that_were_asked_for_are_assumptions() -> None:
     rules = load_rules("6.1.0", [], MODELS)
-    assert rules.assumptions() == ()
+    assert rules.assumptions("sev-es") == ()
     rules.function("schedule", "")
     rules.global_("vgif", "")
-    used = [(a.kind, a.what) for a in rules.assumptions()]
+    used = [(a.kind, a.what) for a in rules.assumptions("sev-es")]
     assert used == [("model", "schedule: model=schedule"), ("option", "vgif: value=1")]

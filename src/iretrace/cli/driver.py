@@ -66,12 +66,19 @@ Open = Callable[[str], Hypervisor]
 def tree_opener(request: Request) -> Open:
     """Reads the request's tree, with its patches, and runs it to the first VMRUN. InputError where that cannot be."""
     from iretrace.linux.hypervisor import TreeHypervisor
+    from iretrace.linux.machine import Machine
     from iretrace.linux.tree import open_tree
 
     options = {name: integer(name, value) for name, value in request.options.items()}
+    tree = open_tree(request.tree, request.patches)
     with unreadable_is_input_error():
-        hypervisor = TreeHypervisor(open_tree(request.tree, request.patches), request.rules, options)
-    return lambda _vcpu: hypervisor
+        machine = Machine(tree, request.rules, options)
+
+    def open_hypervisor(vcpu: str) -> Hypervisor:
+        with unreadable_is_input_error():
+            return TreeHypervisor(tree, machine=machine, vcpu=vcpu)
+
+    return open_hypervisor
 
 
 @contextmanager

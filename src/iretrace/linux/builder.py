@@ -117,6 +117,8 @@ class Builder:
         self.types = names.types
         self.path = path
         self.function = function
+        self.guesses = f"{function}()" in names.rules.shared
+        """Whether what a pointer points to may be shared, which only a run can tell."""
         self.variables: list[str] = []
         self.conditions: list[tuple[str, int, int]] = []
         self.stack = 0

@@ -414,6 +414,10 @@ class _Emitter:
     def touch(self, op: Touch, depth: int) -> None:
         """Announce an access to shared memory."""
         base, bit = located(op.base, op.bit)
+        if not op.sure:
+            address = self.text.address(base, bit // 8)
+            self.line(depth, f"C_touch(R,{address},{bit % 8},{op.width},{op.write})")
+            return
         shift = bit % 64
         address = self.text.address(base, bit // 64 * 8)
         bits = hex(((1 << op.width) - 1) << shift)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from iretrace.linux.answers import Site
 from iretrace.linux.program import Program, Run
-from iretrace.linux.sender import Access, Hook, Log, Sender
+from iretrace.linux.sender import Access, EventSender, Hook, Senders
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, Landing, PauseKind, SenderState
 
@@ -17,7 +17,6 @@ NEVER = 1 << 62
 class KernelRun(Run):
     """What the models ask of a run; the vCPU thread's unless cpu says otherwise."""
 
-    cells: frozenset[int] = frozenset()
     cpu = 0
     task = 0
     ghcb = 0
@@ -67,7 +66,7 @@ class HostRun(KernelRun):
     def __init__(
         self,
         program: Program,
-        sender: Sender,
+        sender: Senders,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
         reduce: bool,
@@ -122,11 +121,11 @@ class HostRun(KernelRun):
         state = self.senders[number]
         if state is NO_SENDER:
             return
-        log: Log = state  # type: ignore[assignment]
-        if not log:
+        assert isinstance(state, EventSender)
+        if not state.log:
             self.log.append(("start", number))
-        step = self.sender.step(log, self.m)
-        access = self.sender.access(log)
+        step = self.sender.step(state, self.m)
+        access = self.sender.access(state)
         assert access is not None
         self.m[access.address] = step.word
         for address, value in step.writes:
@@ -134,7 +133,7 @@ class HostRun(KernelRun):
         if step.ipi:
             self.ipi = not (self.interrupts and self.gif)
         self.trace += step.blocks
-        self.senders[number] = step.log if step.after is not None else NO_SENDER
+        self.senders[number] = step.state(state.kind)
         if step.after is None:
             self.log.append(("end", number))
 
@@ -157,10 +156,13 @@ class HostRun(KernelRun):
         known: dict[SenderState, tuple[Access, ...]] = {}
         paths = []
         for number, state in enumerate(self.senders):
-            if state is NO_SENDER or (state in known and state != ()):
+            if state is NO_SENDER:
+                continue
+            assert isinstance(state, EventSender)
+            if state in known and state.log:
                 continue
             if state not in known:
-                known[state] = self.sender.path(state, self.m)  # type: ignore[arg-type]
+                known[state] = self.sender.path(state, self.m)
             paths.append((number, known[state]))
         return paths
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,14 +14,15 @@ from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
 from iretrace.linux.changes import NotedMemory, handling, view_changes
 from iretrace.linux.host import HostRun, KernelRun, SenderRun
-from iretrace.linux.machine import ACCEPT, RUN, Machine, exit_handlers
-from iretrace.linux.prims import Bug
+from iretrace.linux.machine import ACCEPT, RUN, SIGNAL, Machine, exit_handlers
+from iretrace.linux.prims import THREAD_FLAGS, TIF_SIGPENDING, Bug
 from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import WRITTEN_ON_EXIT, ghcb_record, vmcb_record
-from iretrace.linux.sender import Log, Reached, Sender
+from iretrace.linux.sender import EventSender, Reached, Sender, Senders
 from iretrace.linux.tree import Tree
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.linux.view import Viewer
+from iretrace.linux.vm import KINDS, Vm
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import SVM_EVTINJ_VALID, Vmcb
 from iretrace.verdict import Assumption, CLine, InputError
@@ -38,18 +40,24 @@ from iretrace.world.protocol import (
     View,
 )
 
+APIC_DM_FIXED = 0
 APIC_DM_NMI = 0x400
-"""Delivery mode NMI (arch/x86/include/asm/apicdef.h)."""
+"""Delivery modes (arch/x86/include/asm/apicdef.h)."""
+
+IRQ_VECTOR = 0x30
+"""The vector of the device whose interrupt `irq` is."""
+
+EVENTS = ("nmi", "irq", "signal")
+"""Kinds of senders."""
+
+ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
+"""Operations of the vendor's table that examine a waiting event -> field of the view that says that it waits."""
 
 UNTOLD = ("requests", "nmi_queued", "mp_state")
 """Fields of the view whose changes are not worth a line of a counterexample."""
 
 LARGE_TABLE = 256
 """Objects with at least so many words that are not zero are taken for tables."""
-
-START: Log = ()
-"""A sender that has done nothing yet."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
@@ -71,8 +79,8 @@ class TreeHypervisor:
 
     rule_files: more rules (`--rules`). options: `--option` values. negate: a condition of the tree to invert.
     reduce: offer only landings that can matter; False offers every place (for tests of that claim). machine: the tree
-    as another hypervisor has lowered it, to share with that one's successor (its rules and options hold).
-    Raises Unmodelled when the first state cannot be built.
+    as it has been read for another hypervisor, to share with that one (its rules and options hold). vcpu: the kind of
+    its vCPU. Raises Unmodelled when the first state cannot be built; InputError for a kind that has none.
     """
 
     def __init__(
@@ -83,8 +91,12 @@ class TreeHypervisor:
         negate: ConditionId | None = None,
         reduce: bool = True,
         machine: Machine | None = None,
+        vcpu: str = "sev-es",
     ) -> None:
-        self.machine = machine or Machine(tree, rule_files, options or {}, negate)
+        if vcpu not in KINDS:
+            raise InputError(f"--vcpu {vcpu}: Linux trees run the kinds {' and '.join(KINDS)} so far")
+        self.machine = machine or Machine(tree, rule_files, options, negate)
+        self.vm = Vm(self.machine, vcpu)
         self.program = self.machine.program
         self._reduce = reduce
         self._states: dict[Hashable, State] = {}
@@ -94,26 +106,24 @@ class TreeHypervisor:
         self._blocks: set[int] = set()
         self._base: dict[int, int] = {}
         self._base_stack: list[int] = []
-        run, places = self.machine.first_state()
+        run, places = self.vm.first_state()
         self._blocks.update(run.trace)
         self.places = places
         self._base = {word: value for word, value in run.m.items() if value}
-        self._svm = self.machine.address("svm")
-        self._cells = frozenset(self.machine.words("shared")) | {
-            self.machine.address("task"),
-            self.machine.address("task") + 8,
+        self._svm = self.vm.address("svm")
+        self._cells = frozenset(self.vm.words("shared")) | {
+            self.vm.address("task"),
+            self.vm.address("task") + 8,
         }
         self._vmcb = vmcb_record(lambda member: places.find(run, f"svm.vmcb->{member}"))
         self._ghcb = ghcb_record(lambda member: places.find(run, f"ghcb.{member}"))
-        self._masks = self.machine.words("masked")
+        self._masks = self.vm.words("masked")
         for word, mask in self._ghcb.words.items():
             self._masks[word] = self._masks.get(word, 0) | mask
         self._clear = self._cleared_on_exit(run)
         self._exit_reason = self._spot("run.exit_reason", run)
         self._viewer = Viewer(places, run, self._svm)
-        self._sender = Sender(
-            self._run_sender, self._base, self._is_stack, self._masks, self.program.space.describe
-        )
+        self._sender = self._senders()
         self._start = self._first_pause(run.findings)
 
     # Protocol. --------------------------------------------------------------------------------------------------
@@ -129,9 +139,9 @@ class TreeHypervisor:
 
     def sender(self, kind: str) -> SenderState:
         """A fresh sender."""
-        if kind != "nmi":
-            raise InputError(f"outside: {kind}: Linux trees know the outside event nmi")
-        return START
+        if kind not in EVENTS:
+            raise InputError(f"outside: {kind}: Linux trees know the outside events {', '.join(EVENTS)}")
+        return EventSender(kind, ())
 
     def step(
         self,
@@ -161,7 +171,7 @@ class TreeHypervisor:
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken: its task state says that it runs."""
         assert isinstance(private, State)
-        task = self.machine.address("task")
+        task = self.vm.address("task")
         value = dict(private.words).get(task, self._base.get(task, 0))
         return value & 0xFFFF_FFFF == 0
 
@@ -189,14 +199,11 @@ class TreeHypervisor:
             noted.append(NotedMemory(memory, self._viewer.words(), self._statement))
             return noted[-1]
 
-        refusals: list[int] = []
-
-        def asked(run: Any, result: Any) -> None:
-            if result == 0:
-                refusals.append(run.trace[-1])
-
-        asks = self.machine.target("nmi_allowed")
-        with self.program.watched(*asks, asked):
+        refusals: list[tuple[str, int]] = []
+        with ExitStack() as watching:
+            for operation, waits in ASKS.items():
+                seen = partial(_refused, refusals, waits)
+                watching.enter_context(self.program.watched(*self.machine.target(operation), seen))
             pause, run = self._step(private, *packed, cause, senders, schedule, note)
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private), UNTOLD)
@@ -231,7 +238,7 @@ class TreeHypervisor:
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """Rules used so far."""
-        return self.machine.rules.assumptions()
+        return self.machine.rules.assumptions(self.vm.vcpu)
 
     # Host steps. ------------------------------------------------------------------------------------------------
 
@@ -249,9 +256,7 @@ class TreeHypervisor:
         self._freeze_tables()
         self._base_stack = [word for word in self._base if self._is_stack(word)]
         run.m = dict(self._base)
-        self._sender = Sender(
-            self._run_sender, self._base, self._is_stack, self._masks, self.program.space.describe
-        )
+        self._sender = self._senders()
         return self._pause(run, result)
 
     def _freeze_tables(self) -> None:
@@ -275,7 +280,7 @@ class TreeHypervisor:
 
     def _host_run(self, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> HostRun:
         run = HostRun(self.program, self._sender, senders, schedule, self._reduce)
-        self.machine.prepare(run)
+        self.vm.prepare(run)
         run.cells = self._cells
         return run
 
@@ -319,6 +324,8 @@ class TreeHypervisor:
         if kind == PauseKind.ENTER:
             for word, mask in self._clear:
                 run.m[word] = run.m.get(word, 0) & ~mask
+        elif kind == PauseKind.USERSPACE:
+            self._handle_signal(run)
         return Pause(
             kind=kind,
             private=self._intern(run),
@@ -332,6 +339,11 @@ class TreeHypervisor:
             exit_reason=self._reason(run, result) if kind == PauseKind.USERSPACE else 0,
             defects=tuple(run.findings),
         )
+
+    def _handle_signal(self, run: HostRun) -> None:
+        """On the way to userspace the kernel has the thread handle its signals."""
+        flags = self.vm.address("task") + THREAD_FLAGS
+        run.m[flags] = run.m.get(flags, 0) & ~TIF_SIGPENDING
 
     def _reason(self, run: HostRun, result: Any) -> int:
         if isinstance(result, int) and result < 0:
@@ -394,53 +406,71 @@ class TreeHypervisor:
         return spot.address
 
     def _quiet_run(self, private: Private) -> KernelRun:
-        run = self.machine.prepare(KernelRun(self.program))
+        run = self.vm.prepare(KernelRun(self.program))
         self._restore(run, private)
         run.frames = ()
         return run
 
-    def _declined(self, refusals: list[int], pause: Pause) -> CLine | None:
-        """The last statement that examined a waiting NMI and declined it, if no NMI was injected after all."""
-        if pause.unmodelled or not refusals:
+    def _declined(self, refusals: list[tuple[str, int]], pause: Pause) -> CLine | None:
+        """The last statement that examined a waiting event and declined it, if none was injected after all."""
+        if pause.unmodelled:
             return None
         view = self.view(pause.private)
-        if not view.nmi_pending or view.event_inj & SVM_EVTINJ_VALID:
+        if view.event_inj & SVM_EVTINJ_VALID:
             return None
-        lines = [line for block in refusals for line in self.program.block_lines(block)]
+        blocks = [block for waits, block in refusals if getattr(view, waits)]
+        lines = [line for block in blocks for line in self.program.block_lines(block)]
         return lines[-1] if lines else None
 
     # Senders. ---------------------------------------------------------------------------------------------------
 
-    def _run_sender(self, words: dict[int, int], hook: Any) -> SenderRun:
+    def _senders(self) -> Senders:
+        def make(kind: str) -> Sender:
+            start = partial(self._run_sender, kind)
+            return Sender(start, self._base, self._is_stack, self._masks, self.program.space.describe)
+
+        return Senders({kind: make(kind) for kind in EVENTS})
+
+    def _run_sender(self, kind: str, words: dict[int, int], hook: Any) -> SenderRun:
         run = SenderRun(self.program, hook)
-        self.machine.prepare(run)
+        self.vm.prepare(run)
         run.m = words
         run.cells = self._cells
         run.sp = memory.stack_area(1)
         with suppress(Reached):
-            run.call(ACCEPT, self.machine.address("apic"), APIC_DM_NMI, 0, 0, 0, 0)
+            if kind == "signal":
+                run.call(SIGNAL, self.vm.address("task"), 0)
+            elif kind == "irq":
+                run.call(ACCEPT, self.vm.address("apic"), APIC_DM_FIXED, IRQ_VECTOR, 1, 0, 0)
+            else:
+                run.call(ACCEPT, self.vm.address("apic"), APIC_DM_NMI, 0, 0, 0, 0)
         return run
 
     def _send(self, private: Private, sender: SenderState) -> Sent:
         run = self._quiet_run(private)
         assert isinstance(private, State)
+        assert isinstance(sender, EventSender)
         run.frames = private.frames  # type: ignore[assignment]
-        log: Log = sender  # type: ignore[assignment]
         try:
-            access = self._sender.access(log)
+            access = self._sender.access(sender)
             if access is None:
                 return Sent(private, NO_SENDER, False, "the event is dropped", CLine("", 0))
-            step = self._sender.step(log, run.m)
+            step = self._sender.step(sender, run.m)
         except Unmodelled as error:
             return Sent(private, NO_SENDER, False, "", CLine("", 0), describe(error))
         run.m[access.address] = step.word
         run.m.update(step.writes)
         self._blocks.update(step.blocks)
-        after = step.log if step.after is not None else NO_SENDER
-        return Sent(self._intern(run), after, step.ipi, step.where.text, step.where)
+        return Sent(self._intern(run), step.state(sender.kind), step.ipi, step.where.text, step.where)
 
     def _is_stack(self, address: int) -> bool:
         return address >= memory.STACKS
+
+
+def _refused(refusals: list[tuple[str, int]], waits: str, run: Any, result: Any) -> None:
+    """Note where a function of the tree said no."""
+    if result == 0:
+        refusals.append((waits, run.trace[-1]))
 
 
 def describe(error: Unmodelled) -> str:
@@ -451,5 +481,5 @@ def describe(error: Unmodelled) -> str:
 
 def dry_run(tree: Tree, rule_files: Sequence[Path] = ()) -> list[str]:
     """The rows for every name that the event path of a tree reaches and that nobody answers, all at once."""
-    closure = Machine(tree, rule_files, {}, None).closure()
+    closure = Machine(tree, rule_files).closure()
     return [missing.row for missing in closure.missing.values()]

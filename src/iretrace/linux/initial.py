@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from iretrace.linux import memory
 from iretrace.linux.layout import Layout
-from iretrace.linux.rules import Row, Rules
+from iretrace.linux.rules import Row
 from iretrace.linux.types import Int, Ptr, Struct, Type
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import InputError
@@ -74,10 +74,9 @@ def _width(kind: Type) -> int:
     return 64 if isinstance(kind, Ptr) else 0
 
 
-def build(run: Memory, rules: Rules, layout: Layout, places: Places) -> None:
-    """Take the steps of the rules. Raises Unmodelled where the tree needs something that nobody answers."""
-    for row in rules.table("initial"):
-        rules.row("initial", row.name)
+def build(run: Memory, steps: Iterable[Row], layout: Layout, places: Places) -> None:
+    """Take steps. Raises Unmodelled where the tree needs something that nobody answers."""
+    for row in steps:
         if "call" in row.keys:
             args = [_value(run, layout, places, row, argument) for argument in row.keys["call"]]
             result = run.call(row.name, *args)
@@ -100,14 +99,14 @@ def _set(run: Memory, layout: Layout, places: Places, row: Row) -> None:
 
 
 def _value(run: Memory, layout: Layout, places: Places, row: Row, written: int | str) -> int:
-    """A number, an enumeration constant, or the address of a place."""
+    """A number, an enumeration constant, the address of a place (&PLACE), or what it holds (*PLACE)."""
     if isinstance(written, int):
         return written
-    if written.startswith("&"):
+    if written.startswith(("&", "*")):
         spot = places.find(run, written[1:])
         if spot is None:
             raise InputError(f"{row.where}: this tree has no {written[1:]}")
-        return spot.address
+        return spot.address if written.startswith("&") else memory.load(run, spot.address, spot.bit, spot.width)
     value = layout.enumerator(written)
     if value is None:
         raise InputError(f"{row.where}: this tree has no enumeration constant {written}")

@@ -240,13 +240,14 @@ class Call:
 
 @dataclass(slots=True)
 class Touch:
-    """Announce an access to shared memory."""
+    """Announce an access to shared memory. sure: it is shared; else the run looks whether it is."""
 
     pos: Pos
     base: Expr
     bit: int
     width: int
     write: bool
+    sure: bool = True
 
 
 @dataclass(slots=True)

@@ -9,19 +9,16 @@ from pathlib import Path
 from iretrace.linux.answers import ConditionId
 from iretrace.linux.closure import Closure, vendor_targets
 from iretrace.linux.ctree import Pos
-from iretrace.linux.host import KernelRun
 from iretrace.linux.index import Index
-from iretrace.linux.initial import Places, build, member_words
 from iretrace.linux.layout import Layout
-from iretrace.linux.memory import load
+from iretrace.linux.options import set_options
 from iretrace.linux.prims import MODELS
 from iretrace.linux.program import Program
-from iretrace.linux.rules import Rules, load_rules
+from iretrace.linux.rules import load_rules
 from iretrace.linux.sleepers import sleepers
 from iretrace.linux.tree import Tree
-from iretrace.linux.types import VOID, Ptr, Type
 from iretrace.linux.unmodelled import Unmodelled
-from iretrace.verdict import CLine, InputError
+from iretrace.verdict import CLine
 
 TRACE_HEADERS = ("arch/x86/kvm/trace.h", "arch/x86/kvm/mmu/mmutrace.h", "include/trace/events/kvm.h")
 FEATURE_HEADERS = ("arch/x86/include/asm/cpufeatures.h",)
@@ -30,7 +27,13 @@ RUN = "kvm_arch_vcpu_ioctl_run"
 """The vCPU thread's function: what KVM_RUN calls."""
 
 ACCEPT = "__apic_accept_irq"
-"""A sender's function: how an NMI reaches a vCPU inside the kernel (irqfd, MSI, another vCPU's ICR)."""
+"""A sender's function: how an NMI or IRQ reaches a vCPU inside the kernel (irqfd, MSI, another vCPU's ICR)."""
+
+SIGNAL = "signal_wake_up_state"
+"""A sender's function: how a signal reaches a thread (kernel/signal.c; a model answers)."""
+
+EXITS = {"sev_handle_vmgexit", "kvm_emulate_cpuid", "kvm_emulate_halt", "interrupt_window_interception"}
+"""Handlers of exits that are not named after them."""
 
 _TRACEPOINT = re.compile(r"^(?:TRACE_EVENT\w*\(|DEFINE_EVENT\w*\(\s*\w+\s*,)\s*(\w+)", re.MULTILINE)
 _FEATURE = re.compile(r"^#define\s+(X86_FEATURE_\w+)\s+\(\s*(\d+)\s*\*\s*32\s*\+\s*(\d+)\s*\)", re.MULTILINE)
@@ -42,18 +45,21 @@ def tracepoints(tree: Tree) -> frozenset[str]:
 
 
 class Machine:
-    """A tree under rules and options. objects: name -> (address, type)."""
+    """A tree under rules and options, as a program that vCPUs of every kind share (see Vm)."""
 
     def __init__(
-        self, tree: Tree, rule_files: Sequence[Path], options: Mapping[str, int], negate: ConditionId | None
+        self,
+        tree: Tree,
+        rule_files: Sequence[Path] = (),
+        options: Mapping[str, int] | None = None,
+        negate: ConditionId | None = None,
     ) -> None:
         self.tree = tree
         self.rules = load_rules(tree.version, rule_files, MODELS, tracepoints(tree))
-        set_options(self.rules, options)
+        set_options(self.rules, options or {})
         self.index = Index(tree, self.rules.config, self.rules.opaque_macros)
         self.layout = Layout(self.index, self.rules.opaque_structs)
         self.program = Program(self.index, self.layout, self.rules, negate)
-        self.objects: dict[str, tuple[int, Type]] = {}
         self._features = self._feature_names()
         self._offsets: dict[tuple[str, str], int] = {}
         self._declare_sleepers()
@@ -100,69 +106,6 @@ class Machine:
         source = lines[pos.line - 1].strip() if 0 < pos.line <= len(lines) else ""
         return CLine(pos.path, pos.line, function, source)
 
-    def prepare(self, run: KernelRun) -> KernelRun:
-        """Give a run what models ask for."""
-        run.features = self.feature
-        run.members = self.member
-        run.allocator = self.allocate
-        run.lines = lambda site: self.line(site.pos, site.function)
-        run.ghcb = self.address("ghcb")
-        run.task = self.address("sender_task" if run.cpu else "task")
-        return run
-
-    # Objects and the first state.
-
-    def allocate(self, size: int) -> int:
-        """Zeroed memory for the tree's allocations."""
-        return self.program.space.allocate("allocated", size, 4096 if size >= 4096 else 64).address
-
-    def address(self, name: str) -> int:
-        """The address of an object of the first state."""
-        return self.objects[name][0]
-
-    def root(self, name: str) -> tuple[int, Type] | None:
-        """An object, or a global with storage."""
-        if name in self.objects:
-            return self.objects[name]
-        if self.rules.global_(name, "") is None:
-            return None
-        variable = self.program.identifier(name, Pos("", 0), False)
-        return None if variable.address is None else (variable.address, variable.type)
-
-    def first_state(self) -> tuple[KernelRun, Places]:
-        """Make the objects and take the steps of the rules; the run whose memory is the first state."""
-        for row in self.rules.table("object"):
-            self.rules.row("object", row.name)
-            if "at" in row.keys:
-                continue
-            kind = self.layout.named(str(row.keys["type"])) if "type" in row.keys else VOID
-            size = int(row.keys["size"]) if kind is VOID else self.layout.size_of(kind)
-            self.objects[row.name] = self.program.space.allocate(row.name, size, 4096).address, kind
-        run = self.prepare(KernelRun(self.program))
-        places = Places(self.layout, self.root)
-        build(run, self.rules, self.layout, places)
-        for row in self.rules.table("object"):
-            if "at" in row.keys:
-                spot = places.find(run, str(row.keys["at"]))
-                if spot is None or not isinstance(spot.type, Ptr):
-                    raise InputError(f"{row.where}: this tree has no pointer {row.keys['at']}")
-                self.objects[row.name] = load(run, spot.address, spot.bit, 64), spot.type.to
-        return run, places
-
-    def words(self, table: str) -> dict[int, int]:
-        """Word address -> bits of all members that the rows of a table name, as far as this tree has them."""
-        found: dict[int, int] = {}
-        for row in self.rules.table(table):
-            try:
-                places = member_words(self.layout, self.objects, row.name)
-            except Unmodelled as error:
-                if "has no member" not in error.what:
-                    raise
-                continue
-            for word, mask in places:
-                found[word] = found.get(word, 0) | mask
-        return found
-
     def target(self, operation: str) -> tuple[str, str]:
         """(function, file) that the vendor's table has for an operation."""
         name = vendor_targets(self.index, "svm_x86_ops").get(operation, "")
@@ -181,20 +124,7 @@ class Machine:
 
 
 def exit_handlers(index: Index) -> set[str]:
-    """Handlers of the exits that an SEV-ES guest of this slice causes."""
-    wanted = {"intr_interception", "nmi_interception", "npf_interception", "iret_interception", "shutdown_interception"}
-    return {name for name in wanted | {"sev_handle_vmgexit"} if index.function(name) is not None}
-
-
-def set_options(rules: Rules, options: Mapping[str, int]) -> None:
-    """Apply `--option NAME=VALUE`. InputError for a name that is no option."""
-    for name, value in options.items():
-        feature = rules.rows.get(("feature", name))
-        variable = rules.rows.get(("global", name))
-        if feature is not None:
-            rules.constants["feature", name] = value
-        elif variable is not None and variable.keys.get("option"):
-            rules.constants["global", name] = value
-        else:
-            known = sorted(row.name for row in rules.table("global") if row.keys.get("option"))
-            raise InputError(f"--option {name}: no such option; known are {', '.join(known)}, X86_FEATURE_*")
+    """Handlers of the exits that a guest of this slice causes."""
+    events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "ud", "stgi", "clgi")
+    wanted = {f"{event}_interception" for event in events} | EXITS
+    return {name for name in wanted if index.function(name) is not None}

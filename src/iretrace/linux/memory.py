@@ -154,6 +154,23 @@ class HasMemory(Protocol):
     write: WriteCheck
 
 
+class HasCells(Protocol):
+    """What announcing an access needs of a run. cells: the words that other CPUs access."""
+
+    cells: frozenset[int]
+
+    def shared(self, address: int, mask: int, write: bool) -> None:
+        """Announces an access of a shared word."""
+
+
+def touch(run: HasCells, address: int, bit: int, width: int, write: bool) -> None:
+    """Announce an access of `width` bits, `bit` bits after address, within a word, if the word is shared."""
+    address += bit >> 3
+    word = address & ~7
+    if word in run.cells:
+        run.shared(word, (1 << width) - 1 << 8 * (address & 7) + (bit & 7), write)
+
+
 def load(run: HasMemory, address: int, bit: int, width: int) -> int:
     """`width` bits, `bit` bits after address, unsigned. Any alignment."""
     address += bit >> 3

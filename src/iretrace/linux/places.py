@@ -179,7 +179,7 @@ class Places(Builder):
             align = 16 if isinstance(base, Frame) or base.value % 16 == 0 else base.value & -base.value
         elif distance and not isinstance(to, Struct):
             align = min(align, distance & -distance)
-        return Place(to, None, base, 8 * distance, align=align)
+        return Place(to, None, base, 8 * distance, align=align, shared=self.guesses and not isinstance(base, Frame))
 
     def member(self, expr: ctree.Member) -> Place:
         """`of.name`, `of->name`."""
@@ -243,7 +243,7 @@ class Places(Builder):
         word = word_type(kind)
         width = place.width or word.bits
         if place.shared:
-            self.add(Touch(pos, place.base, place.bit, width, False))
+            self.add(Touch(pos, place.base, place.bit, width, False, not self.guesses))
         ir: Expr = Load(place.base, place.bit, width, word, word.signed, place.align)
         if place.width is not None and isinstance(kind, Int):
             kind = bit_field_type(kind, place.width)
@@ -275,7 +275,7 @@ class Places(Builder):
         if kept.reads and not isinstance(kept, Local):
             kept = self.temp(kept)
         if place.shared:
-            self.add(Touch(pos, place.base, place.bit, place.width or word.bits, True))
+            self.add(Touch(pos, place.base, place.bit, place.width or word.bits, True, not self.guesses))
         self.add(Store(pos, place.base, place.bit, place.width or word.bits, kept, place.align, place.assumed))
         return Val(kind, kept)
 

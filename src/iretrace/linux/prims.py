@@ -24,6 +24,8 @@ THREAD_FLAGS = 8
 """Offsets in the objects `task` and `sender_task`."""
 
 TIF_SIGPENDING = 1 << 2
+KVM_EXIT_INTR = 10
+EINTR = 4
 PAGE_SHIFT = 12
 U64 = (1 << 64) - 1
 
@@ -361,6 +363,22 @@ def signal_pending(run: KvmRun, task: int) -> int:
     return int(_load(run, task + THREAD_FLAGS, 64) & TIF_SIGPENDING != 0)
 
 
+def signal_wake_up_state(run: KvmRun, task: int, state: int) -> None:
+    """kernel/signal.c: a signal is pending for the thread; wakes it, or kicks it if it runs (kick_process())."""
+    _read_modify_write(run, task + THREAD_FLAGS, 64, lambda flags: flags | TIF_SIGPENDING, blind=True)
+    if not wake_up_process(run, task):
+        smp_send_reschedule(run, 0)
+
+
+def handle_work(run: KvmRun, vcpu: int) -> int:
+    """kernel/entry/kvm.c:xfer_to_guest_mode_handle_work(): a pending signal ends KVM_RUN with -EINTR."""
+    if not thread_flags(run) & TIF_SIGPENDING:
+        return 0
+    page = _load(run, vcpu + run.member("struct kvm_vcpu", "run"), 64)
+    _store(run, page + run.member("struct kvm_run", "exit_reason"), 32, KVM_EXIT_INTR)
+    return -EINTR
+
+
 # Interrupts of the host, and VMRUN. --------------------------------------------------------------------------------
 
 
@@ -481,7 +499,8 @@ MODELS: dict[str, Callable[..., Any]] = {
         ffs, lowest_bit, hweight, array_index_nospec, identity, page_to_pfn, allocate, allocate_array,
         allocate_page, allocate_pages, this_cpu, this_cpu_ptr, per_cpu_ptr, per_cpu_value, this_cpu_read,
         this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
-        thread_flags, signal_pending, smp_send_reschedule, irq_enable, irq_disable, clgi, stgi, vmrun, map_page,
+        thread_flags, signal_pending, signal_wake_up_state, handle_work, smp_send_reschedule, irq_enable,
+        irq_disable, clgi, stgi, vmrun, map_page,
         map_ghcb, unmap_ghcb, host_feature, kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
     )
 }  # fmt: skip

@@ -121,6 +121,7 @@ class Program:
                 "PAUSE": PAUSE,
                 "C_load": memory.load,
                 "C_store": memory.store,
+                "C_touch": memory.touch,
                 "C_copy": memory.copy,
                 "C_fill": memory.fill,
                 "C_leave": memory.leave,

@@ -46,6 +46,10 @@ class Row:
         """One line: why that is right for the modelled slice."""
         return str(self.keys["why"])
 
+    def is_for(self, vcpu: str) -> bool:
+        """Whether the row counts for a vCPU kind: its key `vcpu` names it, or it has none."""
+        return bool(self.keys.get("vcpu", vcpu) == vcpu)
+
     def assumption(self) -> Assumption:
         """The row as an entry of the ledger."""
         kind = LEDGER_KINDS.get(self.table, "")
@@ -115,7 +119,7 @@ class Rules:
     tracepoints: frozenset[str] = frozenset()
     """Names X for which the tree declares a tracepoint: trace_X() is neutral."""
     constants: dict[tuple[str, str], int] = field(default_factory=dict)
-    """Options given by the user: ("global", name) or ("feature", name) -> value."""
+    """Options given by the user: ("global", name), ("feature", name) or ("config", name) -> value."""
     used: dict[tuple[str, str], None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -189,12 +193,20 @@ class Rules:
         row = self.row("global", name)
         if row is None:
             return None
+        if any(not self._has(needed) for needed in row.keys.get("needs", ())):
+            return 0
         if ("global", name) in self.constants:
             return self.constants["global", name]
         kind, _, rest = row.what.partition("=")
         if kind == "value":
             return int(rest, 0)
         return Storage(row.what, writable=not row.keys.get("const", False))
+
+    def _has(self, needed: str) -> bool:
+        """Whether the host CPU has a feature, or a module parameter is on: without, another parameter is off."""
+        if ("feature", needed) in self.rows:
+            return bool(self.feature(needed, "host"))
+        return self.global_(needed, "") != 0
 
     def static_key(self, name: str) -> bool | None:
         """Whether a static key is on; None: unknown."""
@@ -210,9 +222,14 @@ class Rules:
             return None
         return bool(row.keys.get(who, row.keys["on"]))
 
-    def assumptions(self) -> tuple[Assumption, ...]:
-        """The rows used so far, as ledger entries, and the tracepoints as one."""
-        used = [self.rows[key].assumption() for key in self.used if key in self.rows]
+    def assumptions(self, vcpu: str) -> tuple[Assumption, ...]:
+        """The rows used so far, as ledger entries for a vCPU kind, the user's options, and the tracepoints as one."""
+        rows = [self.rows[key] for key in self.used if key in self.rows and key not in self.constants]
+        used = [row.assumption() for row in rows if row.is_for(vcpu)]
+        used += [
+            Assumption("option", f"{name}: {value}", "--option", "the user says so")
+            for (_, name), value in self.constants.items()
+        ]
         if self.traced:
             what = f"tracepoints: {', '.join(sorted(self.traced))}"
             used.append(Assumption("stub", what, "arch/x86/kvm/trace.h", "a tracepoint only records"))

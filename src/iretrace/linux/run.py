@@ -53,6 +53,9 @@ class Run:
         self.read = program.space.read
         self.write = program.space.write
 
+    cells: frozenset[int] = frozenset()
+    """Addresses of 8-byte words that hold shared members."""
+
     def shared(self, address: int, mask: int, write: bool) -> None:
         """Hook: the 8-byte word at `address` is about to be accessed, in the bits of `mask`; shared members only."""
 

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import CLine
+from iretrace.world.protocol import NO_SENDER, SenderState
 
 Log = tuple[int, ...]
 """What each shared access of a sender found (0 where the sender did not look): the state of a sender."""
+
+
+class EventSender(NamedTuple):
+    """The state of a sender that is not done: the kind of its event, and what it has done."""
+
+    kind: str
+    log: Log
 
 
 class Reached(Exception):
@@ -49,6 +57,10 @@ class Step:
     """The statement that makes the access."""
     blocks: tuple[int, ...]
     """Basic blocks executed between its access and the next one, that of the access first."""
+
+    def state(self, kind: str) -> SenderState:
+        """The sender's state after the step."""
+        return NO_SENDER if self.after is None else EventSender(kind, self.log)
 
 
 class Recorder(dict[int, int]):
@@ -215,3 +227,22 @@ class Sender:
     def _undeclared(self, what: str, address: int) -> Unmodelled:
         row = '[[shared]]\nname = "STRUCT.MEMBER"\nwhy = "senders on other CPUs access it"\n'
         return Unmodelled(f"a sender {what} {self._describe(address)}, which no rule says to be shared", row=row)
+
+
+class Senders:
+    """The functions that raise events, by the kind of event; states are EventSender."""
+
+    def __init__(self, senders: Mapping[str, Sender]) -> None:
+        self._senders = senders
+
+    def access(self, state: EventSender) -> Access | None:
+        """See Sender."""
+        return self._senders[state.kind].access(state.log)
+
+    def step(self, state: EventSender, memory: Mapping[int, int]) -> Step:
+        """See Sender."""
+        return self._senders[state.kind].step(state.log, memory)
+
+    def path(self, state: EventSender, memory: Mapping[int, int]) -> tuple[Access, ...]:
+        """See Sender."""
+        return self._senders[state.kind].path(state.log, memory)

@@ -1,0 +1,106 @@
+"""One VM with one vCPU, made by the steps of the rules: its objects, and what models ask of it."""
+
+from __future__ import annotations
+
+from iretrace.linux.ctree import Pos
+from iretrace.linux.host import KernelRun
+from iretrace.linux.initial import Places, build, member_words
+from iretrace.linux.machine import Machine
+from iretrace.linux.memory import load
+from iretrace.linux.rules import Row
+from iretrace.linux.types import VOID, Ptr, Type
+from iretrace.linux.unmodelled import Unmodelled
+from iretrace.verdict import InputError
+
+KINDS = ("sev-es", "plain")
+"""The vCPU kinds that have a first state (rules/initial.toml)."""
+
+
+class Vm:
+    """A VM with one vCPU of a kind: its objects, and how it gets to its first state. objects: name -> (address, type).
+
+    Memory belongs to runs, so that VMs of several kinds can share a machine.
+    """
+
+    def __init__(self, machine: Machine, vcpu: str) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.rules = machine.rules
+        self.layout = machine.layout
+        self.program = machine.program
+        self.objects: dict[str, tuple[int, Type]] = {}
+
+    def prepare(self, run: KernelRun) -> KernelRun:
+        """Give a run what models ask for."""
+        machine = self.machine
+        run.features = machine.feature
+        run.members = machine.member
+        run.allocator = self.allocate
+        run.lines = lambda site: machine.line(site.pos, site.function)
+        run.ghcb = self.address("ghcb")
+        run.task = self.address("sender_task" if run.cpu else "task")
+        return run
+
+    # Objects and the first state.
+
+    def allocate(self, size: int) -> int:
+        """Zeroed memory for the tree's allocations."""
+        return self.program.space.allocate("allocated", size, 4096 if size >= 4096 else 64).address
+
+    def address(self, name: str) -> int:
+        """The address of an object of the first state."""
+        return self.objects[name][0]
+
+    def root(self, name: str) -> tuple[int, Type] | None:
+        """An object, or a global with storage."""
+        if name in self.objects:
+            return self.objects[name]
+        if self.rules.global_(name, "") is None:
+            return None
+        variable = self.program.identifier(name, Pos("", 0), False)
+        return None if variable.address is None else (variable.address, variable.type)
+
+    def first_state(self) -> tuple[KernelRun, Places]:
+        """Make the objects and take the steps of the rules; the run whose memory is the first state."""
+        objects = [row for row in self.rules.table("object") if row.is_for(self.vcpu)]
+        for row in objects:
+            self.rules.row("object", row.name)
+            if "at" in row.keys:
+                continue
+            kind = self.layout.named(str(row.keys["type"])) if "type" in row.keys else VOID
+            size = int(row.keys["size"]) if kind is VOID else self.layout.size_of(kind)
+            self.objects[row.name] = self.program.space.allocate(row.name, size, 4096).address, kind
+        run = self.prepare(KernelRun(self.program))
+        places = Places(self.layout, self.root)
+        steps = [row for row in self.rules.table("initial") if row.is_for(self.vcpu)]
+        for row in steps:
+            self.rules.row("initial", row.name)
+        build(run, steps, self.layout, places)
+        for row in objects:
+            if "at" in row.keys:
+                spot = places.find(run, str(row.keys["at"]))
+                if spot is None or not isinstance(spot.type, Ptr):
+                    raise InputError(f"{row.where}: this tree has no pointer {row.keys['at']}")
+                self.objects[row.name] = load(run, spot.address, spot.bit, 64), spot.type.to
+        return run, places
+
+    def words(self, table: str) -> dict[int, int]:
+        """Word address -> bits of all that the rows of a table name, as far as this tree has them."""
+        found: dict[int, int] = {}
+        for row in self.rules.table(table):
+            for word, mask in self._words(row):
+                found[word] = found.get(word, 0) | mask
+        return found
+
+    def _words(self, row: Row) -> list[tuple[int, int]]:
+        if "size" in row.keys:
+            start = self.address(row.name) + int(row.keys["offset"])
+            return [(word, (1 << 64) - 1) for word in range(start, start + int(row.keys["size"]), 8)]
+        if row.name.endswith("()"):
+            return []
+        try:
+            return member_words(self.layout, self.objects, row.name)
+        except Unmodelled as error:
+            if "has no member" not in error.what:
+                raise
+            return []
