@@ -142,6 +142,12 @@ def tests(arguments: argparse.Namespace) -> int:
     from iretrace.litmus.corpus import select
     from iretrace.report.terminal import wrap
 
+    if arguments.outcomes:
+        from iretrace.cli.outcomes import outcomes_of
+
+        for test in select(arguments.names):
+            write(outcomes_of(test, look_for(arguments)) + "\n")
+        return Status.HOLDS
     for test in select(arguments.names):
         about = wrap(" ".join(test.about.split()), INDENT, INDENT)
         write("\n".join([f"{test.name}  ({', '.join(test.vcpus)}; {', '.join(test.hosts)})", *about, ""]))

@@ -28,9 +28,9 @@ class State(NamedTuple):
 class Alone:
     """explore.graph.Model of the patient reference: arrivals come at any time, as the test lists them."""
 
-    def __init__(self, test: Test, vcpu: str) -> None:
+    def __init__(self, test: Test, vcpu: str, knobs: int = 0) -> None:
         self.test = test
-        self.reference = PatientReference(test, vcpu, 0)
+        self.reference = PatientReference(test, vcpu, knobs)
 
     def initial(self) -> Edge:
         """Main begins; nothing has arrived."""
@@ -89,7 +89,12 @@ class Alone:
 
 def outcomes(test: Test, vcpu: str) -> tuple[Outcome, ...]:
     """Every infinite outcome: marks in order, and how it ends (spins, halted, shutdown, or loops)."""
-    model = Alone(test, vcpu)
+    return allowed(test, vcpu, 0)[0]
+
+
+def allowed(test: Test, vcpu: str, knobs: int) -> tuple[tuple[Outcome, ...], int]:
+    """Every infinite outcome for these values of the disputed rules, and which of the rules were consulted (bits)."""
+    model = Alone(test, vcpu, knobs)
     graph = explore(model, Limits())
     found = set()
     for ending in endings(graph, model):
@@ -97,4 +102,4 @@ def outcomes(test: Test, vcpu: str) -> tuple[Outcome, ...]:
         assert isinstance(state, State)
         how = model.reference.ending(state.reference).split(" ")[0] or "loops"
         found.add((tuple(test.marks[mark] for mark in state.marks), how))
-    return tuple(Outcome(marks, how) for marks, how in sorted(found))
+    return tuple(Outcome(marks, how) for marks, how in sorted(found)), model.reference.machine.consulted
