@@ -23,7 +23,17 @@ UNKNOWN_KNOBS = {
 }
 """Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values."""
 
-TOLD_IN_CAUSE = ("nmi_queued", "nmi_pending", "nmi_injected", "nmi_masked", "int_shadow")
+TOLD_IN_CAUSE = (
+    "nmi_queued",
+    "nmi_pending",
+    "nmi_injected",
+    "nmi_masked",
+    "awaiting_iret_completion",
+    "irq_pending",
+    "irq_injected",
+    "exception_pending",
+    "int_shadow",
+)
 """Fields of the view that say why an event waits."""
 
 COMPARE = {
@@ -198,8 +208,9 @@ def _unexplained(explored: Explored, state: Point, says: str) -> str:
     host = "and no #VMEXIT is owed" if not product.ticking else "although the host ticks"
     held = " ".join(f"{name}={value}" for name, value in asdict(view).items() if name in TOLD_IN_CAUSE and value)
     holds = f"; the hypervisor holds {held}" if held else ""
-    if product.nmi_is_owed(state.monitor):
-        return f"an NMI that the processor would deliver never comes: the guest {doing} for ever {host}{holds}"
+    event = product.owed_event(state.monitor)
+    if event:
+        return f"{event} that the processor would deliver never comes: the guest {doing} for ever {host}{holds}"
     return f"the guest {doing} for ever {host}{holds}; {product.say_allowed(state.monitor)}"
 
 

@@ -17,9 +17,8 @@ from typing import NamedTuple
 from iretrace.explore.graph import Edge, Kind
 from iretrace.explore.monitor import EMPTY, Monitor
 from iretrace.litmus.test import Arrival, Test
-from iretrace.machine.cpu import DF_VECTOR, NMI_VECTOR, SEEN_DELIVERY, SEEN_MARK, Cpu
+from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
 from iretrace.subset import unpack
-from iretrace.world.guest import place
 from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState
 from iretrace.world.reference import PatientReference, Ref, ending_of
 from iretrace.world.vcpu import (
@@ -34,6 +33,7 @@ from iretrace.world.vcpu import (
     SenderStep,
     Vcpu,
 )
+from iretrace.world.words import say, vector_name
 
 GUEST_LABEL = ("guest",)
 TICK_LABEL = ("tick",)
@@ -256,22 +256,15 @@ class Product:
 
     def say(self, shown: Hashable) -> str:
         """An observation in words."""
-        assert isinstance(shown, tuple)
-        seen, vector, rip, rflags, error = shown
-        if seen == SEEN_MARK:
-            return f"mark {self.test.marks[vector]}"
-        assert seen == SEEN_DELIVERY
-        name = {2: "an NMI", DF_VECTOR: "#DF", 11: "#NP", 13: "#GP", 14: "#PF"}.get(vector, f"vector {vector}")
-        flags = f"{' IF' if rflags & 0x200 else ''}{' TF' if rflags & 0x100 else ''}"
-        code = f", error code {error:#x}" if error else ""
-        return f"{name} at {place(self.test, rip)}{' with' + flags if flags else ''}{code}"
+        return say(self.test, shown)
 
-    def nmi_is_owed(self, monitor: int) -> bool:
-        """All that the processor could show next is the delivery of an NMI."""
-        allowed = self.monitor.allowed(monitor)
-        return bool(allowed) and all(
-            isinstance(shown, tuple) and shown[:2] == (SEEN_DELIVERY, NMI_VECTOR) for shown in allowed
-        )
+    def owed_event(self, monitor: int) -> str:
+        """The event from outside whose delivery is all that the processor could show next, in words, or ""."""
+        kinds = {shown[:2] for shown in self.monitor.allowed(monitor) if isinstance(shown, tuple)}
+        for vector in (NMI_VECTOR, IRQ_VECTOR):
+            if kinds == {(SEEN_DELIVERY, vector)}:
+                return vector_name(vector)
+        return ""
 
     def say_allowed(self, monitor: int) -> str:
         """What the processor could have shown instead."""

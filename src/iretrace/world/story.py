@@ -7,35 +7,22 @@ from dataclasses import asdict
 
 from iretrace.explore.graph import Edge
 from iretrace.litmus.test import Op
-from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
-from iretrace.machine.vmcb import (
-    SVM_EVTINJ_VALID,
-    SVM_EXIT_CPUID,
-    SVM_EXIT_HLT,
-    SVM_EXIT_INTR,
-    SVM_EXIT_NPF,
-    SVM_EXIT_PAUSE,
-    SVM_EXIT_SHUTDOWN,
-    SVM_EXIT_VMGEXIT,
-    Vmcb,
-)
+from iretrace.machine.vmcb import SVM_EXIT_INTR, SVM_EXIT_VINTR, Vmcb
 from iretrace.subset import unpack
 from iretrace.verdict import CLine, Step
 from iretrace.world.guest import place
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Cause, Executed, Pause, PauseKind, View
-from iretrace.world.vcpu import UNSTARTED
+from iretrace.world.vcpu import EINTR, UNSTARTED
+from iretrace.world.words import exit_name, vmrun
 
-EXIT_NAMES = {
-    SVM_EXIT_INTR: "INTR",
-    SVM_EXIT_HLT: "HLT",
-    SVM_EXIT_PAUSE: "PAUSE",
-    SVM_EXIT_NPF: "NPF",
-    SVM_EXIT_SHUTDOWN: "SHUTDOWN",
-    SVM_EXIT_VMGEXIT: "VMGEXIT",
+BOUNDARY_EXITS = {
+    SVM_EXIT_INTR: "take_intr_exit: INTR Intercept",
+    SVM_EXIT_VINTR: "vintr_exits: VINTR Intercept",
 }
-EVENT_NAMES = {SVM_VMGEXIT_NMI_COMPLETE: "NMI_COMPLETE", SVM_EXIT_CPUID: "CPUID"}
-SENDER_RULE = "in-kernel NMI source: request + kick"
+"""Exits between two instructions, and their rules."""
+
+SENDER_RULE = "in-kernel source: request + kick"
 
 Pairs = tuple[tuple[str, int], ...]
 
@@ -86,19 +73,23 @@ class Story:
         done = product.did(state)
         vmcb = unpack(Vmcb, product.vcpu.vmcbs.values[done.vmcb])
         here = place(product.test, before.rip)
-        if before.event_inj:
-            what = f"delivers {product.say(done.shown)}" if done.shown else "delivers the injected event"
+        exits = f"#VMEXIT({exit_name(vmcb)})"
+        if before.event_inj or before.trap:
+            what = "delivers the injected event" if before.event_inj else "single-stepped: #DB is due"
             if done.exited:
-                what = f"delivering the injected event at {here}: #VMEXIT({_exit_name(vmcb)})"
-            return self._step("cpu", what, "take_injected: Event Injection", note=edge.defect)
-        if done.exited and vmcb.exit_code == SVM_EXIT_INTR:
-            return self._step("cpu", f"#VMEXIT(INTR) at {here}", "take_intr_exit: INTR Intercept", note=edge.defect)
+                what = f"delivering the injected event at {here}: {exits}" if before.event_inj else f"{exits} at {here}"
+            elif done.shown:
+                what = f"delivers {product.say(done.shown)}"
+            rule = "take_injected: Event Injection" if before.event_inj else "take_debug_trap: Single Stepping"
+            return self._step("cpu", what, rule, note=edge.defect)
+        if done.exited and vmcb.exit_code in BOUNDARY_EXITS:
+            return self._step("cpu", f"{exits} at {here}", BOUNDARY_EXITS[vmcb.exit_code], note=edge.defect)
         instruction = product.test.code[before.rip]
         what = f"{instruction.text}  ({here})"
         if instruction.op == Op.SPIN:
             what = f"spins at {here}"
         if done.exited:
-            what += f": #VMEXIT({_exit_name(vmcb)})"
+            what += f": {exits}"
         return self._step("guest", what, f"{instruction.op.name.lower()}", note=edge.defect)
 
     def _tell_send(self, state: Point, number: int) -> Step:
@@ -128,7 +119,8 @@ class Story:
         told += [(line, line.text, None) for line in executed.handling if line not in changing]
         if executed.declined is not None:
             self.declined = executed.declined
-            told.append((executed.declined, f"declines the waiting NMI: {executed.declined.text}", None))
+            event = "NMI" if any(arrival.kind == "nmi" for arrival in self._product.test.outside) else "event"
+            told.append((executed.declined, f"declines the waiting {event}: {executed.declined.text}", None))
         order = {line: number for number, line in enumerate(executed.lines)}
         told.sort(key=lambda item: order.get(item[0], 0))
         return [self._step("KVM", what or line.function, line, view) for line, what, view in told]
@@ -152,12 +144,8 @@ class Story:
         if pause.kind == PauseKind.BLOCK:
             return self._step("KVM", "puts the vCPU thread to sleep", "schedule()", view)
         if pause.kind == PauseKind.USERSPACE:
-            return self._step("KVM", f"returns to userspace ({pause.exit_reason})", "KVM_RUN", view, edge.defect)
-        vmcb = unpack(Vmcb, pause.vmcb)
-        what = "VMRUN, nothing injected"
-        if vmcb.event_inj & SVM_EVTINJ_VALID:
-            kind = "NMI" if (vmcb.event_inj >> 8) & 7 == 2 else f"vector {vmcb.event_inj & 0xFF}"
-            what = f"VMRUN, injects {kind}"
+            return self._step("KVM", _to_userspace(pause.exit_reason), "KVM_RUN", view, edge.defect)
+        what = vmrun(unpack(Vmcb, pause.vmcb))
         if pause.ipi:
             what += "; an interrupt is pending"
         return self._step("cpu", what, "vmrun: VMRUN Instruction", view, edge.defect)
@@ -167,5 +155,8 @@ def _with_lines(step: Step, lines: tuple[CLine, ...]) -> Step:
     return Step(step.actor, step.what, step.where, step.changed, step.view, lines, step.note)
 
 
-def _exit_name(vmcb: Vmcb) -> str:
-    return EXIT_NAMES.get(vmcb.exit_code, f"{vmcb.exit_code:#x}")
+def _to_userspace(reason: int) -> str:
+    """KVM_RUN's end in words."""
+    if reason == -EINTR:
+        return "returns to userspace: a signal is pending (-EINTR); the VMM calls KVM_RUN again"
+    return f"returns to userspace ({reason})"
