@@ -33,6 +33,7 @@ lint: $(STAMP) ## style, types, the restricted Python, the order of the rooms, g
 	$(BIN)/python -m iretrace.subset.check
 	$(BIN)/python tools/rooms.py
 	$(BIN)/python tools/bugs.py --check
+	$(BIN)/python tools/rules.py --check
 	$(BIN)/python tools/verdicts.py --check
 
 bench: $(STAMP) ## how fast it is here

@@ -71,8 +71,9 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("tree", metavar="TREE", type=Path, help="a Linux source directory, e.g. of 6.1")
     tests = commands.add_parser("tests", help="list the litmus tests", allow_abbrev=False)
     tests.add_argument("names", metavar="NAME|FILE|DIR", nargs="*", help="only these")
-    tests.add_argument("--outcomes", action="store_true", help="what the patient reference, the processor alone but late by any time, lets them show")
+    tests.add_argument("--outcomes", action="store_true", help="what the patient reference allows")
     rules = commands.add_parser("rules", help="list the processor's rules and their sources", allow_abbrev=False)
+    rules.add_argument("names", metavar="NAME", nargs="*", help="only these")
     for command in (demo, tests, rules):
         _add_color(command)
     return parser

@@ -154,15 +154,11 @@ def tests(arguments: argparse.Namespace) -> int:
     return Status.HOLDS
 
 
-def rules(_arguments: argparse.Namespace) -> int:
+def rules(arguments: argparse.Namespace) -> int:
     """`iretrace rules`."""
-    import iretrace.machine.boundary  # noqa: F401  (defining the rules lists them)
-    from iretrace.report.terminal import wrap
-    from iretrace.subset import RULES
+    from iretrace.cli.rules import rules_text
 
-    for rule in sorted(RULES.values(), key=lambda rule: rule.name):
-        source = f"{rule.manual}, {rule.section} ({rule.confidence})"
-        write("\n".join([rule.name, *wrap(rule.text, INDENT, INDENT), *wrap(source, INDENT, INDENT), ""]))
+    write(rules_text(arguments.names))
     return Status.HOLDS
 
 

@@ -125,6 +125,13 @@ class Rule:
     manual: str
     section: str
     confidence: str
+    module: str
+    """Where the function stands: iretrace.machine.boundary, say."""
+
+    @property
+    def source(self) -> str:
+        """Manual and section, or program and place in it."""
+        return f"{self.manual}, {self.section}"
 
 
 RULES: dict[str, Rule] = {}
@@ -139,7 +146,7 @@ def rule(manual: str, section: str, confidence: str = "read") -> Callable[[F], F
 
     def note(function: F) -> F:
         text = " ".join((function.__doc__ or "").split())
-        RULES[function.__name__] = Rule(function.__name__, text, manual, section, confidence)
+        RULES[function.__name__] = Rule(function.__name__, text, manual, section, confidence, function.__module__)
         return function
 
     return note
