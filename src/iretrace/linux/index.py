@@ -37,6 +37,7 @@ NEAREST_FIRST = (
     ("include/uapi/linux", False),
     ("include/uapi/asm-generic", True),
     ("include/asm-generic", True),
+    ("include/hyperv", True),
 )
 """The directories that are read, with or without those below them, in the order in which a definition is preferred."""
 
@@ -248,7 +249,16 @@ class Index:
                 if isinstance(struct, ctree.StructType) and struct.tag == tag and struct.fields is not None:
                     return struct
         made = self._made_types.get(f"{kind} {tag}")
-        return made if isinstance(made, ctree.StructType) else None
+        if isinstance(made, ctree.StructType):
+            return made
+        return self._struct_with_macro_head(kind, tag)
+
+    def _struct_with_macro_head(self, kind: str, tag: str) -> ctree.StructType | None:
+        """A struct whose definition begins with a macro instead of `struct tag`: `context_lock_struct(mutex) { ... };`."""
+        for node in self._made(self._invocations.with_argument(tag)):
+            if isinstance(node, ctree.StructType) and (node.kind, node.tag) == (kind, tag) and node.fields is not None:
+                return node
+        return None
 
     def _find_enum(self, tag: str, path: str) -> ctree.EnumType | None:
         pattern = re.compile(rf"\benum\s+{re.escape(tag)}\s*\{{")
@@ -361,10 +371,12 @@ class Index:
         return self._ends[place]
 
     def _invocation_end(self, place: Place) -> int:
-        """Where the use of a macro at the top level ends: with an initializer and the semicolon, if they follow."""
+        """Where the use of a macro at the top level ends: with an initializer, or a struct's body, if they follow."""
         source = self.sources[place[0]]
         end = until_arguments_end(boundaries(self.preprocessor, source, place[1]))
-        if source.text[end : end + 200].lstrip()[:1] in ("=", ";"):
+        following = source.text[end : end + 200].lstrip()[:1]
+        body_end = self._function_end(place) if following == "{" else 0
+        if following in ("=", ";") or (body_end and source.text[body_end : body_end + 1] == ";"):
             return until_semicolon(boundaries(self.preprocessor, source, place[1]))
         return end
 

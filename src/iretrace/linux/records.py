@@ -29,6 +29,9 @@ VMCB_FIELDS: dict[str, str] = {
 }  # fmt: skip
 """Field of machine.vmcb.Vmcb -> member of struct vmcb."""
 
+RENAMED = {"control.nested_ctl": "control.misc_ctl", "control.virt_ext": "control.misc_ctl2"}
+"""Members that were renamed after Linux 6.12."""
+
 WRITTEN_ON_EXIT = ("exit_code", "exit_info_1", "exit_info_2", "exit_int_info", "exit_int_info_err")
 """What the CPU writes on every #VMEXIT: nobody can see what was there at VMRUN."""
 
@@ -53,7 +56,7 @@ class Record:
     def __init__(self, names: tuple[str, ...], fields: dict[str, str], find: Callable[[str], Spot | None]) -> None:
         self.fields: list[tuple[int, int, int]] = []
         for name in names:
-            spot = find(fields[name])
+            spot = find(fields[name]) or find(RENAMED.get(fields[name], fields[name]))
             if spot is None:
                 raise ValueError(f"struct without {fields[name]}")
             width = WIDTHS.get(name, spot.width)
