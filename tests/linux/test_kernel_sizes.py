@@ -98,6 +98,15 @@ def test_areas_of_the_vmcb_have_the_size_that_6_1_expects(tree_6_1: Path, tag: s
     sizes_are_as_expected(tree_6_1, tag)
 
 
+def test_what_7_3_asserts_about_its_structs_holds(tree_7_3: Path) -> None:
+    check(tree_7_3, 160)
+
+
+@pytest.mark.parametrize("tag", SIZES)
+def test_areas_of_the_vmcb_have_the_size_that_7_3_expects(tree_7_3: Path, tag: str) -> None:
+    sizes_are_as_expected(tree_7_3, tag)
+
+
 def sizes_are_as_expected(path: Path, tag: str) -> None:
     """svm.h asserts the size of a struct, and it is the one that we compute; a size off by one would be noticed."""
     layout, _ = opened(path)

@@ -265,11 +265,6 @@ def test_kernel_annotations_vanish() -> None:
     assert node.type == ctree.FunctionType(Basic("int"), (ctree.Param("a", PointerType(Basic("char"))),))
 
 
-def test_a_cleanup_attribute_is_refused_because_it_calls_a_function() -> None:
-    with pytest.raises(ParseError, match="a cleanup attribute"):
-        body("int a __attribute__((__cleanup__(unlock))) = 0;")
-
-
 # Statements. ----------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ PRINTS = {"dump_vmcb"}
 _FUNCTION = re.compile(r"^[a-z][\w \t*]*\b(\w+)\([^;{]*\)\n\{(.*?)^\}", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("series", ["tree_6_1", "tree_6_12"])
+@pytest.mark.parametrize("series", ["tree_6_1", "tree_6_12", "tree_7_3"])
 def test_no_rule_answers_for_what_handles_events(series: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(series)
     tree = open_tree(path)

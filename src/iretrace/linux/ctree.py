@@ -299,7 +299,10 @@ Expr = (
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """One declared variable (a declaration of several is several of these). storage: "", static, extern, register."""
+    """One declared variable (a declaration of several is several of these). storage: "", static, extern, register.
+
+    cleanup: the call that is due when its scope is left.
+    """
 
     pos: Pos
     name: str
@@ -307,6 +310,7 @@ class Declaration:
     init: Expr | None
     storage: str = ""
     const: bool = False
+    cleanup: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)

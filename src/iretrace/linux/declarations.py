@@ -59,10 +59,11 @@ def canonical_basic(words: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class Attributes:
-    """The attributes that matter for layout."""
+    """The attributes that matter: for layout, and the function that cleans up a local variable."""
 
     packed: bool = False
     align: Expr | None = None
+    cleanup: str = ""
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ class DeclarationParser(ExpressionParser):
     # Attributes. ------------------------------------------------------------------------------------------------
 
     def attributes(self, into: Attributes) -> None:
-        """Pass over attributes and annotations; what matters for layout goes `into`."""
+        """Pass over attributes and annotations; what matters goes `into`."""
         while True:
             text = self.texts[self.at]
             if text in ANNOTATIONS:
@@ -121,9 +122,7 @@ class DeclarationParser(ExpressionParser):
                 self.at += 1
                 into.packed = True
             elif text in ANNOTATION_CALLS and self.texts[self.at + 1] == "(":
-                if text == "__cleanup":
-                    raise self.error("a cleanup attribute")
-                if text == "__aligned":
+                if text in ("__aligned", "__cleanup"):
                     self._read_attributes(self.at, self.at + 2, into)
                 self.at += 1
                 self.skip_parentheses()
@@ -137,8 +136,9 @@ class DeclarationParser(ExpressionParser):
             if word == "packed":
                 into.packed = True
             elif word == "cleanup":
-                # It calls a function at the end of the scope; dropping it would lose an unlock.
-                raise self.error("a cleanup attribute")
+                if not self.in_function or self.texts[at + 1] != "(":
+                    raise self.error("a cleanup attribute")
+                into.cleanup = self.texts[at + 2]
             elif word == "aligned":
                 into.align = ctree.Num(self.pos(), 16)
                 if self.texts[at + 1] == "(":
@@ -379,13 +379,16 @@ class DeclarationParser(ExpressionParser):
             const = const or "const" in self.texts[self.at]
             self.at += 1
         self.at += 1
-        self.attributes(Attributes())
+        attributes = Attributes()
+        self.attributes(attributes)
         pos = self.pos()
         name = self.identifier()
+        self.attributes(attributes)
         self.expect("=")
         value = self.assignment()
         self.expect(";")
-        return [ctree.Declaration(pos, name, ctree.TypeofType(value), value, const=const)]
+        cleanup = cleanup_call(pos, name, attributes)
+        return [ctree.Declaration(pos, name, ctree.TypeofType(value), value, const=const, cleanup=cleanup)]
 
     def declared(self, spec: Specifiers) -> tuple[Pos, str, CType]:
         """One declarator of a declaration, with asm names and attributes behind it."""
@@ -398,6 +401,13 @@ class DeclarationParser(ExpressionParser):
             self.skip_parentheses()
             self.attributes(spec.attributes)
         return pos, name, type_
+
+
+def cleanup_call(pos: Pos, name: str, attributes: Attributes) -> Expr | None:
+    """What the attributes of the variable `name` have called at the end of its scope."""
+    if not attributes.cleanup:
+        return None
+    return ctree.Call(pos, ctree.Name(pos, attributes.cleanup), (ctree.Unary(pos, "&", ctree.Name(pos, name)),))
 
 
 def _is_body(type_: CType) -> bool:

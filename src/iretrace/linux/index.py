@@ -254,7 +254,7 @@ class Index:
         return self._struct_with_macro_head(kind, tag)
 
     def _struct_with_macro_head(self, kind: str, tag: str) -> ctree.StructType | None:
-        """A struct whose definition begins with a macro instead of `struct tag`: `context_lock_struct(mutex) { ... };`."""
+        """A struct whose definition begins with a macro: `context_lock_struct(mutex) { ... };`."""
         for node in self._made(self._invocations.with_argument(tag)):
             if isinstance(node, ctree.StructType) and (node.kind, node.tag) == (kind, tag) and node.fields is not None:
                 return node

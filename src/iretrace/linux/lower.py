@@ -13,6 +13,7 @@ from typing import TypeVar
 from iretrace.linux import ctree
 from iretrace.linux.answers import Model
 from iretrace.linux.builder import Dead, Names, Variable, is_scalar, local_of
+from iretrace.linux.cleanup import Alive, Cleanup, alive_at_labels
 from iretrace.linux.ctree import Pos
 from iretrace.linux.initializers import Initializers
 from iretrace.linux.ir import Block, Choose, Copy, Expr, Frame, Jump, Lowered, Mark, Return, Unreachable
@@ -30,6 +31,7 @@ class SwitchContext:
 
     type: Int
     arms: list[tuple[int, int, Block, Pos]]
+    cleanups: int
     default: tuple[Block, Pos] | None = None
 
 
@@ -43,8 +45,11 @@ class FunctionLowering(Initializers):
         self.result: int | None = None
         self.in_memory: frozenset[str] = frozenset()
         self.labels: dict[str, Block] = {}
-        self.breaks: list[Block] = []
-        self.continues: list[Block] = []
+        self.breaks: list[tuple[Block, int]] = []
+        self.continues: list[tuple[Block, int]] = []
+        """Where break and continue lead, and how many cleanups remain due there."""
+        self.cleanups: list[Cleanup] = []
+        self.alive_at: dict[str, Alive] = {}
         self.switches: list[SwitchContext] = []
 
     # Functions.
@@ -53,6 +58,7 @@ class FunctionLowering(Initializers):
         """The function, lowered. Raises Unmodelled when its own type cannot be understood."""
         self.pos = function.pos
         self.in_memory = frozenset(addressed(function.body, self))
+        self.alive_at = alive_at_labels(function.body)
         self.scopes.append({})
         entry = self.block
         self.returns = self.resolve(function.type.returns)
@@ -93,7 +99,7 @@ class FunctionLowering(Initializers):
     def dry(self, lower: Callable[[], T]) -> T:
         """Lower something and forget what was made."""
         before = (self.block, self.stack, self.effects, len(self.conditions), len(self.scopes), self.blocks)
-        variables = len(self.variables)
+        variables, cleanups = len(self.variables), len(self.cleanups)
         ordinals, labels = self._ordinals, dict(self.labels)
         self._ordinals = {}
         self.unevaluated += 1
@@ -106,7 +112,7 @@ class FunctionLowering(Initializers):
             self.unevaluated -= 1
             self._ordinals, self.labels = ordinals, labels
             self.block, self.stack, self.effects, conditions, scopes, self.blocks = before
-            del self.conditions[conditions:], self.scopes[scopes:], self.variables[variables:]
+            del self.conditions[conditions:], self.scopes[scopes:], self.variables[variables:], self.cleanups[cleanups:]
 
     # Statements.
 
@@ -122,10 +128,10 @@ class FunctionLowering(Initializers):
             return
         match node:
             case ctree.Block():
-                self.scopes.append({})
+                outer = self.open_scope()
                 for item in node.items:
                     self.statement(item)
-                self.scopes.pop()
+                self.close_scope(outer)
             case ctree.ExprStatement():
                 self.start(node.pos)
                 with self.reporting():
@@ -162,13 +168,47 @@ class FunctionLowering(Initializers):
 
     def leave(self, node: ctree.Goto | ctree.Break | ctree.Continue) -> None:
         """goto, break, continue."""
-        match node:
-            case ctree.Goto():
+        if isinstance(node, ctree.Goto):
+            with self.reporting():
+                self.clean_up(self.due_at(node))
                 self.jump(self.labels.setdefault(node.label, self.new_block()))
-            case ctree.Break():
-                self.jump(self.breaks[-1])
-            case ctree.Continue():
-                self.jump(self.continues[-1])
+            return
+        to, due = self.breaks[-1] if isinstance(node, ctree.Break) else self.continues[-1]
+        self.clean_up(due)
+        self.jump(to)
+
+    # Scopes and cleanups.
+
+    def open_scope(self) -> int:
+        """Begin a scope; the number of cleanups that are due outside of it, for close_scope()."""
+        self.scopes.append({})
+        return len(self.cleanups)
+
+    def close_scope(self, outer: int) -> None:
+        """End a scope, with what its variables have to be cleaned up with if control gets here."""
+        self.clean_up(outer)
+        del self.cleanups[outer:]
+        self.scopes.pop()
+
+    def clean_up(self, due: int) -> None:
+        """Run all cleanups but the first `due`, the last declared first. They stay due for other ways out."""
+        scopes = self.scopes
+        for cleanup in reversed(self.cleanups[due:]):
+            if self.dead:
+                break
+            self.start(cleanup.variable.pos)
+            self.scopes = scopes[: cleanup.depth]
+            with self.reporting():
+                self.effect(cleanup.call)
+        self.scopes = scopes
+
+    def due_at(self, goto: ctree.Goto) -> int:
+        """How many of the cleanups due here are due at the label as well. Raises Unmodelled if it has others."""
+        here = [cleanup.variable for cleanup in self.cleanups]
+        there = self.alive_at.get(goto.label, ())
+        if len(there) > len(here) or any(mine is not its for mine, its in zip(here, there, strict=False)):
+            raise Unmodelled(f"goto {goto.label} into the scope of a variable with a cleanup", goto.pos)
+        return len(there)
 
     def return_(self, node: ctree.Return) -> None:
         """return."""
@@ -187,6 +227,9 @@ class FunctionLowering(Initializers):
                     value = result.ir
             elif is_scalar(self.returns):
                 value = NOTHING
+            if self.cleanups:
+                value = value if value is None or value is NOTHING else self.temp(value)
+                self.clean_up(0)
             if self.block.end is None:
                 self.block.end = Return(node.pos, value)
 
@@ -214,6 +257,8 @@ class FunctionLowering(Initializers):
             place = Place(kind, None, Frame(variable.offset or 0), align=16)
         if node.init is not None:
             self.initialize(place, node.init, node.pos)
+        if node.cleanup is not None:
+            self.cleanups.append(Cleanup(node, node.cleanup, len(self.scopes)))
 
     # Control flow.
 
@@ -236,8 +281,8 @@ class FunctionLowering(Initializers):
 
     def loop(self, body: ctree.Statement, after: Block, end: Block) -> None:
         """A loop's body; `after` is where continue leads."""
-        self.breaks.append(end)
-        self.continues.append(after)
+        self.breaks.append((end, len(self.cleanups)))
+        self.continues.append((after, len(self.cleanups)))
         self.statement(body)
         self.breaks.pop()
         self.continues.pop()
@@ -265,7 +310,7 @@ class FunctionLowering(Initializers):
 
     def for_(self, node: ctree.For) -> None:
         """for."""
-        self.scopes.append({})
+        outer = self.open_scope()
         for item in node.init:
             self.statement(item)
         head, body, after, end = self.new_block(), self.new_block(), self.new_block(), self.new_block()
@@ -284,13 +329,13 @@ class FunctionLowering(Initializers):
             with self.reporting():
                 self.effect(node.step)
         self.jump(head)
-        self.scopes.pop()
         self.enter(end)
+        self.close_scope(outer)
 
     def switch(self, node: ctree.Switch) -> None:
         """switch."""
         self.start(node.pos)
-        context = SwitchContext(INT, [])
+        context = SwitchContext(INT, [], len(self.cleanups))
         value: Expr = NOTHING
         with self.reporting():
             lowered = self.rvalue(node.value)
@@ -302,7 +347,7 @@ class FunctionLowering(Initializers):
         self.block = self.new_block()
         self.block.end = Unreachable()
         self.switches.append(context)
-        self.breaks.append(end)
+        self.breaks.append((end, len(self.cleanups)))
         self.statement(node.body)
         self.switches.pop()
         self.breaks.pop()
@@ -340,25 +385,27 @@ class FunctionLowering(Initializers):
                 low = context.type.wrap(self.constant(node.low, self.path))
                 high = low if node.high is None else context.type.wrap(self.constant(node.high, self.path))
                 context.arms.append((low, high, block, node.pos))
+        if len(self.cleanups) != context.cleanups:
+            self.fail("a case label in the scope of a variable with a cleanup")
         self.statement(node.body)
 
     def statement_expr(self, expr: ctree.StatementExpr, used: bool) -> Val:
         """`({ ... })`: the value is that of the last statement, if it is an expression."""
         items = expr.body.items
-        self.scopes.append({})
+        outer = self.open_scope()
         value = Val(VOID, NOTHING)
         for number, item in enumerate(items):
             if number == len(items) - 1 and isinstance(item, ctree.ExprStatement):
                 self.start(item.pos)
                 if used:
                     value = self.rvalue(item.expr)
-                    if value.ir.reads:
+                    if value.ir.reads or (len(self.cleanups) > outer and value.ir is not NOTHING):
                         value = value._replace(ir=self.temp(value.ir))
                 else:
                     self.effect(item.expr)
             else:
                 self.statement(item)
-        self.scopes.pop()
+        self.close_scope(outer)
         if isinstance(value.type, Array):
             raise Unmodelled("an array as the value of a statement expression", expr.pos)
         return value

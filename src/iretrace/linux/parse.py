@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from iretrace.linux import ctree
 from iretrace.linux.ctree import CType, Expr, Pos, Statement
 from iretrace.linux.cursor import ASM_WORDS, QUALIFIERS, ParseError
-from iretrace.linux.declarations import Attributes, DeclarationParser, Specifiers, canonical_basic
+from iretrace.linux.declarations import Attributes, DeclarationParser, Specifiers, canonical_basic, cleanup_call
 from iretrace.linux.lex import Token, lex
 
 __all__ = [
@@ -126,13 +126,19 @@ class Parser(DeclarationParser):
         if self.accept(";"):
             return (ctree.Empty(start),)
         found: list[Statement] = []
+        cleanup_of_all = spec.attributes.cleanup
         while True:
+            spec.attributes.cleanup = cleanup_of_all
             pos, name, type_ = self.declared(spec)
+            cleanup = cleanup_call(pos, name, spec.attributes)
+            if cleanup is not None and spec.storage not in ("", "register"):
+                raise self.error(f"a cleanup attribute of something {spec.storage}")
+            const = self._is_const(spec)
             init = self._declare(name, type_, spec)
             if spec.storage == "typedef" or isinstance(type_, ctree.FunctionType):
                 found.append(ctree.Empty(pos))
             else:
-                found.append(ctree.Declaration(pos, name, type_, init, spec.storage, self._is_const(spec)))
+                found.append(ctree.Declaration(pos, name, type_, init, spec.storage, const, cleanup))
             if not self.accept(","):
                 self.expect(";")
                 return found

@@ -195,6 +195,16 @@ def atomic_dec(run: KvmRun, counter: int) -> None:
     _read_modify_write(run, counter, 32, lambda old: old - 1, blind=True)
 
 
+def atomic_add(run: KvmRun, value: int, counter: int) -> None:
+    """Adds to an atomic_t."""
+    _read_modify_write(run, counter, 32, lambda old: old + value & 0xFFFF_FFFF, blind=True)
+
+
+def atomic_add_return(run: KvmRun, value: int, counter: int) -> int:
+    """Adds to an atomic_t; the new value."""
+    return _read_modify_write(run, counter, 32, lambda old: old + value & 0xFFFF_FFFF) + value
+
+
 def atomic_xchg(run: KvmRun, counter: int, value: int) -> int:
     """Sets an atomic_t; the old value."""
     return _read_modify_write(run, counter, 32, lambda old: value)
@@ -300,11 +310,6 @@ def per_cpu_ptr(run: KvmRun, pointer: int, cpu: int) -> int:
     if cpu:
         raise Unmodelled(f"per-CPU data of CPU {cpu}; only the vCPU's CPU 0 has any")
     return pointer
-
-
-def per_cpu_value(run: KvmRun, site: Site, address: int, cpu: int) -> int:
-    """A per-CPU variable of a CPU."""
-    return _load(run, per_cpu_ptr(run, address, cpu), site.pointee[0])
 
 
 def this_cpu_read(run: KvmRun, site: Site, address: int) -> int:
@@ -495,9 +500,10 @@ MODELS: dict[str, Callable[..., Any]] = {
     model.__name__: model
     for model in (
         str, load, store, test_bit, set_bit, clear_bit, test_and_set_bit, test_and_clear_bit, atomic_read,
+        atomic_add, atomic_add_return,
         atomic_set, atomic_inc, atomic_dec, atomic_xchg, atomic_cmpxchg, cmpxchg, xchg, fls, fls32, highest_bit,
         ffs, lowest_bit, hweight, array_index_nospec, identity, page_to_pfn, allocate, allocate_array,
-        allocate_page, allocate_pages, this_cpu, this_cpu_ptr, per_cpu_ptr, per_cpu_value, this_cpu_read,
+        allocate_page, allocate_pages, this_cpu, this_cpu_ptr, per_cpu_ptr, this_cpu_read,
         this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
         thread_flags, signal_pending, signal_wake_up_state, handle_work, smp_send_reschedule, irq_enable,
         irq_disable, clgi, stgi, vmrun, map_page,
