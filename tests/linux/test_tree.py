@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,41 @@ def test_a_patched_tree_shows_patched_texts_and_new_files(tmp_path: Path) -> Non
     assert "arch/x86/kvm/svm/new.h" in tree.files("arch/x86/kvm")
     assert not (tmp_path / "arch/x86/kvm/svm/new.h").exists()
     assert tree.patched["arch/x86/kvm/svm/new.h"].added == {1}
+
+
+def test_what_was_read_is_the_same_until_it_changes(tmp_path: Path) -> None:
+    tree = mini_tree(tmp_path, {SVM: "int a;\n", "virt/kvm/a.h": "", "virt/kvm/b.h": ""})
+    tree.text(SVM)
+    tree.text("virt/kvm/none.h")
+    list(tree.files("virt/kvm"))
+    read = tree.read_so_far()
+    assert open_tree(tmp_path).still_reads(read)
+    (tmp_path / "virt/kvm/a.h").write_text("int not_read;\n")
+    assert open_tree(tmp_path).still_reads(read)
+    (tmp_path / SVM).write_text("int b;\n")
+    assert not open_tree(tmp_path).still_reads(read)
+
+
+@pytest.mark.parametrize("name", ["virt/kvm/none.h", "virt/kvm/new.c"])
+def test_a_file_that_was_missing_or_not_listed_is_a_change(name: str, tmp_path: Path) -> None:
+    tree = mini_tree(tmp_path, {SVM: "int a;\n"})
+    tree.text("virt/kvm/none.h")
+    list(tree.files("virt/kvm"))
+    read = tree.read_so_far()
+    (tmp_path / "virt/kvm").mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("")
+    assert not open_tree(tmp_path).still_reads(read)
+
+
+def test_a_patch_is_a_change(tmp_path: Path) -> None:
+    tree = mini_tree(tmp_path, {SVM: "int a;\n"})
+    list(tree.files("arch/x86/kvm/svm"))
+    assert not open_tree(tmp_path, [("p", CREATE)]).still_reads(tree.read_so_far())
+
+
+@pytest.mark.parametrize("name", ["../outside.h", "/etc/passwd", "/dev/zero", "../*"])
+def test_a_name_that_leads_out_of_the_tree_is_not_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "outside.h").write_text("")
+    mini_tree(tmp_path / "tree", {SVM: "int a;\n"})
+    assert not open_tree(tmp_path / "tree").still_reads({name: hashlib.sha256(b"").hexdigest()})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from iretrace.linux.patch import PatchedFile, apply_patches
@@ -37,6 +38,8 @@ class Tree:
         self._real_root = os.path.realpath(root)
         self._texts: dict[str, str | None] = {}
         self._inside: set[str] = set()
+        self._listed: set[tuple[str, bool]] = set()
+        self._digests: dict[str, str] = {}
 
     def text(self, path: str) -> str | None:
         """The text of a file, patched if a patch changes it; None if there is no such file.
@@ -50,6 +53,7 @@ class Tree:
     def files(self, prefix: str, recursive: bool = True) -> Iterator[str]:
         """The paths of the C sources and headers below the directory `prefix`, patched-in ones included, sorted."""
         directory = prefix.strip("/")
+        self._listed.add((directory, recursive))
         found = set(self._walk(directory, recursive))
         for path, patched in self.patched.items():
             if not path.startswith(directory + "/") or not path.endswith((".c", ".h")):
@@ -59,6 +63,28 @@ class Tree:
             elif recursive or path.rpartition("/")[0] == directory:
                 found.add(path)
         return iter(sorted(found))
+
+    def read_so_far(self) -> dict[str, str]:
+        """Everything that was read, patches included, as digests: of texts by path ("" where there is no such file),
+        and of the directories that were listed by path and "/*" or, with what is below, "/**"."""
+        listings = {f"{directory}/{'**' if recursive else '*'}" for directory, recursive in self._listed}
+        return {name: self._digest(name) for name in (*self._texts, *sorted(listings))}
+
+    def still_reads(self, digests: Mapping[str, str]) -> bool:
+        """Whether all this would be read again, just so. A name that leads out of the tree is never read."""
+        try:
+            return all(".." not in name and self._digest(name) == digest for name, digest in digests.items())
+        except InputError:
+            return False
+
+    def _digest(self, name: str) -> str:
+        known = self._digests.get(name)
+        if known is None:
+            directory, _, pattern = name.rpartition("/")
+            text = "\n".join(self.files(directory, pattern == "**")) if pattern.startswith("*") else self.text(name)
+            known = "" if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+            self._digests[name] = known
+        return known
 
     def _walk(self, directory: str, recursive: bool) -> Iterator[str]:
         """Regular .c and .h files; links to directories are not followed, links to files only inside the tree."""
