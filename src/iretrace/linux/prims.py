@@ -24,6 +24,13 @@ THREAD_FLAGS = 8
 """Offsets in the objects `task` and `sender_task`."""
 
 TIF_SIGPENDING = 1 << 2
+EMULTYPE_TRAP_UD = 1 << 1
+EMULTYPE_SKIP = 1 << 2
+EMULTYPE_COMPLETE_USER_EXIT = 1 << 7
+"""What the emulator is asked for (arch/x86/include/asm/kvm_host.h)."""
+
+UD_VECTOR = 6
+X86_EFLAGS_RF = 1 << 16
 KVM_EXIT_INTR = 10
 EINTR = 4
 PAGE_SHIFT = 12
@@ -67,6 +74,9 @@ class KvmRun(Protocol):
 
     def member(self, struct: str, name: str) -> int:
         """Offset of a member in bytes."""
+
+    def call(self, name: str, *args: int) -> Any:
+        """Calls a C function."""
 
     def hand_over(self, kind: PauseKind) -> None:
         """The vCPU thread is about to pause: the last place of the step where senders can land."""
@@ -436,6 +446,22 @@ def map_page(run: KvmRun, *_: int) -> int:
     return 1
 
 
+def emulate_instruction(run: KvmRun, vcpu: int, emulation_type: int) -> int:
+    """kvm_emulate_instruction(): x86_emulate_instruction() as far as it goes for an instruction that is skipped, and
+    for one that the emulator does not know after #UD. Every instruction has length 1."""
+    if emulation_type & EMULTYPE_COMPLETE_USER_EXIT or not emulation_type & (EMULTYPE_SKIP | EMULTYPE_TRAP_UD):
+        raise Unmodelled(f"kvm_emulate_instruction() with emulation type {emulation_type:#x}")
+    run.call("kvm_clear_exception_queue", vcpu)
+    if emulation_type & EMULTYPE_TRAP_UD:
+        run.call("kvm_queue_exception", vcpu, UD_VECTOR)
+        return 1
+    run.call("kvm_rip_write", vcpu, run.call("kvm_rip_read", vcpu) + 1)
+    rflags = run.call("kvm_get_rflags", vcpu)
+    if rflags & X86_EFLAGS_RF:
+        run.call("kvm_set_rflags", vcpu, rflags & ~X86_EFLAGS_RF)
+    return 1
+
+
 def map_ghcb(run: KvmRun, vcpu: int, gfn: int, target: int) -> int:
     """kvm_vcpu_map() of the GHCB page."""
     _store(run, target + run.member("struct kvm_host_map", "hva"), 64, run.ghcb)
@@ -506,8 +532,8 @@ MODELS: dict[str, Callable[..., Any]] = {
         allocate_page, allocate_pages, this_cpu, this_cpu_ptr, per_cpu_ptr, this_cpu_read,
         this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
         thread_flags, signal_pending, signal_wake_up_state, handle_work, smp_send_reschedule, irq_enable,
-        irq_disable, clgi, stgi, vmrun, map_page,
-        map_ghcb, unmap_ghcb, host_feature, kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
+        irq_disable, clgi, stgi, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb, host_feature,
+        kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
     )
 }  # fmt: skip
 """Model names of the rules."""
