@@ -7,6 +7,7 @@ docs/subset.md says what the checker (`iretrace.subset.check`) accepts and why.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -64,14 +65,19 @@ def record(cls: C) -> C:
     """Flat mutable state with `pack() -> tuple` (hashable, canonical) and `unpack(tuple) -> record`.
 
     Fields are unsigned ints of declared width or fixed arrays of them (lists). Only drivers pack and unpack;
-    the semantics mutate in place.
+    the semantics mutate in place. A field of a record's type, before the others, refers to another record, as a pointer
+    does in C: the driver sets it, and it is no part of what is packed.
     """
     made = dataclass(slots=True, eq=False)(cls)
-    names = [field.name for field in fields(made)]
-    arrays = [index for index, field in enumerate(fields(made)) if "Array(" in str(field.type)]
+    module = vars(sys.modules[cls.__module__])
+    held = [field for field in fields(made) if not hasattr(module.get(str(field.type)), "field_names")]
+    references = len(fields(made)) - len(held)
+    names = [field.name for field in held]
+    arrays = [index for index, field in enumerate(held) if "Array(" in str(field.type)]
     if len(names) == 1:
         raise TypeError(f"{cls.__name__}: a record has at least two fields")
     getter = attrgetter(*names)
+    unattached = [None] * references
 
     if arrays:
 
@@ -85,7 +91,7 @@ def record(cls: C) -> C:
             copied = list(values)
             for index in arrays:
                 copied[index] = list(copied[index])
-            return made(*copied)
+            return made(*unattached, *copied)
     else:
 
         def pack(self: Any) -> tuple[Any, ...]:
@@ -93,12 +99,21 @@ def record(cls: C) -> C:
             return packed
 
         def unpack(values: tuple[Any, ...]) -> Any:
-            return made(*values)
+            return made(*unattached, *values)
 
     made.pack = pack
     made.unpack = staticmethod(unpack)
     made.field_names = tuple(names)
     return made  # type: ignore[return-value]
+
+
+def shared(who: Any, cell: int, bits: int, how: int) -> None:
+    """These bits of a cell are about to be accessed, and others access it too: here their steps may come first.
+
+    who: the record of the thread that runs; the driver has given it an `access` method. The one primitive that drivers
+    provide.
+    """
+    who.access(cell, bits, how)
 
 
 R = TypeVar("R")

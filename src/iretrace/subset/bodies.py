@@ -171,6 +171,8 @@ class Body:
             place = self._value(target)
             if isinstance(place, ArrayType):
                 return self._refuse(target, "arrays are assigned element by element")
+            if isinstance(place, RecordType):
+                return self._refuse(target, "what a field refers to is set by the driver")
             return place
         return self._not_in_subset(target)
 
@@ -370,6 +372,8 @@ class Body:
             return self._refuse(node, "len() is the length of an array")
         if isinstance(entity, Intrinsic) and entity.name.startswith("wrap") and len(node.args) == 1:
             return self._wrap(node, WIDTHS[f"u{entity.name[4:]}"])
+        if isinstance(entity, Intrinsic) and entity.name == "shared" and len(node.args) == 4:
+            return self._call_shared(node)
         if isinstance(entity, Function) and not self._is_local(name):
             return self._call_function(node, entity)
         return self._refuse(node, f"{name}(...) is no function of the subset")
@@ -380,6 +384,12 @@ class Body:
         if isinstance(given, Wrong) or given.within(width):
             return given
         return width
+
+    def _call_shared(self, node: ast.Call) -> Type:
+        thread, *numbers = [self._value(argument) for argument in node.args]
+        if not isinstance(thread, RecordType | Wrong) or any(not isinstance(n, Range | Wrong) for n in numbers):
+            return self._refuse(node, "shared(thread, cell, bits, how): a record and three integers")
+        return None
 
     def _call_function(self, node: ast.Call, callee: Function) -> Type:
         self.calls.setdefault((callee.module, callee.name), node)

@@ -64,7 +64,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Intrinsic:
-    """wrapN, record, rule and Array: names of iretrace.subset that the checker knows by itself."""
+    """wrapN, record, rule, shared and Array: names of iretrace.subset that the checker knows by itself."""
 
     name: str
 
@@ -73,7 +73,7 @@ Entity = Range | Function | RecordType | EnumType | Intrinsic
 """What a module-level name stands for. A Range is a constant (of one value) or, as `u8`, a width."""
 
 SUBSET_NAMES: dict[str, Entity] = {
-    **{name: Intrinsic(name) for name in ("record", "rule", "Array", "wrap8", "wrap16", "wrap32", "wrap64")},
+    **{name: Intrinsic(name) for name in ("record", "rule", "shared", "Array", "wrap8", "wrap16", "wrap32", "wrap64")},
     **{name: Intrinsic(name) for name in WIDTHS},
 }
 IMPORTS: dict[str, dict[str, Entity]] = {
@@ -259,8 +259,10 @@ def _declare_record(module: Module, node: ast.ClassDef) -> None:
 
 def _field_type(module: Module, node: ast.AST, annotation: ast.expr, default: ast.expr | None) -> Type:
     declared = module.type_of(annotation, node)
-    if isinstance(declared, RecordType) or declared is None:
-        return module.refuse(node, "a record is flat: a field is an integer or an array of integers")
+    if declared is None:
+        return module.refuse(node, "a field is an integer, an array of integers, or refers to a record")
+    if isinstance(declared, RecordType) and default is not None:
+        return module.refuse(node, "a field that refers to a record has no default: the driver sets it")
     if default is not None:
         value = module.constant(default)
         if isinstance(value, Range) and isinstance(declared, Range) and not value.within(declared):

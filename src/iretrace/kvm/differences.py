@@ -1,0 +1,12 @@
+"""Numbers of the differences between revisions (revisions.py says what they are): bits of Kvm.revision."""
+
+from __future__ import annotations
+
+SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE = 0
+SINCE_NO_POINTLESS_SINGLE_STEP = 1
+SINCE_EVENT_REQUEST_IFF_NMI_PENDING = 2
+SINCE_ALL_PENDING_NMIS_ARE_REPORTED = 3
+SINCE_HALT_LOOKS_FOR_EVENTS = 4
+SINCE_HLT_IN_FASTPATH = 5
+SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME = 6
+SINCE_ICEBP_IS_INTERCEPTED = 7

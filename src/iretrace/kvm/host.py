@@ -1,0 +1,168 @@
+"""A host step in progress: where the vCPU thread's code accesses shared cells, other CPUs' steps land."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from iretrace.kvm import senders as code
+from iretrace.kvm.kvm_host import (
+    CELL_IRR,
+    CELL_MODE,
+    CELL_NMI_QUEUED,
+    CELL_REQUESTS,
+    CELL_TASK_STATE,
+    CELL_THREAD_FLAGS,
+    KVM_REQ_EVENT,
+    KVM_REQ_NMI,
+    SET,
+    WRITE,
+    Thread,
+    Vcpu,
+)
+from iretrace.world.protocol import NO_SENDER, Landing, SenderState
+
+NEVER = 1 << 62
+
+
+class SenderStep(NamedTuple):
+    """One step of a sender: its code, and the cell, the bits and the way of its access."""
+
+    run: Callable[[Vcpu], int]
+    cell: int
+    bits: int
+    how: int
+
+
+class Sender(NamedTuple):
+    """A sender that is not done. at: the number of its next step."""
+
+    kind: str
+    at: int
+
+
+_KICK = (
+    SenderStep(code.kvm_vcpu_wake_up, CELL_TASK_STATE, 1, WRITE),
+    SenderStep(code.kvm_vcpu_kick, CELL_MODE, 1, WRITE),
+)
+
+STEPS: dict[str, tuple[SenderStep, ...]] = {
+    "nmi": (
+        SenderStep(code.queue_nmi, CELL_NMI_QUEUED, 1, WRITE),
+        SenderStep(code.request_nmi, CELL_REQUESTS, 1 << KVM_REQ_NMI, SET),
+        *_KICK,
+    ),
+    "irq": (
+        SenderStep(code.set_irr, CELL_IRR, 1, WRITE),
+        SenderStep(code.request_event, CELL_REQUESTS, 1 << KVM_REQ_EVENT, SET),
+        *_KICK,
+    ),
+    "signal": (
+        SenderStep(code.set_signal, CELL_THREAD_FLAGS, 1, WRITE),
+        SenderStep(code.signal_wake_up, CELL_TASK_STATE, 1, WRITE),
+    ),
+}
+"""What each kind of event takes."""
+
+
+def send(vcpu: Vcpu, sender: Sender) -> tuple[SenderState, bool]:
+    """One step of a sender: what it still has to do, and whether it has sent an IPI."""
+    done = STEPS[sender.kind][sender.at].run(vcpu)
+    after = NO_SENDER if done != code.GO_ON else Sender(sender.kind, sender.at + 1)
+    return after, done == code.DONE_WITH_IPI
+
+
+def conflict(how: int, other: int) -> bool:
+    """Whether the order of two accesses of the same bits matters."""
+    return how != other or how == WRITE
+
+
+class HostRun(Thread):
+    """The vCPU thread during a host step. Shared accesses are counted; before the k-th one the schedule lets senders
+    take their steps, and behind the schedule's last landing it is noted where a further one could matter.
+
+    reduce: note only such landings; False: note every one (for tests of that claim).
+    """
+
+    def __init__(
+        self, vcpu: Vcpu, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...], reduce: bool
+    ) -> None:
+        super().__init__()
+        self.vcpu = vcpu
+        self.senders = list(senders)
+        self.log: list[tuple[str, int]] = []
+        self.openings: list[Landing] = []
+        self._reduce = reduce
+        self._count = 0
+        self._schedule = schedule
+        self._last = schedule[-1][:2] if schedule else (0, -1)
+        self._landed = 0
+        self._next = schedule[0][0] if schedule else NEVER
+        self._watching = any(sender is not NO_SENDER for sender in senders)
+
+    def access(self, cell: int, bits: int, how: int) -> None:
+        """A shared cell is about to be accessed: `shared()` of the restricted Python."""
+        k = self._count
+        self._count = k + 1
+        if k == self._next:
+            self._land(k)
+        if self._watching and k >= self._last[0]:
+            self._open(k, cell, bits, how)
+
+    def hand_over(self) -> None:
+        """The end of the step, where senders can land for the last time."""
+        k = self._count
+        if k == self._next:
+            self._land(k)
+        if self._watching and not self._reduce:
+            self._open_all(k)
+
+    def _land(self, k: int) -> None:
+        while self._landed < len(self._schedule) and self._schedule[self._landed][0] == k:
+            _, number, steps = self._schedule[self._landed]
+            self._landed += 1
+            for _ in range(steps):
+                self._send(number)
+        rest = self._schedule[self._landed :]
+        self._next = rest[0][0] if rest else NEVER
+
+    def _send(self, number: int) -> None:
+        sender = self.senders[number]
+        if not isinstance(sender, Sender):
+            return
+        if sender.at == 0:
+            self.log.append(("start", number))
+        self.senders[number], ipi = send(self.vcpu, sender)
+        if ipi and not self.interrupts:
+            self.ipi = 1
+        if self.senders[number] is NO_SENDER:
+            self.log.append(("end", number))
+
+    def _open(self, k: int, cell: int, bits: int, how: int) -> None:
+        if not self._reduce:
+            self._open_all(k)
+            return
+        known: set[Sender] = set()
+        for number, sender in enumerate(self.senders):
+            # Of senders that are equally far, one will do, unless the order in which they start is seen.
+            if not isinstance(sender, Sender) or (sender.at and sender in known):
+                continue
+            known.add(sender)
+            if (k, number) == self._last:
+                continue
+            for taken, step in enumerate(_remaining(self.vcpu, sender), 1):
+                if step.cell == cell and step.bits & bits and conflict(how, step.how):
+                    self.openings.append((k, number, taken))
+
+    def _open_all(self, k: int) -> None:
+        for number, sender in enumerate(self.senders):
+            if sender is not NO_SENDER:
+                self.openings.append((k, number, 1))
+
+
+def _remaining(vcpu: Vcpu, sender: Sender) -> tuple[SenderStep, ...]:
+    """The steps that a sender still takes if it takes them now: none after waking the thread up."""
+    steps = STEPS[sender.kind]
+    if vcpu.sleeping:
+        steps = tuple(step for step in steps if step.cell != CELL_MODE)
+    return steps[sender.at :]

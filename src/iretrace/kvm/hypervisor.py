@@ -1,0 +1,345 @@
+"""Our KVM as a hypervisor: world.protocol.ComparableHypervisor. This is the driver; what KVM does is in x86_run.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from iretrace.kvm.create import kvm_arch_vcpu_create
+from iretrace.kvm.differences import SINCE_ALL_PENDING_NMIS_ARE_REPORTED
+from iretrace.kvm.exceptions import DR6_ACTIVE_LOW, kvm_exception_is_soft
+from iretrace.kvm.host import STEPS, HostRun, Sender, send
+from iretrace.kvm.kvm_host import (
+    EINTR,
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_RUNNABLE,
+    KVM_REQ_EVENT,
+    KVM_REQ_NMI,
+    NOT_MODELLED_EXCEPTIONS,
+    NOT_MODELLED_EXIT,
+    NOT_MODELLED_LOOP,
+    NOT_MODELLED_VMGEXIT,
+    OUTSIDE_GUEST_MODE,
+    SLEEP,
+    VMRUN,
+    Kvm,
+    Vcpu,
+    VcpuSvm,
+)
+from iretrace.kvm.revisions import Revision, find
+from iretrace.kvm.svm import gif_set, svm_get_nmi_mask
+from iretrace.kvm.trace import Tracer, function_line, statements
+from iretrace.kvm.x86 import process_nmi
+from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit
+from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.vmcb import (
+    SVM_EVTINJ_TYPE_EXEPT,
+    SVM_EVTINJ_TYPE_INTR,
+    SVM_EVTINJ_TYPE_NMI,
+    SVM_EVTINJ_TYPE_SOFT,
+    SVM_EVTINJ_VALID,
+    SVM_EVTINJ_VALID_ERR,
+    SVM_INTERRUPT_SHADOW_MASK,
+    Vmcb,
+)
+from iretrace.subset import pack, unpack
+from iretrace.verdict import Assumption, InputError
+from iretrace.world.protocol import (
+    Cause,
+    Comparison,
+    Executed,
+    Landing,
+    Packed,
+    Pause,
+    PauseKind,
+    Private,
+    SenderState,
+    Sent,
+    View,
+)
+
+KINDS = ("sev-es", "plain")
+OPTIONS = {"vgif": 1, "nrips": 1, "pause_filter_count": 3000}
+"""Module parameters that can be given, and their defaults: those of an EPYC of the third generation."""
+
+KVM_VCPUEVENT_FLAGS = 0xD
+"""VALID_NMI_PENDING, VALID_SHADOW and VALID_SMM."""
+SHADOW_STI_OR_MOV_SS = 3
+
+ENTRIES: dict[Cause, Callable[[Vcpu], int]] = {
+    Cause.VMEXIT: vcpu_resume_after_vmexit,
+    Cause.WAKE: vcpu_resume_after_sleep,
+    Cause.RERUN: kvm_arch_vcpu_ioctl_run,
+}
+"""Where the vCPU thread goes on."""
+
+UNMODELLED = {
+    NOT_MODELLED_EXIT: "our KVM has no handler for this #VMEXIT (kvm/svm_exits.py); a Linux tree may have",
+    NOT_MODELLED_VMGEXIT: "our KVM does not know this VMGEXIT (kvm/sev.py); a Linux tree may",
+    NOT_MODELLED_EXCEPTIONS: "our KVM does not combine two exceptions (kvm/exceptions.py); a Linux tree does",
+    NOT_MODELLED_LOOP: "our KVM goes round and round without a hand-over",
+}
+
+ASSUMPTIONS = (
+    ("one vCPU that stays on its CPU; no nested guest, SMI, INIT, debugger or migration", "the guests of the tests"),
+    ("VMCB clean bits, TLB flushes and ASIDs are left out", "the processor of this model caches nothing"),
+    ("no halt polling, and PAUSE does not adapt its filter", "only time depends on them"),
+    ("local APIC: one edge-triggered vector, TPR 0, no EOI; no AVIC", "one device"),
+    ("memory, CPUID and MSRs: nested page faults are resolved at once, CPUID is all zeros", "no event depends on them"),
+)
+
+
+class State(NamedTuple):
+    """Hypervisor state at a hand-over. shadow, gif: of the VMCB at that moment, for the view."""
+
+    vcpu: Packed
+    svm: Packed
+    shadow: int
+    gif: int
+
+
+class BuiltinHypervisor:
+    """Our KVM of a revision, with a vCPU of a kind.
+
+    options: module parameters (OPTIONS). reduce: offer only landings that can matter; False offers every place (for
+    tests of that claim). InputError for a revision, kind or option that there is not.
+    """
+
+    def __init__(
+        self, revision: str | Revision, vcpu: str, options: Mapping[str, int] | None = None, reduce: bool = True
+    ) -> None:
+        self.revision = find(revision) if isinstance(revision, str) else revision
+        if vcpu not in KINDS:
+            raise InputError(f"--vcpu {vcpu}: the built-in KVM runs the kinds {' and '.join(KINDS)} so far")
+        self.options = OPTIONS | dict(options or {})
+        for name in self.options.keys() - OPTIONS.keys():
+            raise InputError(f"--option {name}: no such option of the built-in KVM; known are {', '.join(OPTIONS)}")
+        self._kvm = Kvm(
+            sev_es=int(vcpu == "sev-es"),
+            vgif=int(self.options["vgif"] != 0),
+            nrips=int(self.options["nrips"] != 0),
+            pause_filter_count=self.options["pause_filter_count"],
+            revision=self.revision.bits,
+        )
+        self._reduce = reduce
+        self._states: dict[State, State] = {}
+        self._steps: dict[object, Pause] = {}
+        self._untraced: list[Callable[[], object]] = [self._start]
+        self._lines: set[tuple[str, int]] = set()
+
+    # Protocol. --------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """For the verdict table."""
+        return f"built-in {self.revision.name}"
+
+    def start(self) -> Pause:
+        """Create the vCPU and run it to its first VMRUN."""
+        return self._start()
+
+    def sender(self, kind: str) -> SenderState:
+        """A fresh sender."""
+        if kind not in STEPS:
+            raise InputError(f"outside: {kind}: the built-in KVM knows the outside events {', '.join(STEPS)}")
+        return Sender(kind, 0)
+
+    def step(
+        self,
+        private: Private,
+        vmcb: Vmcb,
+        ghcb: Ghcb,
+        cause: Cause,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+    ) -> Pause:
+        """Run from a hand-over to the next one."""
+        key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule)
+        known = self._steps.get(key)
+        if known is None:
+            known = self._steps[key] = self._step(*key)
+            self._untraced.append(lambda: self._step(*key))
+        return known
+
+    def send(self, private: Private, sender: SenderState) -> Sent:
+        """One step of a sender outside of host steps."""
+        assert isinstance(private, State) and isinstance(sender, Sender)
+        vcpu = self._vcpu(private, Vmcb(), Ghcb())
+        after, ipi = send(vcpu, sender)
+        function = STEPS[sender.kind][sender.at].run
+        what = " ".join((function.__doc__ or "").split())
+        state = self._intern(State(pack(vcpu), pack(vcpu.svm), private.shadow, private.gif))
+        return Sent(state, after, ipi, what, function_line(function))
+
+    def runnable(self, private: Private) -> bool:
+        """Whether a sleeping vCPU thread has been woken."""
+        assert isinstance(private, State)
+        return not unpack(Vcpu, private.vcpu).sleeping
+
+    def view(self, private: Private) -> View:
+        """What the state looks like from outside."""
+        assert isinstance(private, State)
+        return _view(self._vcpu(private, Vmcb(), Ghcb()), private.shadow, private.gif)
+
+    def compare(self, private: Private) -> Comparison:
+        """What agreement is about; the events are those that KVM_GET_VCPU_EVENTS would report."""
+        assert isinstance(private, State)
+        vcpu = self._vcpu(private, Vmcb(), Ghcb())
+        requests = {name for name, bit in (("EVENT", KVM_REQ_EVENT), ("NMI", KVM_REQ_NMI)) if vcpu.requests >> bit & 1}
+        queued, mp_state = vcpu.nmi_queued, vcpu.mp_state
+        process_nmi(vcpu)
+        events = tuple((name, value) for name, value in self._events(vcpu, private.shadow) if value)
+        return Comparison(frozenset(requests), queued, mp_state, events, ())
+
+    def explain(
+        self,
+        private: Private,
+        vmcb: Vmcb,
+        ghcb: Ghcb,
+        cause: Cause,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+    ) -> Executed:
+        """The statements of a step, those that change the view, and what became of a waiting event."""
+        tracer = Tracer(lambda vcpu: _view(vcpu, vcpu.svm.vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK, gif_set(vcpu)))
+        key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule)
+        pause = tracer.run(lambda: self._step(*key))
+        return tracer.executed(pause.kind, self.view(pause.private))
+
+    def statements(self) -> int:
+        """How many distinct lines of this room have been executed so far: steps are run again with tracing on."""
+        for again in self._untraced:
+            self._lines |= statements(again)
+        self._untraced.clear()
+        return len(self._lines)
+
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """What our KVM leaves out, and the options."""
+        left_out = [Assumption("model", what, "kvm/hypervisor.py", why) for what, why in ASSUMPTIONS]
+        options = [
+            Assumption("option", f"{name}: value={value}", "kvm/hypervisor.py", "module parameter")
+            for name, value in self.options.items()
+        ]
+        return (*left_out, *options)
+
+    # Host steps. ------------------------------------------------------------------------------------------------
+
+    def _vcpu(self, state: State, vmcb: Vmcb, ghcb: Ghcb) -> Vcpu:
+        vcpu, svm = unpack(Vcpu, state.vcpu), unpack(VcpuSvm, state.svm)
+        svm.vmcb, svm.ghcb = vmcb, ghcb
+        vcpu.kvm, vcpu.svm = self._kvm, svm
+        vcpu.thread = HostRun(vcpu, (), (), True)
+        return vcpu
+
+    def _start(self) -> Pause:
+        svm = VcpuSvm(vmcb=Vmcb(), ghcb=Ghcb())
+        vcpu = Vcpu(kvm=self._kvm, thread=None, svm=svm)  # type: ignore[arg-type]
+        run = vcpu.thread = HostRun(vcpu, (), (), self._reduce)
+        kvm_arch_vcpu_create(vcpu)
+        return self._pause(vcpu, run, kvm_arch_vcpu_ioctl_run(vcpu))
+
+    def _step(
+        self,
+        private: Private,
+        vmcb: Packed,
+        ghcb: Packed,
+        cause: Cause,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+    ) -> Pause:
+        assert isinstance(private, State)
+        vcpu = self._vcpu(private, unpack(Vmcb, vmcb), unpack(Ghcb, ghcb))
+        run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce)
+        run.interrupts = int(vcpu.mode == OUTSIDE_GUEST_MODE)
+        return self._pause(vcpu, run, ENTRIES[cause](vcpu))
+
+    def _pause(self, vcpu: Vcpu, run: HostRun, result: int) -> Pause:
+        run.hand_over()
+        kind = {VMRUN: PauseKind.ENTER, SLEEP: PauseKind.BLOCK}.get(result, PauseKind.USERSPACE)
+        vmcb = vcpu.svm.vmcb
+        if kind is PauseKind.USERSPACE:
+            vcpu.signal_pending = 0  # on the way there the thread handles its signals
+        elif kind is PauseKind.ENTER:
+            _forget_what_the_exit_writes(vcpu)
+        shadow = vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK
+        reason = -EINTR if result == EINTR else run.exit_reason
+        return Pause(
+            kind=kind,
+            private=self._intern(State(pack(vcpu), pack(vcpu.svm), shadow, int(gif_set(vcpu)))),
+            vmcb=pack(vmcb),
+            ghcb=pack(vcpu.svm.ghcb),
+            senders=tuple(run.senders),
+            log=tuple(run.log),
+            ipi=run.ipi != 0,
+            openings=tuple(run.openings),
+            warm=run.warm != 0,
+            exit_reason=reason if kind is PauseKind.USERSPACE else 0,
+            defects=(),
+            unmodelled=UNMODELLED.get(run.unmodelled, ""),
+        )
+
+    def _intern(self, state: State) -> State:
+        return self._states.setdefault(state, state)
+
+    def _events(self, vcpu: Vcpu, shadow: int) -> tuple[tuple[str, int], ...]:
+        """KVM_GET_VCPU_EVENTS (x86.c: kvm_vcpu_ioctl_x86_get_vcpu_events()), after process_nmi()."""
+        soft = kvm_exception_is_soft(vcpu.exception_vector)
+        counted = self.revision.bits >> SINCE_ALL_PENDING_NMIS_ARE_REPORTED & 1
+        return (
+            ("exception.injected", int(not soft and (vcpu.exception_injected or vcpu.exception_pending))),
+            ("exception.nr", vcpu.exception_vector),
+            ("exception.has_error_code", vcpu.exception_has_error_code),
+            ("exception.pending", int(not soft and vcpu.exception_pending)),
+            ("exception.error_code", vcpu.exception_error_code),
+            ("interrupt.injected", int(vcpu.interrupt_injected and not vcpu.interrupt_soft)),
+            ("interrupt.nr", vcpu.interrupt_nr),
+            ("interrupt.shadow", SHADOW_STI_OR_MOV_SS if shadow else 0),
+            ("nmi.injected", vcpu.nmi_injected),
+            ("nmi.pending", vcpu.nmi_pending if counted else int(vcpu.nmi_pending != 0)),
+            ("nmi.masked", int(svm_get_nmi_mask(vcpu))),
+            ("flags", KVM_VCPUEVENT_FLAGS),
+        )
+
+
+def _forget_what_the_exit_writes(vcpu: Vcpu) -> None:
+    """Nobody can see at the next #VMEXIT what was there before it: exit fields, and KVM's copy of RIP."""
+    vmcb = vcpu.svm.vmcb
+    vmcb.exit_code = vmcb.exit_info_1 = vmcb.exit_info_2 = vmcb.exit_int_info = vmcb.exit_int_info_err = 0
+    if not vcpu.kvm.sev_es:
+        vcpu.rip = 0
+
+
+def _event_inj(vcpu: Vcpu) -> int:
+    """What the VMRUN before the last hand-over injects, as in the VMCB."""
+    if vcpu.mode == OUTSIDE_GUEST_MODE:
+        return 0
+    if vcpu.exception_injected:
+        with_error = SVM_EVTINJ_VALID_ERR if vcpu.exception_has_error_code else 0
+        return vcpu.exception_vector | SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_EXEPT | with_error
+    if vcpu.nmi_injected:
+        return SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI
+    if vcpu.interrupt_injected:
+        kind = SVM_EVTINJ_TYPE_SOFT if vcpu.interrupt_soft else SVM_EVTINJ_TYPE_INTR
+        return vcpu.interrupt_nr | SVM_EVTINJ_VALID | kind
+    return 0
+
+
+def _view(vcpu: Vcpu, shadow: int, gif: int) -> View:
+    svm = vcpu.svm
+    return View(
+        nmi_queued=vcpu.nmi_queued,
+        nmi_pending=vcpu.nmi_pending,
+        nmi_injected=vcpu.nmi_injected,
+        nmi_masked=int(svm_get_nmi_mask(vcpu)),
+        awaiting_iret_completion=svm.awaiting_iret_completion,
+        nmi_singlestep=svm.nmi_singlestep,
+        int_shadow=shadow,
+        gif=int(gif),
+        event_inj=_event_inj(vcpu),
+        requests=vcpu.requests.bit_count(),
+        mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}[vcpu.mp_state],
+        irq_pending=vcpu.irr,
+        irq_injected=vcpu.interrupt_injected,
+        exception_pending=int(vcpu.exception_pending or vcpu.exception_injected),
+        dr6_active=vcpu.dr6 ^ DR6_ACTIVE_LOW,
+    )

@@ -1,0 +1,27 @@
+"""The local APIC as far as one edge-triggered device needs it: a bit of IRR and one of ISR, TPR 0 (lapic.c).
+
+kvm_lapic.irr_pending is left out: it says only whether IRR is worth a look.
+"""
+
+from __future__ import annotations
+
+from iretrace.kvm.kvm_host import CELL_IRR, READ, WRITE, Vcpu
+from iretrace.subset import shared, u8
+
+IRQ_VECTOR = 0x30
+"""The device's vector, as its guest has set it up."""
+
+
+def kvm_apic_has_interrupt(vcpu: Vcpu) -> bool:
+    """Whether an interrupt waits whose priority class is above that of the one in service."""
+    shared(vcpu.thread, CELL_IRR, 1, READ)
+    return vcpu.irr != 0 and vcpu.isr == 0
+
+
+def kvm_get_apic_interrupt(vcpu: Vcpu) -> u8:
+    """Acknowledge the interrupt: from IRR to ISR. It has to be delivered from here on, whatever comes. (Before v6.12
+    this is one function; there it is kvm_apic_ack_interrupt().)"""
+    shared(vcpu.thread, CELL_IRR, 1, WRITE)
+    vcpu.irr = 0
+    vcpu.isr = 1
+    return IRQ_VECTOR

@@ -1,0 +1,71 @@
+"""Other CPUs: the code that raises an event, in steps of one shared access each.
+
+    nmi     kvm_inject_nmi()        queue_nmi, request_nmi    and kvm_vcpu_kick()
+    irq     svm_deliver_interrupt() set_irr, request_event    and kvm_vcpu_kick()
+    signal  signal_wake_up_state()  set_signal, signal_wake_up
+
+A step says whether there is another one, and whether it sends an interrupt to the vCPU's CPU.
+"""
+
+from __future__ import annotations
+
+from iretrace.kvm.kvm_host import EXITING_GUEST_MODE, IN_GUEST_MODE, KVM_REQ_EVENT, KVM_REQ_NMI, Vcpu
+from iretrace.subset import u8, wrap8
+
+GO_ON = 0
+DONE = 1
+DONE_WITH_IPI = 2
+
+
+def queue_nmi(vcpu: Vcpu) -> u8:
+    """atomic_inc(&vcpu->arch.nmi_queued)"""
+    vcpu.nmi_queued = wrap8(vcpu.nmi_queued + 1)
+    return GO_ON
+
+
+def request_nmi(vcpu: Vcpu) -> u8:
+    """kvm_make_request(KVM_REQ_NMI, vcpu)"""
+    vcpu.requests = wrap8(vcpu.requests | 1 << KVM_REQ_NMI)
+    return GO_ON
+
+
+def set_irr(vcpu: Vcpu) -> u8:
+    """kvm_lapic_set_irr(vector, apic)"""
+    vcpu.irr = 1
+    return GO_ON
+
+
+def request_event(vcpu: Vcpu) -> u8:
+    """kvm_make_request(KVM_REQ_EVENT, vcpu)"""
+    vcpu.requests = wrap8(vcpu.requests | 1 << KVM_REQ_EVENT)
+    return GO_ON
+
+
+def kvm_vcpu_wake_up(vcpu: Vcpu) -> u8:
+    """kvm_vcpu_wake_up(vcpu): a thread that sleeps needs no IPI."""
+    if not vcpu.sleeping:
+        return GO_ON
+    vcpu.sleeping = 0
+    return DONE
+
+
+def kvm_vcpu_kick(vcpu: Vcpu) -> u8:
+    """kvm_vcpu_kick(vcpu): an IPI if the vCPU is in guest mode, and if nobody else sends one"""
+    if vcpu.mode != IN_GUEST_MODE:
+        return DONE
+    vcpu.mode = EXITING_GUEST_MODE
+    return DONE_WITH_IPI
+
+
+def set_signal(vcpu: Vcpu) -> u8:
+    """set_tsk_thread_flag(vcpu thread, TIF_SIGPENDING)"""
+    vcpu.signal_pending = 1
+    return GO_ON
+
+
+def signal_wake_up(vcpu: Vcpu) -> u8:
+    """wake_up_state(vcpu thread), or kick_process(vcpu thread): an IPI to the CPU that it runs on"""
+    if not vcpu.sleeping:
+        return DONE_WITH_IPI
+    vcpu.sleeping = 0
+    return DONE

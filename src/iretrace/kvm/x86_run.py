@@ -1,0 +1,164 @@
+"""KVM_RUN: the vCPU thread's loop around VMRUN, sleep and signals (x86.c). Start reading here.
+
+    kvm_arch_vcpu_ioctl_run -> vcpu_run -+-> vcpu_enter_guest -> [VMRUN] -> vcpu_exit_guest -> exit handler -+
+                                ^        +-> vcpu_block -> [sleep] -> vcpu_woken ---------------------------+
+                                +---------------------------------------------------------------------------+
+
+In the C, VMRUN and schedule() are calls that return. Here the thread hands over to the driver instead, and
+vcpu_exit_guest() and vcpu_woken() are the second halves of vcpu_enter_guest() and vcpu_block().
+"""
+
+from __future__ import annotations
+
+from iretrace.kvm.kvm_host import (
+    AGAIN,
+    CELL_MODE,
+    EINTR,
+    EXITING_GUEST_MODE,
+    IN_GUEST_MODE,
+    KVM_EXIT_FAIL_ENTRY,
+    KVM_EXIT_INTR,
+    KVM_EXIT_UNKNOWN,
+    KVM_MP_STATE_RUNNABLE,
+    KVM_REQ_EVENT,
+    KVM_REQ_NMI,
+    NOT_MODELLED_LOOP,
+    OUTSIDE_GUEST_MODE,
+    READ,
+    TO_USERSPACE,
+    VMRUN,
+    Vcpu,
+    kvm_check_request,
+    kvm_make_request,
+    kvm_request_pending,
+    local_irq_disable,
+    local_irq_enable,
+    not_modelled,
+    set_mode,
+    vcpu_signal_pending,
+)
+from iretrace.kvm.kvm_main import kvm_vcpu_block
+from iretrace.kvm.sev import sev_es_unmap_ghcb, sev_handle_vmgexit
+from iretrace.kvm.svm import svm_cancel_injection, svm_update_cr8_intercept, svm_vcpu_exited, svm_vcpu_run
+from iretrace.kvm.svm_exits import (
+    EXIT_FASTPATH_EXIT_HANDLED,
+    EXIT_FASTPATH_NONE,
+    EXIT_FASTPATH_REENTER_GUEST,
+    svm_exit_handlers_fastpath,
+    svm_invoke_exit_handler,
+)
+from iretrace.kvm.x86 import kvm_arch_vcpu_runnable, kvm_check_and_inject_events, kvm_vcpu_running, process_nmi
+from iretrace.machine.vmcb import SVM_EXIT_ERR, SVM_EXIT_VMGEXIT
+from iretrace.subset import shared, u8, wrap8
+
+MOST_PASSES = 64
+"""So many passes between two hand-overs have a cause outside of the thread: a handful of senders has far fewer."""
+
+
+def kvm_vcpu_exit_request(vcpu: Vcpu) -> bool:
+    """The last look before VMRUN, with mode IN_GUEST_MODE: from here on a sender sends an IPI."""
+    shared(vcpu.thread, CELL_MODE, 1, READ)
+    if vcpu.mode == EXITING_GUEST_MODE:
+        return True
+    return kvm_request_pending(vcpu) or vcpu_signal_pending(vcpu)
+
+
+def vcpu_enter_guest(vcpu: Vcpu) -> u8:
+    """Requests, events, VMRUN. If something came in between, the entry is cancelled and events are looked at again."""
+    if kvm_request_pending(vcpu) and kvm_check_request(KVM_REQ_NMI, vcpu):
+        process_nmi(vcpu)
+    req_immediate_exit: bool = False
+    if kvm_check_request(KVM_REQ_EVENT, vcpu):
+        req_immediate_exit = kvm_check_and_inject_events(vcpu)
+        svm_update_cr8_intercept(vcpu)
+    sev_es_unmap_ghcb(vcpu)
+    local_irq_disable(vcpu)
+    set_mode(vcpu, IN_GUEST_MODE)
+    if kvm_vcpu_exit_request(vcpu):
+        set_mode(vcpu, OUTSIDE_GUEST_MODE)
+        local_irq_enable(vcpu)
+        if req_immediate_exit:
+            kvm_make_request(KVM_REQ_EVENT, vcpu)
+        svm_cancel_injection(vcpu)
+        return AGAIN
+    if req_immediate_exit:
+        kvm_make_request(KVM_REQ_EVENT, vcpu)
+    svm_vcpu_run(vcpu, req_immediate_exit)
+    return VMRUN
+
+
+def svm_handle_exit(vcpu: Vcpu) -> u8:
+    """What is done about the #VMEXIT (svm.c)."""
+    exit_code = vcpu.svm.vmcb.exit_code
+    if exit_code == SVM_EXIT_ERR:
+        vcpu.thread.exit_reason = KVM_EXIT_FAIL_ENTRY
+        return TO_USERSPACE
+    if exit_code == SVM_EXIT_VMGEXIT:
+        return sev_handle_vmgexit(vcpu)
+    return svm_invoke_exit_handler(vcpu, exit_code)
+
+
+def vcpu_exit_guest(vcpu: Vcpu) -> u8:
+    """The second half of vcpu_enter_guest(): the guest has left."""
+    svm_vcpu_exited(vcpu)
+    exit_fastpath = svm_exit_handlers_fastpath(vcpu)
+    if exit_fastpath == EXIT_FASTPATH_REENTER_GUEST:
+        if not kvm_vcpu_exit_request(vcpu):
+            svm_vcpu_run(vcpu, False)
+            return VMRUN
+        exit_fastpath = EXIT_FASTPATH_EXIT_HANDLED
+    set_mode(vcpu, OUTSIDE_GUEST_MODE)
+    local_irq_enable(vcpu)
+    if exit_fastpath != EXIT_FASTPATH_NONE:
+        return AGAIN
+    return svm_handle_exit(vcpu)
+
+
+def vcpu_block(vcpu: Vcpu) -> u8:
+    """The vCPU is halted: sleep unless an event waits."""
+    if not kvm_arch_vcpu_runnable(vcpu):
+        return vcpu_woken(vcpu)
+    vcpu.mp_state = KVM_MP_STATE_RUNNABLE
+    return AGAIN
+
+
+def vcpu_woken(vcpu: Vcpu) -> u8:
+    """Go to sleep, or back to sleep if there was no reason to wake up. HLT is over if an event waits; after a signal it
+    is not."""
+    r: u8 = kvm_vcpu_block(vcpu)
+    if r == AGAIN and kvm_arch_vcpu_runnable(vcpu):
+        vcpu.mp_state = KVM_MP_STATE_RUNNABLE
+    return r
+
+
+def vcpu_pass(vcpu: Vcpu) -> u8:
+    """One pass through the loop."""
+    return vcpu_enter_guest(vcpu) if kvm_vcpu_running(vcpu) else vcpu_block(vcpu)
+
+
+def vcpu_run(vcpu: Vcpu, r: u8) -> u8:
+    """KVM_RUN's loop. r: how the pass ended that is over."""
+    passes: u8 = 0
+    while passes < MOST_PASSES and r == AGAIN:
+        passes = wrap8(passes + 1)
+        if vcpu_signal_pending(vcpu):
+            vcpu.thread.exit_reason = KVM_EXIT_INTR
+            return EINTR
+        r = vcpu_pass(vcpu)
+    return r if r != AGAIN else not_modelled(vcpu, NOT_MODELLED_LOOP)
+
+
+def kvm_arch_vcpu_ioctl_run(vcpu: Vcpu) -> u8:
+    """The VMM calls KVM_RUN."""
+    vcpu.thread.exit_reason = KVM_EXIT_UNKNOWN
+    return vcpu_run(vcpu, vcpu_pass(vcpu))
+
+
+def vcpu_resume_after_vmexit(vcpu: Vcpu) -> u8:
+    """The thread goes on where it called VMRUN."""
+    return vcpu_run(vcpu, vcpu_exit_guest(vcpu))
+
+
+def vcpu_resume_after_sleep(vcpu: Vcpu) -> u8:
+    """The thread goes on where it called schedule()."""
+    return vcpu_run(vcpu, vcpu_woken(vcpu))
