@@ -92,8 +92,9 @@ class HostRun(Thread):
         self.senders = list(senders)
         self.log: list[tuple[str, int]] = []
         self.openings: list[Landing] = []
+        self.cells: list[int] = []
+        """The cells accessed, in order."""
         self._reduce = reduce
-        self._count = 0
         self._schedule = schedule
         self._last = schedule[-1][:2] if schedule else (0, -1)
         self._landed = 0
@@ -102,8 +103,8 @@ class HostRun(Thread):
 
     def access(self, cell: int, bits: int, how: int) -> None:
         """A shared cell is about to be accessed: `shared()` of the restricted Python."""
-        k = self._count
-        self._count = k + 1
+        k = len(self.cells)
+        self.cells.append(cell)
         if k == self._next:
             self._land(k)
         if self._watching and k >= self._last[0]:
@@ -111,7 +112,7 @@ class HostRun(Thread):
 
     def hand_over(self) -> None:
         """The end of the step, where senders can land for the last time."""
-        k = self._count
+        k = len(self.cells)
         if k == self._next:
             self._land(k)
         if self._watching and not self._reduce:

@@ -124,7 +124,8 @@ class BuiltinHypervisor:
         self._reduce = reduce
         self._states: dict[State, State] = {}
         self._steps: dict[object, Pause] = {}
-        self._untraced: list[Callable[[], object]] = [self._start]
+        self._untraced: dict[object, Callable[[], object]] = {"start": self._start}
+        self._traced: set[object] = set()
         self._lines: set[tuple[str, int]] = set()
 
     # Protocol. --------------------------------------------------------------------------------------------------
@@ -157,8 +158,11 @@ class BuiltinHypervisor:
         key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule)
         known = self._steps.get(key)
         if known is None:
-            known = self._steps[key] = self._step(*key)
-            self._untraced.append(lambda: self._step(*key))
+            known, run = self._step(*key)
+            self._steps[key] = known
+            same_path = (key[:4], known.kind, tuple(run.cells), known.senders)
+            if same_path not in self._traced:
+                self._untraced.setdefault(same_path, lambda: self._step(*key))
         return known
 
     def send(self, private: Private, sender: SenderState) -> Sent:
@@ -203,13 +207,15 @@ class BuiltinHypervisor:
         """The statements of a step, those that change the view, and what became of a waiting event."""
         tracer = Tracer(lambda vcpu: _view(vcpu, vcpu.svm.vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK, gif_set(vcpu)))
         key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule)
-        pause = tracer.run(lambda: self._step(*key))
+        pause, _ = tracer.run(lambda: self._step(*key))
         return tracer.executed(pause.kind, self.view(pause.private))
 
     def statements(self) -> int:
-        """How many distinct lines of this room have been executed so far: steps are run again with tracing on."""
-        for again in self._untraced:
+        """How many distinct lines of this room have been executed so far. One step of those that access the same cells
+        from the same state, and get senders as far, is run again with tracing on."""
+        for again in self._untraced.values():
             self._lines |= statements(again)
+        self._traced.update(self._untraced)
         self._untraced.clear()
         return len(self._lines)
 
@@ -246,12 +252,12 @@ class BuiltinHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
-    ) -> Pause:
+    ) -> tuple[Pause, HostRun]:
         assert isinstance(private, State)
         vcpu = self._vcpu(private, unpack(Vmcb, vmcb), unpack(Ghcb, ghcb))
         run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce)
         run.interrupts = int(vcpu.mode == OUTSIDE_GUEST_MODE)
-        return self._pause(vcpu, run, ENTRIES[cause](vcpu))
+        return self._pause(vcpu, run, ENTRIES[cause](vcpu)), run
 
     def _pause(self, vcpu: Vcpu, run: HostRun, result: int) -> Pause:
         run.hand_over()

@@ -65,15 +65,6 @@ def _traced(call: Callable[[], T], trace: Callable[[FrameType, str, Any], Any]) 
         sys.settrace(before)
 
 
-@cache
-def _all_lines(code: CodeType) -> int:
-    """How many lines of a function can be executed."""
-    return len({line for _, _, line in code.co_lines() if line is not None and line != code.co_firstlineno})
-
-
-_seen: dict[CodeType, set[int]] = {}
-
-
 def statements(call: Callable[[], object]) -> set[tuple[str, int]]:
     """The (file, line) of our KVM that a call executes."""
     lines: set[tuple[str, int]] = set()
