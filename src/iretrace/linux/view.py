@@ -22,6 +22,11 @@ MEMBERS: dict[str, tuple[tuple[str, int], ...]] = {
     "event_inj": (("svm.vmcb->control.event_inj", -1),),
     "requests": (("svm.vcpu.requests", -1),),
     "mp_state": (("svm.vcpu.arch.mp_state", -1),),
+    "irr_pending": (("svm.vcpu.arch.apic->irr_pending", -1),),
+    "dr6": (("svm.vcpu.arch.dr6", -1),),
+    "irq_injected": (("svm.vcpu.arch.interrupt.injected", -1),),
+    "exception_queued": (("svm.vcpu.arch.exception.pending", -1),),
+    "exception_injected": (("svm.vcpu.arch.exception.injected", -1),),
 }
 """Field of the view -> places that may hold it, and the bits that count."""
 
@@ -31,6 +36,10 @@ MASKS = ("svm.nmi_masked", "svm.vcpu.arch.hflags")
 KVM_MP_STATE_RUNNABLE = 0
 KVM_MP_STATE_HALTED = 3
 SVM_INTERRUPT_SHADOW_MASK = 1
+DR6_RESET = 0xFFFF_0FF0
+APIC_IRR = 0x200
+IRR_SIZE = 0x80
+"""The IRR in the local APIC's registers (arch/x86/include/asm/apicdef.h)."""
 
 
 class Viewer:
@@ -38,6 +47,11 @@ class Viewer:
 
     def __init__(self, places: Places, run: KernelRun, svm: int) -> None:
         self._svm = svm
+        vcpu, page = places.find(run, "svm.vcpu"), places.find(run, "svm.vcpu.arch.apic->regs")
+        assert vcpu is not None and page is not None
+        self._vcpu = vcpu.address
+        irr = memory.load(run, page.address, page.bit, 64) + APIC_IRR
+        self._irr = range(irr, irr + IRR_SIZE, 8)
         self._members: dict[str, tuple[Spot, int]] = {}
         masks = (places.find(run, place) for place in MASKS)
         self._masks = [(spot, -1) for spot in masks if spot is not None]
@@ -50,7 +64,7 @@ class Viewer:
 
     def words(self) -> frozenset[int]:
         """The memory words that the view looks at."""
-        return frozenset(spot.address & ~7 for spot, _ in (*self._members.values(), *self._masks))
+        return frozenset(spot.address & ~7 for spot, _ in (*self._members.values(), *self._masks)).union(self._irr)
 
     def _get(self, run: KernelRun, name: str) -> int:
         if name not in self._members:
@@ -76,5 +90,9 @@ class Viewer:
             gif=int(gif != 0),
             event_inj=get(run, "event_inj"),
             requests=get(run, "requests").bit_count(),
+            irq_pending=int(run.call("kvm_lapic_find_highest_irr", self._vcpu) >= 0),
+            irq_injected=int(get(run, "irq_injected") != 0),
+            exception_pending=int(get(run, "exception_queued") != 0 or get(run, "exception_injected") != 0),
+            dr6_active=get(run, "dr6") ^ DR6_RESET,
             mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}.get(mp_state, 2),
         )
