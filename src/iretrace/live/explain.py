@@ -1,0 +1,115 @@
+"""Could the processor alone have shown this history? The patient reference answers, as it does for `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+
+from iretrace.check import UNKNOWN_KNOBS
+from iretrace.explore.graph import Kind
+from iretrace.litmus.test import VECTORS
+from iretrace.live.observed import Delivery, Event, Mark, Run
+from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK
+from iretrace.world.alone import Alone, State
+
+UNSEEN = frozenset({VECTORS["db"]})
+"""Vectors whose error code (DR6) the log does not hold: reading DR6 would exit."""
+
+
+class Explainer:
+    """The processor alone on one test, for every value of the disputed rules: any value may explain a history."""
+
+    def __init__(self, test: Alone | None, models: Iterable[Alone] = ()) -> None:
+        self._models = [test] if test is not None else list(models)
+
+    @classmethod
+    def of(cls, run: Run) -> Explainer:
+        """For the test of a run."""
+        values = range(1 << len(UNKNOWN_KNOBS))
+        knobs = [sum(1 << number for bit, number in enumerate(UNKNOWN_KNOBS) if value >> bit & 1) for value in values]
+        return cls(None, [Alone(run.guest.test, "plain", value) for value in knobs])
+
+    def objection(self, run: Run) -> str:
+        """Why the processor alone could not have shown this run; "" if it could."""
+        objections = [_objection(model, run) for model in self._models]
+        return "" if "" in objections else max(objections, key=len)
+
+
+def _objection(model: Alone, run: Run) -> str:
+    initial = model.initial().target
+    assert isinstance(initial, State)
+    states = _closed(model, {initial})
+    for number, event in enumerate(run.history):
+        after = {
+            state._replace(reference=target)
+            for state in states
+            for shown, target in _moves(model, state)
+            if shown is not None and _matches(event, shown)
+        }
+        if not after:
+            return f"event {number + 1}, {say(run, event)}, cannot come here"
+        states = _closed(model, after)
+    if not run.complete:
+        return ""
+    if any(_ends(model, state, run) for state in states):
+        return ""
+    return f"after these it cannot be that the guest {run.ending} and no more comes"
+
+
+def _closed(model: Alone, states: set[State]) -> set[State]:
+    """With all that can happen unseen: arrivals, latching, instructions that show nothing, and PUSHFQ."""
+    pending, met = list(states), set(states)
+    while pending:
+        state = pending.pop()
+        targets: list[Hashable] = [edge.target for edge in model.edges(state) if edge.kind is Kind.OUTSIDE]
+        for shown, target in _moves(model, state):
+            if shown is None or (isinstance(shown, tuple) and shown[0] == SEEN_FLAGS):
+                targets.append(state._replace(reference=target))
+        for after in targets:
+            assert isinstance(after, State)
+            if after not in met:
+                met.add(after)
+                pending.append(after)
+    return met
+
+
+def _moves(model: Alone, state: State) -> list[tuple[Hashable, tuple[int, int, int, bool]]]:
+    """What the processor can do; nothing while an arrival that belongs before this instruction has not come."""
+    edges = list(model.edges(state))
+    if len(edges) == 1 and edges[0].kind is Kind.OUTSIDE and edges[0].label == "end":
+        return []
+    return list(model.reference.moves(state.reference))
+
+
+def _matches(event: Event, shown: Hashable) -> bool:
+    assert isinstance(shown, tuple)
+    if isinstance(event, Mark):
+        return bool(shown[0] == SEEN_MARK and shown[1] == event.number)
+    seen, vector, rip, flags, error = shown
+    told = event.error == error or event.vector in UNSEEN
+    return bool(seen == SEEN_DELIVERY and (vector, rip, flags) == (event.vector, event.place, event.flags) and told)
+
+
+def _ends(model: Alone, state: State, run: Run) -> bool:
+    if model.owed(state):
+        return False
+    said = model.reference.ending(state.reference) or model.reference.goes_on(state.reference)
+    if run.ending in ("spins", "halted"):
+        return said == f"{run.ending} at {run.place}"
+    return said.split(" ")[0] == run.ending
+
+
+def say(run: Run, event: Event) -> str:
+    """An event in words."""
+    test = run.guest.test
+    if isinstance(event, Mark):
+        return f"mark {test.marks[event.number]}"
+    return say_delivery(run, event)
+
+
+def say_delivery(run: Run, event: Delivery) -> str:
+    """A delivery in words: where it interrupts, and the TF and IF that it pushes."""
+    test = run.guest.test
+    names = {vector: name for name, vector in VECTORS.items()}
+    where = test.code[event.place].text if event.place >= 0 else "a place outside the test"
+    flags = " and ".join(name for bit, name in ((0x100, "TF"), (0x200, "IF")) if event.flags & bit)
+    return f"{names.get(event.vector, event.vector)} at `{where}`{f' with {flags} pushed' if flags else ''}"

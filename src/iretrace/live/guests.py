@@ -1,0 +1,125 @@
+"""The guests of a live run: each test at random moments, and with an event placed in front of each instruction."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from iretrace.litmus.test import Arrival, Test
+from iretrace.live.machine_code import CODE, STACKS, NotRunnable, Program, assemble
+
+MAGIC = 0x65637274
+MAX_ARRIVALS = 8
+KINDS = {"nmi": 0, "irq": 1, "signal": 2}
+"""As in harness.c."""
+
+RFLAGS, RFLAGS_IF = 0x2, 0x200
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One guest to run `repeat` times. placed: the instruction that one of its arrivals precedes, or -1."""
+
+    number: int
+    test: Test
+    program: Program
+    cuts: tuple[int, ...]
+    """Of each arrival: the instruction that it precedes, or -1."""
+    repeat: int
+    placed: int = -1
+
+
+def reason_not_to_run(test: Test) -> str:
+    """Why this test cannot run on a real KVM under emulated SVM; "" if it can."""
+    if "plain" not in test.vcpus:
+        return f"{' and '.join(test.vcpus)} need an AMD host with encrypted guests"
+    if len(test.outside) > MAX_ARRIVALS:
+        return f"more than {MAX_ARRIVALS} arrivals"
+    for arrival in test.outside:
+        if arrival.kind not in KINDS:
+            return f"there is no way yet to raise '{arrival.kind}'"
+    places: dict[int, int] = {}
+    for arrival in test.outside:
+        start = _section(test, arrival.at)
+        if arrival.at >= 0 and places.setdefault(start, arrival.at) != arrival.at:
+            return "arrivals at two places of one section"
+    try:
+        assemble(test, {})
+    except NotRunnable as error:
+        return str(error)
+    return ""
+
+
+def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
+    """The guests of a test that can run, numbered from `first`: at random moments, and directed ones."""
+    own = tuple(arrival.at for arrival in test.outside)
+    guests = [_guest(test, first, own, repeat, -1)]
+    taken = {_section(test, at) for at in own if at >= 0}
+    for index in _placeable(test):
+        if _section(test, index) in taken:
+            continue
+        for number in _one_of_each_kind(test.outside):
+            cuts = (*own[:number], index, *own[number + 1 :])
+            guests.append(_guest(test, first + len(guests), cuts, max(1, repeat // 10), index))
+    return guests
+
+
+def _guest(test: Test, number: int, cuts: tuple[int, ...], repeat: int, placed: int) -> Guest:
+    where = {_section(test, at): at for at in cuts if at >= 0}
+    return Guest(number, test, assemble(test, where), cuts, repeat, placed)
+
+
+def _placeable(test: Test) -> range:
+    return range(len(test.code))
+
+
+def _one_of_each_kind(outside: Sequence[Arrival]) -> list[int]:
+    """The first arrival of each kind that is not bound to a place: the others of its kind are no different."""
+    first: dict[str, int] = {}
+    for number, arrival in enumerate(outside):
+        if arrival.at < 0:
+            first.setdefault(arrival.kind, number)
+    return list(first.values())
+
+
+def _section(test: Test, index: int) -> int:
+    """The first instruction of the section that an instruction belongs to."""
+    starts = [test.main, *(start for _, start in test.handlers)]
+    return max((start for start in starts if start <= index), default=-1)
+
+
+def pack(guests: Sequence[Guest], seed: int) -> bytes:
+    """The guests as harness.c reads them."""
+    return b"".join(_pack(guest, seed) for guest in guests)
+
+
+def _pack(guest: Guest, seed: int) -> bytes:
+    test, program = guest.test, guest.program
+    rflags = RFLAGS | (RFLAGS_IF if test.interrupts else 0)
+    head = struct.pack(
+        "<7I", MAGIC, guest.number, guest.repeat, seed + guest.number, program.entry, rflags, len(test.outside)
+    )
+    for arrival, at in zip(test.outside, guest.cuts, strict=True):
+        cut = program.addresses[at] if at >= 0 else 0
+        head += struct.pack("<4I", KINDS[arrival.kind], int(arrival.promised), cut, int(arrival.at >= 0))
+    head += bytes(16 * (MAX_ARRIVALS - len(test.outside)))
+    head += struct.pack("<2I", _cold(test), len(program.chunks))
+    return head + b"".join(_chunk(address, data) for address, data in program.chunks.items())
+
+
+def _chunk(address: int, data: bytes) -> bytes:
+    return struct.pack("<2I", address, len(data)) + data + bytes(-len(data) % 4)
+
+
+def _cold(test: Test) -> int:
+    """Bit n: the n-th stack page is cold."""
+    return sum(1 << number for number, name in enumerate(STACKS) if name in test.cold)
+
+
+def by_number(guests: Sequence[Guest]) -> Mapping[int, Guest]:
+    """The guests by their numbers."""
+    return {guest.number: guest for guest in guests}
+
+
+assert CODE > max(STACKS.values()), "code and stacks do not overlap"

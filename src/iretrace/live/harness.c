@@ -1,0 +1,634 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The first and only program inside the virtual machine of `iretrace run`, or a helper process on a host with kvm_amd.
+ * It loads KVM, reads guests from a file (layout: guests.py), runs each of them again and again, and prints a line for
+ * each run. It judges nothing: what a line means is decided by observed.py.
+ *
+ * Usage: harness FILE. As process 1 it reads /guests, loads /modules/0.ko, 1.ko, ..., prints to port 0xe9, and powers
+ * off at the end; else it prints to standard output.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/io.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The guest's memory; machine_code.py builds what is in it. */
+#define MEMORY_SIZE 0x80000
+#define PAGE 0x1000
+#define PAGE_TABLES 0x1000
+#define GDT 0x4000
+#define TSS 0x4100
+#define IDT 0x5000
+#define ARMED 0x6000
+#define WARM_UP 0x7000
+#define MAIN_STACK_TOP 0x11000
+#define LOG 0x40000
+#define LOG_END 0x44000
+#define CODE_SELECTOR 0x10
+#define DATA_SELECTOR 0x18
+#define TSS_SELECTOR 0x20
+
+#define MAGIC 0x65637274
+#define MAX_ARRIVALS 8
+#define SHOWN_RECORDS 48
+
+enum kind { NMI, IRQ, SIGNAL };
+#define IRQ_VECTOR 0x30
+#define MSI_NMI 0x400
+
+#define MS 1000000ull
+#define ARMED_LIMIT (2000 * MS) /* a guest that has not begun by then hangs */
+#define QUIET (12 * MS)		/* three ticks of a kernel with HZ=250 */
+#define STOP_LIMIT (3000 * MS)
+#define MAX_ROUNDS 12
+#define CUT_LIMIT (4 * MS) /* a label that the guest has not reached by then it does not reach now */
+
+struct arrival {
+	uint32_t kind;
+	uint32_t promised;
+	uint32_t cut;	 /* page whose first instruction it must precede; 0: any time */
+	uint32_t strict; /* comes there or not at all */
+};
+
+struct guest {
+	uint32_t magic;
+	uint32_t number;
+	uint32_t repeat;
+	uint32_t seed;
+	uint32_t entry;
+	uint32_t rflags;
+	uint32_t arrivals;
+	struct arrival arrival[MAX_ARRIVALS];
+	uint32_t cold; /* bit n: page MAIN_STACK_TOP - PAGE + 2 * n * PAGE has never been touched */
+	uint32_t chunks;
+};
+
+struct chunk {
+	uint32_t address;
+	uint32_t size;
+};
+
+struct record {
+	uint64_t rip;
+	uint64_t rflags;
+	uint64_t marks;
+	uint32_t vector;
+	uint32_t error;
+};
+
+static int kvm, vm, vcpu, run_size;
+static struct kvm_run *run;
+static uint8_t *memory;
+static const struct guest *guest;
+static pthread_t vcpu_thread;
+static volatile int stop, stopped, refused; /* refused: errno of KVM_RUN, 0 if it went well */
+static volatile int fired[MAX_ARRIVALS];
+static volatile uint64_t cut_time;
+static int at_port, is_init;
+static uint64_t random_state;
+
+/* Output and errors. ------------------------------------------------------------------------------------------------ */
+
+static void put(const char *format, ...)
+{
+	static char line[16384];
+	va_list arguments;
+
+	va_start(arguments, format);
+	int length = vsnprintf(line, sizeof line, format, arguments);
+	va_end(arguments);
+	if (length >= (int)sizeof line)
+		length = sizeof line - 1;
+	if (at_port) {
+		for (int i = 0; i < length; i++)
+			outb(line[i], 0xe9);
+	} else {
+		fwrite(line, 1, length, stdout);
+		fflush(stdout);
+	}
+}
+
+static void leave(int status)
+{
+	if (is_init)
+		reboot(RB_POWER_OFF);
+	exit(status);
+}
+
+static void fail(const char *what)
+{
+	put("fatal %s: %s\n", what, strerror(errno));
+	leave(1);
+}
+
+static void must(int result, const char *what)
+{
+	if (result < 0)
+		fail(what);
+}
+
+/* Time and chance. -------------------------------------------------------------------------------------------------- */
+
+static uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000 * MS + time.tv_nsec;
+}
+
+static uint64_t random_number(void)
+{
+	random_state ^= random_state << 13;
+	random_state ^= random_state >> 7;
+	random_state ^= random_state << 17;
+	return random_state;
+}
+
+/* 0 to 4 ms, every order of magnitude as likely as the next. */
+static uint64_t random_delay(void)
+{
+	return random_number() % (1ull << (10 + random_number() % 13));
+}
+
+static void rest(uint64_t nanoseconds)
+{
+	struct timespec time = { 0, nanoseconds };
+
+	nanosleep(&time, NULL);
+}
+
+/* The virtual machine. ---------------------------------------------------------------------------------------------- */
+
+static void set_segments(struct kvm_sregs *sregs)
+{
+	struct kvm_segment code = {
+		.limit = 0xffffffff, .selector = CODE_SELECTOR, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1,
+	};
+	struct kvm_segment data = {
+		.limit = 0xffffffff, .selector = DATA_SELECTOR, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1,
+	};
+
+	sregs->cs = code;
+	sregs->ds = sregs->es = sregs->fs = sregs->gs = sregs->ss = data;
+	sregs->tr = (struct kvm_segment){
+		.base = TSS, .limit = 0x67, .selector = TSS_SELECTOR, .type = 11, .present = 1,
+	};
+	sregs->gdt = (struct kvm_dtable){ .base = GDT, .limit = 0x2f };
+	sregs->idt = (struct kvm_dtable){ .base = IDT, .limit = 0xfff };
+	sregs->cr0 = 0x80000033;
+	sregs->cr3 = PAGE_TABLES;
+	sregs->cr4 = 0x220;
+	sregs->efer = 0x500;
+}
+
+/* What the hardware has, without SVM: the guests of litmus tests cannot be hypervisors. */
+static void set_cpuid(void)
+{
+	static struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entry[200];
+	} cpuid;
+
+	cpuid.head.nent = 200;
+	must(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid), "KVM_GET_SUPPORTED_CPUID");
+	for (unsigned i = 0; i < cpuid.head.nent; i++)
+		if (cpuid.entry[i].function == 0x80000001)
+			cpuid.entry[i].ecx &= ~4u;
+	must(ioctl(vcpu, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
+}
+
+static void enable_apic(void)
+{
+	struct kvm_lapic_state lapic;
+
+	must(ioctl(vcpu, KVM_GET_LAPIC, &lapic), "KVM_GET_LAPIC");
+	*(uint32_t *)(lapic.regs + 0xf0) = 0x1ff;
+	must(ioctl(vcpu, KVM_SET_LAPIC, &lapic), "KVM_SET_LAPIC");
+}
+
+static void make_vm(void)
+{
+	struct kvm_userspace_memory_region region = { .memory_size = MEMORY_SIZE, .userspace_addr = (uintptr_t)memory };
+	struct kvm_sregs sregs;
+
+	must(vm = ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	must(ioctl(vm, KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP");
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+	must(vcpu = ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
+	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+	if (run == MAP_FAILED)
+		fail("mmap of the vCPU");
+	set_cpuid();
+	must(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
+	set_segments(&sregs);
+	must(ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
+	enable_apic();
+}
+
+static void drop_vm(void)
+{
+	munmap(run, run_size);
+	close(vcpu);
+	close(vm);
+}
+
+static void start_at(uint64_t rip, uint64_t rflags)
+{
+	struct kvm_regs regs = {
+		.rip = rip, .rflags = rflags, .rsp = MAIN_STACK_TOP, .rdi = DATA_SELECTOR, .r14 = LOG,
+	};
+
+	must(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
+}
+
+static void load_memory(void)
+{
+	const struct chunk *chunk = (const void *)(guest + 1);
+
+	memset(memory, 0, MEMORY_SIZE);
+	for (unsigned i = 0; i < guest->chunks; i++) {
+		memcpy(memory + chunk->address, chunk + 1, chunk->size);
+		chunk = (const void *)((const uint8_t *)(chunk + 1) + (chunk->size + 3) / 4 * 4);
+	}
+}
+
+/*
+ * Have the guest write to all of its pages, so that later no nested page fault disturbs, but for those that the test
+ * calls cold and those at whose first instruction an event is to arrive.
+ */
+static int warm_up(void)
+{
+	start_at(WARM_UP, 2);
+	while (ioctl(vcpu, KVM_RUN, 0) < 0)
+		if (errno != EINTR && errno != EAGAIN)
+			return -errno;
+	if (run->exit_reason != KVM_EXIT_IO)
+		return -1000 - (int)run->exit_reason;
+	for (unsigned n = 0; n < 8; n++)
+		if (guest->cold >> n & 1)
+			must(madvise(memory + MAIN_STACK_TOP - PAGE + 2 * n * PAGE, PAGE, MADV_DONTNEED), "madvise");
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].cut)
+			must(mprotect(memory + guest->arrival[i].cut, PAGE, PROT_NONE), "mprotect");
+	return 0;
+}
+
+/* Events. ----------------------------------------------------------------------------------------------------------- */
+
+static void send(unsigned i)
+{
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = guest->arrival[i].kind == NMI ? MSI_NMI : IRQ_VECTOR };
+
+	fired[i] = 1;
+	if (guest->arrival[i].kind == SIGNAL)
+		pthread_kill(vcpu_thread, SIGUSR1);
+	else if (ioctl(vm, KVM_SIGNAL_MSI, &msi) < 0)
+		fail("KVM_SIGNAL_MSI");
+}
+
+/*
+ * The vCPU was about to fetch from a page that it cannot have: send what must come here, and let it go on. A guest that
+ * comes to the page at another place has jumped over the first instruction; then nothing is sent.
+ */
+static int cross_cut(void)
+{
+	struct kvm_regs regs;
+	int crossed = 0;
+
+	must(ioctl(vcpu, KVM_GET_REGS, &regs), "KVM_GET_REGS");
+	for (unsigned i = 0; i < guest->arrivals; i++) {
+		uint32_t cut = guest->arrival[i].cut;
+		if (!cut || cut != (regs.rip & ~(PAGE - 1ull)))
+			continue;
+		if (regs.rip == cut && !fired[i])
+			send(i);
+		must(mprotect(memory + cut, PAGE, PROT_READ | PROT_WRITE), "mprotect");
+		crossed = 1;
+	}
+	cut_time = now();
+	return crossed;
+}
+
+static void open_cuts(void)
+{
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].cut)
+			mprotect(memory + guest->arrival[i].cut, PAGE, PROT_READ | PROT_WRITE);
+}
+
+static void *vcpu_loop(void *unused)
+{
+	(void)unused;
+	for (;;) {
+		int result = ioctl(vcpu, KVM_RUN, 0);
+		if (stop)
+			break;
+		if (result < 0 && (errno == EINTR || errno == EAGAIN))
+			continue;
+		if (result < 0 && errno == EFAULT && cross_cut())
+			continue;
+		if (result < 0)
+			refused = errno;
+		break;
+	}
+	stopped = 1;
+	return NULL;
+}
+
+static void on_signal(int number)
+{
+	(void)number;
+}
+
+/* Wait for the guest to begin; 0 if it does not. */
+static int wait_armed(void)
+{
+	uint64_t limit = now() + ARMED_LIMIT;
+	volatile uint32_t *armed = (void *)(memory + ARMED);
+
+	while (!*armed && !stopped)
+		if (now() > limit)
+			return 0;
+	return 1;
+}
+
+static void wait_cut(uint64_t limit)
+{
+	for (limit += now(); !cut_time && !stopped && now() < limit;)
+		;
+}
+
+/* Send everything that is not bound to a place, in any order, at any distance; then wait for what is bound to one. */
+static void send_all(void)
+{
+	unsigned order[MAX_ARRIVALS], count = 0;
+	int cuts = 0;
+
+	for (unsigned i = 0; i < guest->arrivals; i++) {
+		cuts += guest->arrival[i].cut != 0;
+		if (!guest->arrival[i].cut && (guest->arrival[i].promised || random_number() & 1))
+			order[count++] = i;
+	}
+	for (unsigned i = count; i > 1; i--) {
+		unsigned other = random_number() % i, kept = order[i - 1];
+		order[i - 1] = order[other];
+		order[other] = kept;
+	}
+	if (cuts && random_number() & 1)
+		wait_cut(CUT_LIMIT / 4);
+	for (unsigned n = 0; n < count; n++) {
+		uint64_t due = now() + random_delay();
+		while (now() < due && !stopped)
+			;
+		send(order[n]);
+	}
+	if (cuts)
+		wait_cut(CUT_LIMIT);
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].cut && !guest->arrival[i].strict && !fired[i])
+			send(i);
+}
+
+/* What came out. ---------------------------------------------------------------------------------------------------- */
+
+struct seen {
+	struct kvm_regs regs;
+	struct kvm_mp_state mp;
+	struct kvm_vcpu_events events;
+};
+
+static void look(struct seen *seen)
+{
+	memset(seen, 0, sizeof *seen);
+	must(ioctl(vcpu, KVM_GET_REGS, &seen->regs), "KVM_GET_REGS");
+	must(ioctl(vcpu, KVM_GET_MP_STATE, &seen->mp), "KVM_GET_MP_STATE");
+	must(ioctl(vcpu, KVM_GET_VCPU_EVENTS, &seen->events), "KVM_GET_VCPU_EVENTS");
+}
+
+static void start_vcpu(void)
+{
+	stop = stopped = 0;
+	run->immediate_exit = 0;
+	if (pthread_create(&vcpu_thread, NULL, vcpu_loop, NULL))
+		fail("pthread_create");
+}
+
+static void stop_vcpu(void)
+{
+	uint64_t limit = now() + STOP_LIMIT;
+
+	stop = 1;
+	run->immediate_exit = 1;
+	while (!stopped) {
+		if (now() > limit) {
+			put("fatal KVM_RUN does not come back\n");
+			leave(1);
+		}
+		pthread_kill(vcpu_thread, SIGUSR1);
+		rest(MS / 20);
+	}
+	pthread_join(vcpu_thread, NULL);
+}
+
+static int same(const struct seen *a, const struct seen *b)
+{
+	return !memcmp(&a->events, &b->events, sizeof a->events) && a->regs.r14 == b->regs.r14 &&
+	       a->regs.r15 == b->regs.r15 && a->mp.mp_state == b->mp.mp_state;
+}
+
+/* The guest is halted, or at `jmp .`: if it stands still here, it is not for lack of time. */
+static int at_rest(const struct seen *seen)
+{
+	uint64_t rip = seen->regs.rip;
+
+	return seen->mp.mp_state == KVM_MP_STATE_HALTED ||
+	       (rip < MEMORY_SIZE - 1 && memory[rip] == 0xeb && memory[rip + 1] == 0xfe);
+}
+
+/* Run until looks in a row see the same: two if the guest is at rest, else more. Returns the number of looks. */
+static int settle(struct seen *seen)
+{
+	struct seen before;
+	int rounds = 0, equal = 0;
+
+	for (;;) {
+		uint64_t until = now() + QUIET;
+		while (now() < until && !stopped)
+			rest(MS);
+		int ended = stopped;
+		stop_vcpu();
+		before = *seen;
+		look(seen);
+		equal = rounds++ && same(&before, seen) ? equal + 1 : 0;
+		if (ended || equal == (at_rest(seen) ? 1 : 4) || rounds == MAX_ROUNDS)
+			return rounds;
+		start_vcpu();
+	}
+}
+
+static void print_log(const struct seen *seen)
+{
+	const struct record *record = (const void *)(memory + LOG), *end = (const void *)(memory + LOG_END);
+	const struct record *last = (const void *)(memory + (seen->regs.r14 & (MEMORY_SIZE - 1)));
+	int wrapped = end[-1].rip != 0;
+
+	put(" records=%d log=", wrapped ? -1 : (int)(last - record));
+	for (int i = 0; i < SHOWN_RECORDS && record < end && record->rip; i++, record++)
+		put("%x:%llx:%llx:%x:%llx;", record->vector, (unsigned long long)record->rip,
+		    (unsigned long long)record->rflags, record->error, (unsigned long long)record->marks);
+	put("\n");
+}
+
+static void print_run(unsigned repetition, const struct seen *seen, int rounds)
+{
+	const char *end = refused ? "refused" : stop && run->exit_reason == KVM_EXIT_INTR ? "runs" : "exit";
+	unsigned sent = 0;
+
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		sent |= fired[i] << i;
+	put("run %u %u end=%s reason=%u errno=%d rip=%llx rflags=%llx marks=%llx mp=%u rounds=%d sent=%x",
+	    guest->number, repetition, end, run->exit_reason, refused, (unsigned long long)seen->regs.rip,
+	    (unsigned long long)seen->regs.rflags, (unsigned long long)seen->regs.r15, seen->mp.mp_state, rounds, sent);
+	put(" nmi=%u%u%u irq=%u exception=%u", seen->events.nmi.pending, seen->events.nmi.injected,
+	    seen->events.nmi.masked, seen->events.interrupt.injected, seen->events.exception.injected);
+	print_log(seen);
+}
+
+static void run_once(unsigned repetition)
+{
+	struct seen seen = { 0 };
+
+	random_state = ((uint64_t)guest->seed << 32 | repetition << 8 | 0x5b) * 0x9e3779b97f4a7c15ull;
+	refused = 0;
+	cut_time = 0;
+	memset((void *)fired, 0, sizeof fired);
+	load_memory();
+	make_vm();
+	int warm = warm_up();
+	if (warm < 0) {
+		put("run %u %u end=cold reason=%d\n", guest->number, repetition, -warm);
+	} else {
+		start_at(guest->entry, guest->rflags);
+		start_vcpu();
+		int armed = wait_armed();
+		if (armed)
+			send_all();
+		int rounds = settle(&seen);
+		if (armed)
+			print_run(repetition, &seen, rounds);
+		else
+			put("run %u %u end=hangs reason=0\n", guest->number, repetition);
+	}
+	open_cuts();
+	drop_vm();
+}
+
+/* Beginning. -------------------------------------------------------------------------------------------------------- */
+
+static void load_modules(void)
+{
+	char name[32];
+
+	for (int i = 0;; i++) {
+		snprintf(name, sizeof name, "/modules/%d.ko", i);
+		int file = open(name, O_RDONLY);
+		if (file < 0)
+			return;
+		if (syscall(SYS_finit_module, file, "", 0) < 0 && errno != EEXIST) {
+			put("fatal module %d: %s\n", i, strerror(errno));
+			leave(1);
+		}
+		close(file);
+	}
+}
+
+static void become_init(void)
+{
+	is_init = 1;
+	mkdir("/dev", 0755);
+	mount("dev", "/dev", "devtmpfs", 0, NULL);
+	if (ioperm(0xe9, 1, 1) == 0)
+		at_port = 1;
+	put("boot\n");
+	load_modules();
+}
+
+static const uint8_t *read_guests(const char *name, size_t *size)
+{
+	struct stat status;
+	int file = open(name, O_RDONLY);
+
+	if (file < 0 || fstat(file, &status) < 0)
+		fail(name);
+	*size = status.st_size;
+	const uint8_t *bytes = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, file, 0);
+	if (bytes == MAP_FAILED)
+		fail(name);
+	return bytes;
+}
+
+static size_t guest_size(void)
+{
+	const uint8_t *at = (const uint8_t *)(guest + 1);
+
+	for (unsigned i = 0; i < guest->chunks; i++)
+		at += sizeof(struct chunk) + (((const struct chunk *)at)->size + 3) / 4 * 4;
+	return at - (const uint8_t *)guest;
+}
+
+static void prepare(void)
+{
+	struct sigaction action = { .sa_handler = on_signal };
+
+	sigaction(SIGUSR1, &action, NULL);
+	must(kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+	must(run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
+	memory = mmap(NULL, MEMORY_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (memory == MAP_FAILED)
+		fail("mmap");
+	madvise(memory, MEMORY_SIZE, MADV_NOHUGEPAGE);
+}
+
+int main(int count, char **arguments)
+{
+	const char *name = count > 1 ? arguments[1] : "/guests";
+	size_t size, at = 0;
+
+	if (getpid() == 1) {
+		become_init();
+		name = "/guests";
+	}
+	const uint8_t *bytes = read_guests(name, &size);
+	prepare();
+	put("ready\n");
+	for (; at < size; at += guest_size()) {
+		guest = (const void *)(bytes + at);
+		if (guest->magic != MAGIC) {
+			errno = EINVAL;
+			fail("guests");
+		}
+		put("begin %u\n", guest->number);
+		for (unsigned i = 0; i < guest->repeat; i++)
+			run_once(i);
+	}
+	put("done\n");
+	leave(0);
+}

@@ -1,0 +1,248 @@
+"""From a litmus test to the memory of a real guest: machine code, page tables, GDT, TSS, IDT, stacks.
+
+Each instruction of the test is exactly one instruction of the guest, so that shadows, single-steps and saved RIPs are
+what they are in the model. What the test must not notice runs outside of it: a store before main that tells that the
+guest has begun, and in front of each handler a few instructions that log the delivery in memory. Nothing here exits.
+
+A mark is `lea r15, [r15+r15*8+N]`: it appends the digit N to a number of base 9. One instruction, no memory, no flags.
+The stack pointer, r14 (next record of the log), r15 and rdi (a selector for SS) are taken; rbp is the 0 that `push rax`
+pushes, since CPUID overwrites rax. The constants of the layout are those of harness.c.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from iretrace.litmus.test import VECTORS, Instruction, Op, Test
+
+PAGE = 0x1000
+PAGE_TABLES, GDT, TSS, IDT, ARMED, WARM_UP = 0x1000, 0x4000, 0x4100, 0x5000, 0x6000, 0x7000
+MEMORY_END = 0x45000
+STACKS = {"main": 0x11000, "nmi": 0x13000, "vc": 0x15000, "df": 0x17000, "db": 0x19000}
+"""Tops of the stack pages; below each lies one page that is mapped and unused."""
+
+CODE = 0x20000
+SECTION_SPACE = 0x2000
+"""Distance of the sections; in each a page boundary can lie in front of any one instruction."""
+
+CODE_SELECTOR, TSS_SELECTOR = 0x10, 0x20
+RECORD_BYTES = 32
+WRAP_BIT = 14
+"""The log lies from 0x40000 to 0x44000: clearing bit 14 of a pointer behind its end leads to its beginning."""
+
+MAX_MARK = 8
+BASE = MAX_MARK + 1
+MAX_DIGITS = 20
+"""9 ** 20 < 2 ** 64."""
+
+ERROR_CODE_VECTORS = frozenset(VECTORS[name] for name in ("df", "gp", "pf", "vc"))
+
+FIXED = {
+    Op.NOP: b"\x90",
+    Op.CLI: b"\xfa",
+    Op.STI: b"\xfb",
+    Op.HLT: b"\xf4",
+    Op.MOV_SS: b"\x8e\xd7",  # mov ss, edi
+    Op.IRETQ: b"\x48\xcf",
+    Op.PAUSE: b"\xf3\x90",
+    Op.CPUID: b"\x0f\xa2",
+    Op.SPIN: b"\xeb\xfe",
+    Op.PUSH: b"\x55",  # push rbp
+    Op.PUSHFQ: b"\x9c",
+    Op.POPFQ: b"\x9d",
+    Op.INT3: b"\xcc",
+    Op.STGI: b"\x0f\x01\xdc",
+    Op.CLGI: b"\x0f\x01\xdd",
+    Op.UD2: b"\x0f\x0b",
+}
+
+ON_STACK = {Op.OR_STACK: b"\x48\x81\x4c\x24", Op.ANDN_STACK: b"\x48\x81\x64\x24", Op.MOV_STACK: b"\x48\xc7\x44\x24"}
+JMP_BYTES = 5
+
+
+class NotRunnable(Exception):
+    """This test cannot be run on a real KVM here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A guest's memory. chunks: address -> bytes. addresses: of each instruction. entry: where the vCPU begins."""
+
+    chunks: Mapping[int, bytes]
+    addresses: tuple[int, ...]
+    stubs: Mapping[int, tuple[int, int]]
+    """Of each vector: from where to where the instructions that log its delivery lie; main's under 0x100."""
+    entry: int
+
+    def place(self, rip: int) -> int:
+        """The instruction that a saved RIP means, or -1. In front of a section's first one is at its first one."""
+        for start, end in self.stubs.values():
+            if start <= rip < end:
+                rip = end
+        return self.addresses.index(rip) if rip in self.addresses else -1
+
+
+MAIN_STUB = 0x100
+
+
+def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
+    """The guest of a test. cuts: section start -> instruction index that begins a page (its section's first if absent).
+
+    NotRunnable for what only an encrypted guest can do, and for more marks than a digit can tell.
+    """
+    if len(test.marks) > MAX_MARK:
+        raise NotRunnable(f"more than {MAX_MARK} marks")
+    starts = sorted([test.main, *(start for _, start in test.handlers)])
+    labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
+    stubs = {start: _entry_stub(vector, test) for vector, start in test.handlers} | {test.main: _main_stub()}
+    addresses = _addresses(test, starts, cuts)
+    chunks = dict(_tables(test, addresses))
+    where: dict[int, tuple[int, int]] = {}
+    for number, start in enumerate(starts):
+        end = starts[number + 1] if number + 1 < len(starts) else len(test.code)
+        body = b"".join(encode(test.code[index], index, addresses, labels) for index in range(start, end))
+        first = addresses[start] - len(stubs[start])
+        chunks[first] = stubs[start] + body
+        vector = next((vector for vector, at in test.handlers if at == start), MAIN_STUB)
+        where[vector] = (first, addresses[start])
+    return Program(chunks, tuple(addresses), where, where[MAIN_STUB][0])
+
+
+def _addresses(test: Test, starts: list[int], cuts: Mapping[int, int]) -> list[int]:
+    """Where each instruction lies: sections one after the other, each with its cut at the beginning of a page."""
+    addresses = [0] * len(test.code)
+    for number, start in enumerate(starts):
+        end = starts[number + 1] if number + 1 < len(starts) else len(test.code)
+        offsets = [0]
+        for index in range(start, end):
+            offsets.append(offsets[-1] + _size(test.code[index]))
+        boundary = CODE + number * SECTION_SPACE + PAGE
+        base = boundary - offsets[cuts.get(start, start) - start]
+        for index in range(start, end):
+            addresses[index] = base + offsets[index - start]
+    return addresses
+
+
+def _size(instruction: Instruction) -> int:
+    """The bytes of an instruction; jumps are always long."""
+    return JMP_BYTES if instruction.op == Op.JMP else len(encode(instruction, 0, [0] * 256, None))
+
+
+def encode(instruction: Instruction, index: int, addresses: list[int], labels: Mapping[str, int] | None) -> bytes:
+    """The machine code of one instruction. labels: None while only the size matters."""
+    op, arg = instruction.op, instruction.arg
+    if op in FIXED:
+        return FIXED[op]
+    if op == Op.MARK:
+        return b"\x4f\x8d\x7c\xff" + bytes([arg + 1])
+    if op == Op.JMP:
+        return b"\xe9" + struct.pack("<i", addresses[arg] - addresses[index] - JMP_BYTES)
+    if op == Op.INT:
+        return b"\xcd" + bytes([arg])
+    if op == Op.ADD_RSP:
+        return b"\x48\x81\xc4" + struct.pack("<I", arg * 8)
+    if op in ON_STACK:
+        value = arg & 0xFF_FFFF
+        operand = instruction.text.rsplit(" ", 1)[-1]
+        if op == Op.MOV_STACK and labels is not None and operand in labels:
+            value = addresses[labels[operand]]
+        if op == Op.ANDN_STACK:
+            value = ~value & 0xFFFF_FFFF
+        return ON_STACK[op] + bytes([(arg >> 24) * 8]) + struct.pack("<I", value)
+    raise NotRunnable(f"`{instruction.text}` is for encrypted guests")
+
+
+# What the test does not notice. -----------------------------------------------------------------------------------
+
+
+def _main_stub() -> bytes:
+    """mov dword [ARMED], 1"""
+    return b"\xc7\x04\x25" + struct.pack("<II", ARMED, 1)
+
+
+def _entry_stub(vector: int, test: Test) -> bytes:
+    """Log a delivery: RIP, RFLAGS, the marks so far, vector, error code.
+
+    One XADD takes a record, so a delivery that comes in between takes another. NMIs, which may come between any two of
+    these instructions, use registers of their own (r8, r9; the others r10, r11), and the stack is only read.
+    """
+    pointer, value = (0, 1) if vector == VECTORS["nmi"] else (2, 3)
+    frame = 8 if vector in ERROR_CODE_VECTORS else 0
+
+    def load(offset: int) -> bytes:
+        return b"\x4c\x8b" + bytes([0x44 | value << 3, 0x24, offset])  # mov value, [rsp+offset]
+
+    def store(offset: int, register: int) -> bytes:
+        return b"\x4d\x89" + bytes([0x40 | register << 3 | pointer, offset])  # mov [pointer+offset], register
+
+    code = bytes([0x41, 0xB8 + pointer]) + struct.pack("<I", RECORD_BYTES)  # mov pointer, RECORD_BYTES
+    code += b"\x4d\x0f\xc1" + bytes([0xC6 | pointer << 3])  # xadd r14, pointer
+    code += b"\x49\x0f\xba\xf6" + bytes([WRAP_BIT])  # btr r14, WRAP_BIT
+    code += load(frame) + store(0, value) + load(frame + 16) + store(8, value)
+    code += store(16, 7)  # r15
+    code += b"\x41\xc7" + bytes([0x40 | pointer, 24]) + struct.pack("<I", vector)  # mov dword [pointer+24], vector
+    if frame:
+        code += load(0) + b"\x45\x89" + bytes([0x40 | value << 3 | pointer, 28])  # mov [pointer+28], value (32 bits)
+    return code
+
+
+def claimed_after() -> int:
+    """How many bytes of a handler's stub run before its record is taken."""
+    return 6 + 4
+
+
+def _warm_up() -> bytes:
+    """Write to every page, then leave by an OUT."""
+    code = b"\xb9" + struct.pack("<I", PAGE)  # mov ecx, PAGE
+    loop = b"\xf0\x80\x09\x00"  # lock or byte [rcx], 0
+    loop += b"\x81\xc1" + struct.pack("<I", PAGE)  # add ecx, PAGE
+    loop += b"\x81\xf9" + struct.pack("<I", MEMORY_END)  # cmp ecx, MEMORY_END
+    loop += b"\x72" + struct.pack("<b", -len(loop) - 2)  # jb loop
+    return code + loop + b"\xe6\x80"  # out 0x80, al
+
+
+# Tables of the processor. -----------------------------------------------------------------------------------------
+
+
+def _tables(test: Test, addresses: list[int]) -> Mapping[int, bytes]:
+    """Page tables, GDT, TSS and IDT. Accessed and dirty bits are set already, so that nothing here is written."""
+    return {
+        PAGE_TABLES: struct.pack("<Q", PAGE_TABLES + PAGE | 0x23),
+        PAGE_TABLES + PAGE: struct.pack("<Q", PAGE_TABLES + 2 * PAGE | 0x23),
+        PAGE_TABLES + 2 * PAGE: struct.pack("<Q", 0xE3),  # the first 2 MiB
+        GDT: _gdt(),
+        TSS: _tss(),
+        IDT: _idt(test, addresses),
+        WARM_UP: _warm_up(),
+    }
+
+
+def _gdt() -> bytes:
+    """Null, null, 64-bit code, data, TSS (16 bytes)."""
+    tss = 0x67 | (TSS & 0xFFFFFF) << 16 | 0x8B << 40
+    return struct.pack("<6Q", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, tss, 0)
+
+
+IST_SLOTS = {name: number for number, name in enumerate(("nmi", "vc", "df", "db"), start=1)}
+
+
+def _tss() -> bytes:
+    """Only the IST is used: interrupts of CPL 0 at CPL 0 do not load RSP0."""
+    tss = bytearray(104)
+    for name, slot in IST_SLOTS.items():
+        struct.pack_into("<Q", tss, 0x24 + 8 * (slot - 1), STACKS[name])
+    return bytes(tss)
+
+
+def _idt(test: Test, addresses: list[int]) -> bytes:
+    """Interrupt gates; vectors that the test has no handler for are not present."""
+    idt = bytearray(256 * 16)
+    names = {vector: name for name, vector in VECTORS.items()}
+    for vector, start in test.handlers:
+        address = addresses[start] - len(_entry_stub(vector, test))
+        ist = IST_SLOTS[names[vector]] if vector in test.ist else 0
+        gate = struct.pack("<HHBBHII", address & 0xFFFF, CODE_SELECTOR, ist, 0x8E, address >> 16, 0, 0)
+        idt[vector * 16 : vector * 16 + 16] = gate
+    return bytes(idt)

@@ -1,0 +1,152 @@
+"""What the harness prints about a run, as the history that the guest has seen and the way it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iretrace.litmus.test import Op, Test
+from iretrace.live.guests import Guest
+from iretrace.live.machine_code import BASE, MAIN_STUB, MAX_DIGITS, Program, claimed_after
+from iretrace.verdict import Outcome
+
+MP_STATE_HALTED = 3
+EXIT_SHUTDOWN, EXIT_INTERNAL_ERROR = 8, 17
+SHOWN_RECORDS = 48
+TF_AND_IF = 0x300
+
+TOO_LONG = "(more than the log holds)"
+"""Stands for the marks of a history that is not known as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: the pushed TF and IF."""
+
+    vector: int
+    place: int
+    flags: int
+    error: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A mark by its number in Test.marks."""
+
+    number: int
+
+
+Event = Delivery | Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of one guest. complete: all of its history is known. ending: as in verdict.Outcome, or what went wrong."""
+
+    guest: Guest
+    repetition: int
+    history: tuple[Event, ...]
+    complete: bool
+    ending: str
+    place: int
+    """The instruction at which it spins, is halted or loops, or -1."""
+    failure: str = ""
+    """Not empty: the harness or KVM could not run the guest as it should; there is no outcome."""
+
+    def outcome(self) -> Outcome:
+        """The marks in order and how it ends."""
+        marks = tuple(self.guest.test.marks[event.number] for event in self.history if isinstance(event, Mark))
+        return Outcome(marks if self.complete else (TOO_LONG,), self.ending)
+
+
+def read_run(line: str, guests: dict[int, Guest]) -> Run:
+    """A `run` line of the harness."""
+    words = line.split()
+    guest, repetition = guests[int(words[1])], int(words[2])
+    fields = dict(word.partition("=")[::2] for word in words[3:])
+    end, reason = fields["end"], int(fields["reason"])
+    if end == "cold":
+        return Run(guest, repetition, (), False, "", -1, f"the guest's pages cannot be mapped (exit {reason})")
+    if end == "hangs":
+        return Run(guest, repetition, (), False, "", -1, "the guest did not begin in time")
+    if end == "refused":
+        return Run(guest, repetition, (), False, "", -1, f"KVM_RUN fails with errno {fields['errno']}")
+    rip = int(fields["rip"], 16)
+    history, complete = _history(guest, fields)
+    settled = "unsettled" not in fields
+    ending = _ending(guest, end, reason, int(fields["mp"]), rip, settled)
+    return Run(guest, repetition, history, complete, ending, guest.program.place(rip))
+
+
+def _ending(guest: Guest, end: str, reason: int, mp_state: int, rip: int, settled: bool) -> str:
+    """How the guest goes on, in the words of the model."""
+    if end == "exit":
+        if reason == EXIT_SHUTDOWN:
+            return "shutdown"
+        return "internal error of KVM" if reason == EXIT_INTERNAL_ERROR else f"exit {reason} to userspace"
+    if not settled:
+        return "loops"
+    if mp_state == MP_STATE_HALTED:
+        return "halted"
+    return "spins" if _spins(guest.test, guest.program, rip) else "loops"
+
+
+def _spins(test: Test, program: Program, rip: int) -> bool:
+    place = program.place(rip)
+    return place >= 0 and test.code[place].op == Op.SPIN
+
+
+def digits(number: int) -> tuple[int, ...]:
+    """The marks that a guest has appended to r15, in order."""
+    found: list[int] = []
+    while number:
+        number, digit = divmod(number, BASE)
+        found.append(digit - 1)
+    return tuple(reversed(found))
+
+
+def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], bool]:
+    """(deliveries and marks in order, whether that is all of them).
+
+    The number that holds the marks overflows in a guest that marks on and on: what follows is left out.
+    """
+    texts = [text for text in fields["log"].split(";") if text]
+    records = [tuple(int(number, 16) for number in text.split(":")) for text in texts]
+    final = digits(int(fields["marks"], 16))
+    so_far = [digits(record[4]) for record in records] + [final]
+    for number in range(len(records), 0, -1):
+        # A delivery inside a stub is logged with the marks of what came later: the earlier marks are right.
+        if len(so_far[number - 1]) > len(so_far[number]):
+            so_far[number - 1] = so_far[number]
+    known = _plausible(so_far, len(guest.test.marks))
+    complete = known == len(so_far) and 0 <= int(fields["records"]) <= SHOWN_RECORDS
+    events: list[Event] = []
+    made = 0
+    for record, marks in list(zip(_in_order(guest.program, records), so_far, strict=False))[:known]:
+        events += [Mark(number) for number in marks[made:]]
+        made = len(marks)
+        vector, rip, rflags, error = record[:4]
+        events.append(Delivery(vector, guest.program.place(rip), rflags & TF_AND_IF, error))
+    if complete:
+        events += [Mark(number) for number in final[made:]]
+    return tuple(events), complete
+
+
+def _plausible(so_far: list[tuple[int, ...]], marks: int) -> int:
+    """How many of these, from the first on, continue the one before and consist of marks that there are."""
+    before: tuple[int, ...] = ()
+    for count, made in enumerate(so_far):
+        if len(made) > MAX_DIGITS or made[: len(before)] != before or any(not 0 <= mark < marks for mark in made):
+            return count
+        before = made
+    return len(so_far)
+
+
+def _in_order(program: Program, records: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Records in the order of the deliveries: one that comes before another could take its record is logged too early."""
+    ordered = list(records)
+    for number in range(len(ordered) - 1):
+        rip = ordered[number][1]
+        for vector, (start, _) in program.stubs.items():
+            if vector != MAIN_STUB and start <= rip < start + claimed_after() and ordered[number + 1][0] == vector:
+                ordered[number], ordered[number + 1] = ordered[number + 1], ordered[number]
+    return ordered
