@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE, Ghcb
 from iretrace.machine.vmcb import (
@@ -72,6 +74,9 @@ MISTAKES = {
 }
 
 
+S = TypeVar("S")
+
+
 @record
 class State:
     """What the small hypervisor remembers. injected: an event to be injected again, as EXITINTINFO gave it."""
@@ -102,7 +107,10 @@ class Small:
         assert self.mistake in MISTAKES
 
     def start(self) -> Pause:
-        return self._enter(_Run(State(), [], [], self.mistake), Vmcb(), Ghcb(), False)
+        return self._enter(self._run(State(), (), ()), Vmcb(), Ghcb(), False)
+
+    def _run(self, state: State, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> Run[State]:
+        return Run(state, list(senders), list(schedule), lambda state, step: sender_step(state, step, self.mistake))
 
     def sender(self, kind: str) -> SenderState:
         if kind != "nmi":
@@ -130,7 +138,7 @@ class Small:
         schedule: tuple[Landing, ...],
     ) -> Pause:
         assert isinstance(private, tuple)
-        run = _Run(unpack(State, private), list(senders), list(schedule), self.mistake)
+        run = self._run(unpack(State, private), senders, schedule)
         run.access("kick", "wake")
         state = run.state
         state.in_guest = state.asleep = state.woken = 0
@@ -164,7 +172,7 @@ class Small:
             elif self.mistake != "deaf":
                 state.masked = 0
 
-    def _sleeps(self, run: _Run) -> bool:
+    def _sleeps(self, run: Run[State]) -> bool:
         """Whether a halted vCPU sleeps. It looks for an NMI, goes to sleep, and looks again before it really does."""
         state = run.state
         if self.mistake != "sleep":
@@ -179,7 +187,7 @@ class Small:
             state.woken = int(state.woken or state.requested)
         return True
 
-    def _fold(self, run: _Run) -> None:
+    def _fold(self, run: Run[State]) -> None:
         """Take the queued NMIs over, if there is a request. One that finds one pending while masked is merged."""
         run.access("request")
         state = run.state
@@ -192,7 +200,7 @@ class Small:
             state.pending = min(limit, state.pending + state.queued)
         state.queued = 0
 
-    def _enter(self, run: _Run, vmcb: Vmcb, ghcb: Ghcb, warm: bool) -> Pause:
+    def _enter(self, run: Run[State], vmcb: Vmcb, ghcb: Ghcb, warm: bool) -> Pause:
         state = run.state
         while True:
             self._fold(run)
@@ -224,7 +232,7 @@ class Small:
         vmcb.nested_ctl = 5
         vmcb.vmsa_pa = 1
 
-    def _inject(self, run: _Run, vmcb: Vmcb) -> None:
+    def _inject(self, run: Run[State], vmcb: Vmcb) -> None:
         """Give the processor an event. An NMI that is behind another event needs an exit right after that one."""
         state = run.state
         if state.injected:
@@ -298,14 +306,19 @@ def sender_step(state: State, sender: int, mistake: str) -> bool:
     return False
 
 
-class _Run:
-    """One host step: counts shared accesses and lets senders land."""
+class Run(Generic[S]):
+    """One host step: counts shared accesses and lets senders land.
 
-    def __init__(self, state: State, senders: list[SenderState], schedule: list[Landing], mistake: str) -> None:
+    A sender's state is the number of its next step, and a multiple of len(SENDER) more for another kind of event.
+    take: does a step of a sender, and says whether it sends an IPI."""
+
+    def __init__(
+        self, state: S, senders: list[SenderState], schedule: list[Landing], take: Callable[[S, int], bool]
+    ) -> None:
         self.state = state
         self.senders = senders
         self.schedule = schedule
-        self.mistake = mistake
+        self.take = take
         self.openings: list[Landing] = []
         self.log: list[tuple[str, int]] = []
         self.ipi = False
@@ -318,7 +331,7 @@ class _Run:
         if not self.schedule:
             for number, left in enumerate(self.senders):
                 if isinstance(left, int):
-                    counts = (SENDER.index(step) - left + 1 for step in meets)
+                    counts = (SENDER.index(step) - left % len(SENDER) + 1 for step in meets)
                     self.openings.extend((self.accesses, number, count) for count in counts if count > 0)
         self.accesses += 1
 
@@ -327,10 +340,10 @@ class _Run:
         for _ in range(count):
             sender = self.senders[number]
             assert isinstance(sender, int)
-            if sender == 0:
+            if sender % len(SENDER) == 0:
                 self.log.append(("start", number))
-            self.ipi = sender_step(self.state, sender, self.mistake) or self.ipi
-            self.senders[number] = sender + 1 if sender + 1 < len(SENDER) else NO_SENDER
+            self.ipi = self.take(self.state, sender) or self.ipi
+            self.senders[number] = sender + 1 if (sender + 1) % len(SENDER) else NO_SENDER
             if self.senders[number] is NO_SENDER:
                 self.log.append(("end", number))
 
