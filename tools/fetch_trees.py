@@ -2,7 +2,7 @@
 
 stdout: the directory that holds the trees (--path 6.1: the newest tree of that series). stderr: what is downloaded.
 Exit status 1 and one line when there is nothing to be had. What the cache holds already is not fetched again.
-Only regular files of a few directories are written, by their checked names: a package is data here, not software.
+Only regular files of a few directories are written (iretrace.linux.archive): a package is data here, not software.
 """
 
 from __future__ import annotations
@@ -10,30 +10,33 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 
-WANTED = {"6.1": 2, "6.12": 1}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # works before Iretrace is installed
+
+from iretrace.linux.archive import cache_directory, unpack_into
+from iretrace.verdict import InputError
+
+WANTED = {"6.1": 2, "6.12": 1, "7.3": 1, "5.10": 1}
 """Series, and how many point releases of it: the newest, then the oldest that is still served."""
 
-KEEP_DIRECTORIES = ("arch/x86/", "include/", "virt/", "kernel/sched/")
-KEEP_FILES = ("Makefile", "Kbuild", "Kconfig", "COPYING")
-MAX_FILE_BYTES = 32 << 20
-MAX_TREE_BYTES = 512 << 20
+SUITES = {
+    "5.10": ("http://deb.debian.org/debian-security", "bullseye-security"),
+    "6.1": ("http://deb.debian.org/debian-security", "bookworm-security"),
+    "6.12": ("http://deb.debian.org/debian-security", "trixie-security"),
+    "7.3": ("http://deb.debian.org/debian", "trixie-backports"),
+}
+"""Where Debian serves a series, for machines whose own apt does not know it."""
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 class Unavailable(Exception):
     """A tree cannot be had; the message says why and what to do."""
-
-
-def cache_directory() -> Path:
-    """Where packages and trees are kept, by XDG custom."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "iretrace"
 
 
 def makefile_version(tree: Path) -> tuple[int, int, int] | None:
@@ -75,17 +78,44 @@ def run(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def served_versions(package: str) -> list[str]:
-    """Debian versions of a package that apt knows of, newest first; fetches apt's lists if it has none."""
-    madison = run("apt-cache", "madison", package)
-    if not madison.strip() and os.geteuid() == 0:
-        print("fetch_trees: apt-get update", file=sys.stderr)
-        run("apt-get", "update", "-qq")
-        madison = run("apt-cache", "madison", package)
+def served_versions(package: str, apt: Sequence[str]) -> list[str]:
+    """Debian versions of a package that apt knows of, newest first."""
+    madison = run("apt-cache", *apt, "madison", package)
     versions = [line.split("|")[1].strip() for line in madison.splitlines() if "Packages" in line]
-    if not versions:
-        raise Unavailable(f"apt does not know {package}; run apt-get update on Debian 12, or name trees: TREES=DIR")
     return list(dict.fromkeys(versions))
+
+
+def own_apt(series: str, cache: Path) -> list[str]:
+    """Options that make apt work on lists of its own in the cache, with the one suite that serves a series.
+
+    Nothing of the machine's apt is changed, and no root is needed. apt checks signatures by Debian's keyring.
+    """
+    if series not in SUITES:
+        raise Unavailable(f"no suite is known that serves Linux {series}; name trees that you have: TREES=DIR")
+    if not KEYRING.exists():
+        raise Unavailable(f"{KEYRING} not found (apt install debian-archive-keyring), or name trees: TREES=DIR")
+    home = cache / "apt" / series
+    for directory in ("lists/partial", "archives/partial"):
+        (home / directory).mkdir(parents=True, exist_ok=True)
+    uri, suite = SUITES[series]
+    sources = home / "debian.sources"
+    sources.write_text(f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n")
+    settings = {
+        "Dir::Etc::sourcelist": sources,
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State::lists": home / "lists",
+        "Dir::Cache": home,
+        "Acquire::Languages": "none",
+    }
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    print(f"fetch_trees: asking {uri} for {suite}", file=sys.stderr)
+    run("apt-get", *options, *as_root(), "-qq", "update")
+    return options
+
+
+def as_root() -> list[str]:
+    """As root, apt would complain that its sandbox user cannot write to the cache."""
+    return ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
 
 
 def choose(versions: list[str], count: int) -> list[str]:
@@ -101,86 +131,40 @@ def upstream(version: str) -> str:
     return version.split("-")[0]
 
 
-def download(package: str, version: str, packages: Path) -> Path:
+def download(package: str, version: str, packages: Path, apt: Sequence[str]) -> Path:
     """The package file, from the cache or from Debian; apt checks its signature chain."""
     packages.mkdir(parents=True, exist_ok=True)
     name = f"{package}_{version}_all.deb".replace(":", "%3a")
     if (packages / name).exists():
         return packages / name
-    size = re.search(r"^Size: (\d+)$", run("apt-cache", "show", f"{package}={version}"), re.MULTILINE)
+    size = re.search(r"^Size: (\d+)$", run("apt-cache", *apt, "show", f"{package}={version}"), re.MULTILINE)
     mebibytes = f"{int(size[1]) / 2**20:.0f} MiB" if size else "size unknown"
     print(f"fetch_trees: downloading {package} {version} ({mebibytes}) from Debian to {packages}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=packages) as partial:
-        # As root apt would complain that its sandbox user cannot write here.
-        options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-        run("apt-get", *options, "-qq", "download", f"{package}={version}", cwd=Path(partial))
+        run("apt-get", *apt, *as_root(), "-qq", "download", f"{package}={version}", cwd=Path(partial))
         files = list(Path(partial).glob("*.deb"))
         if len(files) != 1:
             raise Unavailable(f"apt-get download {package}={version} left no package file")
         return files[0].rename(packages / name)
 
 
-def wanted(name: str) -> PurePosixPath | None:
-    """The path inside the tree of an archive member that is kept, else None."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
-        return None
-    inside = PurePosixPath(*path.parts[1:])
-    kept = str(inside) in KEEP_FILES or str(inside).startswith(KEEP_DIRECTORIES)
-    return inside if kept else None
-
-
-def unpack_stream(archive: tarfile.TarFile, tree: Path) -> None:
-    """Write the wanted regular files. No links, devices, owners or modes: nothing in an archive can point outside."""
-    total = 0
-    for member in archive:
-        inside = wanted(member.name)
-        if inside is None or not member.isreg():
-            continue
-        total += member.size
-        if member.size > MAX_FILE_BYTES or total > MAX_TREE_BYTES:
-            raise Unavailable(f"{member.name}: the archive is larger than any kernel; not unpacked")
-        content = archive.extractfile(member)
-        assert content is not None, "a regular file has content"
-        target = tree / inside
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "wb") as out:
-            shutil.copyfileobj(content, out)
-
-
-def unpack(deb: Path, package: str, trees: Path) -> Path:
+def unpack(deb: Path, trees: Path) -> Path:
     """Unpack a linux-source package into trees/linux-VERSION and return that directory."""
     print(f"fetch_trees: unpacking {deb.name}", file=sys.stderr)
     trees.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=trees))
-    commands = [
-        ["dpkg-deb", "--fsys-tarfile", str(deb)],
-        ["tar", "-xO", f"./usr/src/{package}.tar.xz"],
-        ["xz", "-dc", "-T0"],
-    ]
-    pipes: list[subprocess.Popen[bytes]] = []
-    try:
-        for command in commands:
-            source = pipes[-1].stdout if pipes else subprocess.DEVNULL
-            pipes.append(subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE))
-        assert pipes[-1].stdout is not None, "asked for a pipe"
-        with tarfile.open(fileobj=pipes[-1].stdout, mode="r|", bufsize=1 << 20) as archive:
-            unpack_stream(archive, partial)
-        version = makefile_version(partial)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=trees) as partial:
+        unpacked = Path(partial) / "tree"
+        try:
+            unpack_into(deb, unpacked, lambda _text: None)
+        except InputError as error:
+            raise Unavailable(f"{error}; remove the file and try again") from None
+        version = makefile_version(unpacked)
         if version is None:
             raise Unavailable(f"{deb}: no kernel Makefile in it; remove the file and try again")
         tree = trees / f"linux-{version[0]}.{version[1]}.{version[2]}"
         if not tree.exists():
-            partial.rename(tree)
+            unpacked.rename(tree)
         return tree
-    except (tarfile.TarError, FileNotFoundError) as error:
-        raise Unavailable(f"{deb}: cannot be unpacked: {error}; remove the file and try again") from error
-    finally:
-        for process in pipes:
-            if process.stdout:
-                process.stdout.close()
-            process.wait()
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def fetch(series: str, count: int, cache: Path) -> None:
@@ -188,9 +172,29 @@ def fetch(series: str, count: int, cache: Path) -> None:
     if len(trees_in(cache / "trees").get(series, [])) >= count:
         return
     package = f"linux-source-{series}"
-    for version in choose(served_versions(package), count):
+    apt: list[str] = []
+    versions = served_versions(package, apt)
+    if not versions:
+        apt = own_apt(series, cache)
+        versions = served_versions(package, apt)
+    if not versions:
+        raise Unavailable(f"Debian's {SUITES[series][1]} serves no {package} any more; name trees: TREES=DIR")
+    for version in choose(versions, count):
         if not (cache / "trees" / f"linux-{upstream(version)}").exists():
-            unpack(download(package, version, cache / "packages"), package, cache / "trees")
+            unpack(download(package, version, cache / "packages", apt), cache / "trees")
+
+
+def fetch_all(cache: Path) -> None:
+    """Fetch what is wanted, as far as it is to be had. Unavailable when nothing is."""
+    failures = []
+    for series, count in WANTED.items():
+        try:
+            fetch(series, count, cache)
+        except Unavailable as error:
+            failures.append(error)
+            print(f"fetch_trees: Linux {series}: {error}", file=sys.stderr)
+    if failures and not trees_in(cache / "trees"):
+        raise failures[0]
 
 
 def locate(given: str, path: str) -> Path:
@@ -198,9 +202,10 @@ def locate(given: str, path: str) -> Path:
     directory = Path(given).resolve() if given else cache_directory() / "trees"
     if given and not directory.is_dir():
         raise Unavailable(f"TREES={given}: no such directory")
-    if not given:
-        for series, count in {path: 1}.items() if path else WANTED.items():
-            fetch(series, count, cache_directory())
+    if not given and path:
+        fetch(path, 1, cache_directory())
+    elif not given:
+        fetch_all(cache_directory())
     found = trees_in(directory)
     if path and path not in found:
         raise Unavailable(f"{directory}: no Linux {path} tree (by its Makefile's VERSION and PATCHLEVEL) in it")

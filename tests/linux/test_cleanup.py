@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from iretrace.linux import ctree
+from iretrace.linux.answers import Storage
 from iretrace.linux.parse import ParseError, parse_translation_unit
 from iretrace.linux.unmodelled import Unmodelled
-from tests.linux.csource import DictRules, Storage, call
+from tests.linux.csource import DictRules, call
 
 TEXT = """
 typedef struct { int id; } lock_t;

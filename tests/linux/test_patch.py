@@ -127,3 +127,17 @@ def test_a_diff_of_two_texts_makes_one_of_the_other(old: str, new: str, cut: boo
     patch = make_diff("a.c", old, new)
     if patch:
         assert apply({"a.c": old}, patch)["a.c"].text == new
+
+
+def test_a_change_to_a_file_that_is_neither_there_nor_looked_at_is_passed_over() -> None:
+    """A series touches selftests as well; trees in the cache hold only what is looked at."""
+    change = "--- a/tools/a.c\n+++ b/tools/a.c\n@@ -1 +1 @@\n-old\n+new\n"
+    assert apply_patches({}.get, [("a.patch", change)], lambda path: not path.startswith("tools/")) == {}
+    with pytest.raises(InputError, match=r"tools/a\.c: no such file"):
+        apply_patches({}.get, [("a.patch", change)])
+
+
+def test_a_change_to_a_file_that_is_there_must_apply_even_if_nothing_looks_at_it() -> None:
+    change = "--- a/tools/a.c\n+++ b/tools/a.c\n@@ -1 +1 @@\n-old\n+new\n"
+    with pytest.raises(InputError, match="does not apply"):
+        apply_patches({"tools/a.c": "other\n"}.get, [("a.patch", change)], lambda path: False)

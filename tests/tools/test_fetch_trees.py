@@ -1,15 +1,13 @@
-"""Fetching kernel trees: what is found, what is chosen, and that an archive cannot write elsewhere."""
+"""Fetching kernel trees: what is found, what is chosen, and where it is asked for."""
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from tools import fetch_trees
-from tools.fetch_trees import Unavailable, choose, locate, makefile_version, trees_in, unpack_stream, wanted
+from tools.fetch_trees import Unavailable, choose, locate, makefile_version, trees_in
 
 MAKEFILE = "# SPDX\nVERSION = {}\nPATCHLEVEL = {}\nSUBLEVEL = {}\nEXTRAVERSION =\n"
 
@@ -18,20 +16,6 @@ def make_tree(directory: Path, *version: int) -> Path:
     directory.mkdir(parents=True)
     (directory / "Makefile").write_text(MAKEFILE.format(*version))
     return directory
-
-
-def archive(*members: tuple[str, bytes, bytes]) -> tarfile.TarFile:
-    """A tar archive of (name, type, content)."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as out:
-        for name, kind, content in members:
-            info = tarfile.TarInfo(name)
-            info.type = kind
-            info.linkname = "/etc/passwd"
-            info.size = len(content)
-            out.addfile(info, io.BytesIO(content))
-    buffer.seek(0)
-    return tarfile.open(fileobj=buffer, mode="r|")
 
 
 def test_a_tree_is_known_by_its_makefile(tmp_path: Path) -> None:
@@ -71,7 +55,8 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_cached_trees_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(fetch_trees, "run", lambda *command, cwd=None: pytest.fail(f"ran {command}"))
-    for name, version in {"a": (6, 1, 2), "b": (6, 1, 1), "c": (6, 12, 1)}.items():
+    held = {"a": (6, 1, 2), "b": (6, 1, 1), "c": (6, 12, 1), "d": (7, 3, 4), "e": (5, 10, 262)}
+    for name, version in held.items():
         make_tree(tmp_path / "iretrace" / "trees" / name, *version)
     assert locate("", "") == tmp_path / "iretrace" / "trees"
 
@@ -95,36 +80,46 @@ def test_the_newest_and_the_oldest_point_release_are_chosen(versions: list[str],
     assert choose(versions, count) == chosen
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "/arch/x86/a.c",
-        "linux/../arch/x86/a.c",
-        "linux/arch/x86/../../../a",
-        "linux/drivers/a.c",
-        "Makefile",
-        "linux/.config",
-    ],
-)
-def test_a_member_that_is_not_wanted_is_left(name: str) -> None:
-    assert wanted(name) is None
+def test_a_series_that_the_machine_does_not_serve_is_asked_for_in_its_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[str, ...]] = []
+
+    def run(*command: str, cwd: Path | None = None) -> str:
+        commands.append(command)
+        if "madison" in command and len(command) > 3:
+            return " linux-source-7.3 | 7.3.4-1 | http://deb.debian.org/debian trixie-backports/main amd64 Packages"
+        if "download" in command and cwd:
+            (cwd / "a.deb").write_bytes(b"")
+        return ""
+
+    monkeypatch.setattr(fetch_trees, "run", run)
+    monkeypatch.setattr(fetch_trees, "KEYRING", tmp_path)
+    monkeypatch.setattr(fetch_trees, "unpack_into", lambda _deb, tree, _progress: make_tree(tree, 7, 3, 4))
+    fetch_trees.fetch("7.3", 1, tmp_path)
+    assert [path.name for path in trees_in(tmp_path / "trees")["7.3"]] == ["linux-7.3.4"]
+    sources = (tmp_path / "apt/7.3/debian.sources").read_text()
+    assert "Suites: trixie-backports\n" in sources
+    assert f"Signed-By: {tmp_path}\n" in sources
+    assert all(f"Dir::State::lists={tmp_path}/apt/7.3/lists" in command for command in commands[1:])
 
 
-def test_only_regular_files_of_wanted_directories_are_written(tmp_path: Path) -> None:
-    members = [
-        ("linux/arch/x86/kvm/a.c", tarfile.REGTYPE, b"int a;"),
-        ("linux/arch/x86/link", tarfile.SYMTYPE, b""),
-        ("linux/arch/x86/hard", tarfile.LNKTYPE, b""),
-        ("linux/include/fifo", tarfile.FIFOTYPE, b""),
-        ("linux/fs/b.c", tarfile.REGTYPE, b"int b;"),
-    ]
-    unpack_stream(archive(*members), tmp_path)
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()] == [
-        "arch/x86/kvm/a.c"
-    ]
+def test_a_series_that_is_not_to_be_had_is_told_and_the_others_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(series: str, _count: int, cache: Path) -> None:
+        if series == "7.3":
+            raise Unavailable("gone")
+        make_tree(cache / "trees" / series, *(int(part) for part in series.split(".")), 1)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fetch_trees, "fetch", fetch)
+    assert locate("", "") == tmp_path / "iretrace" / "trees"
+    assert capsys.readouterr().err == "fetch_trees: Linux 7.3: gone\n"
 
 
-def test_an_archive_larger_than_a_kernel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_trees, "MAX_TREE_BYTES", 10)
-    with pytest.raises(Unavailable, match="larger than any kernel"):
-        unpack_stream(archive(("linux/include/a.h", tarfile.REGTYPE, b"x" * 11)), tmp_path)
+def test_a_damaged_package_is_an_error_and_leaves_no_tree(tmp_path: Path) -> None:
+    (tmp_path / "a.deb").write_bytes(b"!<arch>\nno")
+    with pytest.raises(Unavailable, match="remove the file and try again"):
+        fetch_trees.unpack(tmp_path / "a.deb", tmp_path / "trees")
+    assert list((tmp_path / "trees").iterdir()) == []

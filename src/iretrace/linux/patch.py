@@ -47,12 +47,15 @@ class FilePatch:
 
 
 def apply_patches(
-    read: Callable[[str], str | None], patches: Iterable[tuple[str, str]]
+    read: Callable[[str], str | None],
+    patches: Iterable[tuple[str, str]],
+    is_looked_at: Callable[[str], bool] = lambda path: True,
 ) -> dict[str, PatchedFile]:
     """Apply patches (name, text) in order to the texts that `read` gives; what they changed, by path.
 
-    InputError, naming patch, file and hunk: no diff inside, a damaged one, a path that leads out of the tree, or a hunk
-    that does not apply.
+    Changes to files that are neither there nor looked at are passed over: trees need not be complete. InputError,
+    naming patch, file and hunk: no diff inside, a damaged one, a path that leads out of the tree, or a hunk that does
+    not apply.
     """
     done: dict[str, PatchedFile] = {}
 
@@ -64,7 +67,8 @@ def apply_patches(
         if not files:
             raise InputError(f"{name}: no unified diff inside; give the output of git format-patch or diff -u")
         for change in files:
-            _apply_file(change, name, current, done)
+            if not change.old or is_looked_at(change.old) or current(change.old).text is not None:
+                _apply_file(change, name, current, done)
     return done
 
 

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from iretrace.linux.archive import Progress, is_looked_at, open_archive
 from iretrace.linux.patch import PatchedFile, apply_patches
 from iretrace.verdict import InputError
 
@@ -138,19 +139,21 @@ def decode(data: bytes) -> str:
     return text.replace("\r\n", "\n") if "\r" in text else text
 
 
-def open_tree(path: Path, patches: Sequence[tuple[str, str]] = ()) -> Tree:
-    """The Linux tree in the directory `path` with `patches` (name, text) applied in order, in memory only.
+def _no_progress(_text: str) -> None:
+    """Says nothing."""
 
-    InputError: not a directory, not Linux, without KVM for AMD, or a patch that does not apply. NothingInScope: too
-    old to host SEV-ES guests.
+
+def open_tree(path: Path, patches: Sequence[tuple[str, str]] = (), progress: Progress = _no_progress) -> Tree:
+    """The Linux tree in the directory or archive `path` with `patches` (name, text) applied in order, in memory only.
+
+    progress is told of unpacking, which takes a while. InputError: neither directory nor archive, not Linux, without
+    KVM for AMD, or a patch that does not apply. NothingInScope: too old to host SEV-ES guests.
     """
-    if not path.is_dir():
-        raise InputError(f"{path}: no such directory; give the top directory of a Linux source tree")
-    tree = Tree(path)
-    tree.version = _version(tree)
+    tree = Tree(open_archive(path, progress) if path.is_file() else path)
+    tree.version = tree_version(tree.root)
     if patches:
-        tree.patched = apply_patches(tree.text, patches)
-        tree = _with_patches(path, tree)
+        tree.patched = apply_patches(tree.text, patches, is_looked_at)
+        tree = _with_patches(tree)
     if tree.text(SVM) is None:
         raise InputError(f"{path}: Linux {tree.version} without {SVM}; unpack the tree completely")
     if not any(_SEV_ES_HOST in (tree.text(file) or "") for file in tree.files("arch/x86/kvm/svm")):
@@ -161,13 +164,13 @@ def open_tree(path: Path, patches: Sequence[tuple[str, str]] = ()) -> Tree:
 def tree_version(path: Path) -> str:
     """The version of the Linux tree in `path`, such as 6.1.192. InputError if there is none."""
     if not path.is_dir():
-        raise InputError(f"{path}: no such directory; give the top directory of a Linux source tree")
+        raise InputError(f"{path}: no such directory or archive; give a Linux source tree, a tarball or a .deb of one")
     return _version(Tree(path))
 
 
-def _with_patches(path: Path, unpatched: Tree) -> Tree:
+def _with_patches(unpatched: Tree) -> Tree:
     """A tree that has read nothing yet, so that no unpatched text lingers."""
-    tree = Tree(path)
+    tree = Tree(unpatched.root)
     tree.patched = unpatched.patched
     tree.version = _version(tree)
     return tree
