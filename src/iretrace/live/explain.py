@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 
 from iretrace.check import UNKNOWN_KNOBS
 from iretrace.explore.graph import Kind
-from iretrace.litmus.test import VECTORS
+from iretrace.litmus.test import VECTORS, Test
 from iretrace.live.observed import Delivery, Event, Mark, Run
 from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK
 from iretrace.world.alone import Alone, State
@@ -18,15 +18,10 @@ UNSEEN = frozenset({VECTORS["db"]})
 class Explainer:
     """The processor alone on one test, for every value of the disputed rules: any value may explain a history."""
 
-    def __init__(self, test: Alone | None, models: Iterable[Alone] = ()) -> None:
-        self._models = [test] if test is not None else list(models)
-
-    @classmethod
-    def of(cls, run: Run) -> Explainer:
-        """For the test of a run."""
+    def __init__(self, test: Test) -> None:
         values = range(1 << len(UNKNOWN_KNOBS))
         knobs = [sum(1 << number for bit, number in enumerate(UNKNOWN_KNOBS) if value >> bit & 1) for value in values]
-        return cls(None, [Alone(run.guest.test, "plain", value) for value in knobs])
+        self._models = [Alone(test, "plain", value) for value in knobs]
 
     def objection(self, run: Run) -> str:
         """Why the processor alone could not have shown this run; "" if it could."""

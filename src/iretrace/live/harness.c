@@ -55,7 +55,9 @@ enum kind { NMI, IRQ, SIGNAL };
 
 #define MS 1000000ull
 #define ARMED_LIMIT (2000 * MS) /* a guest that has not begun by then hangs */
-#define QUIET (12 * MS)		/* three ticks of a kernel with HZ=250 */
+#define QUIET (8 * MS)
+#define QUIET_LIMIT (500 * MS)
+#define TICKS 3
 #define STOP_LIMIT (3000 * MS)
 #define MAX_ROUNDS 12
 #define CUT_LIMIT (4 * MS) /* a label that the guest has not reached by then it does not reach now */
@@ -98,7 +100,9 @@ static struct kvm_run *run;
 static uint8_t *memory;
 static const struct guest *guest;
 static pthread_t vcpu_thread;
-static volatile int stop, stopped, refused; /* refused: errno of KVM_RUN, 0 if it went well */
+static volatile int stop, stopped;
+static volatile int refused; /* errno of KVM_RUN, 0 if it went well */
+static volatile int exited;  /* KVM_RUN came back by itself */
 static volatile int fired[MAX_ARRIVALS];
 static volatile uint64_t cut_time;
 static int at_port, is_init;
@@ -175,6 +179,64 @@ static void rest(uint64_t nanoseconds)
 	nanosleep(&time, NULL);
 }
 
+/* How far it is. ---------------------------------------------------------------------------------------------------- */
+
+struct counter {
+	const char *name;
+	off_t at; /* -1: this kernel does not have it */
+};
+
+static int stats;
+static struct counter exits = { .name = "exits" }, blocking = { .name = "blocking" };
+
+static void find_counter(struct counter *counter)
+{
+	struct kvm_stats_header head;
+	size_t size;
+	union {
+		struct kvm_stats_desc desc;
+		char room[512];
+	} at;
+
+	counter->at = -1;
+	if (pread(stats, &head, sizeof head, 0) != sizeof head)
+		return;
+	size = sizeof at.desc + head.name_size;
+	for (unsigned i = 0; i < head.num_desc && size < sizeof at; i++) {
+		if (pread(stats, &at, size, head.desc_offset + i * size) != (ssize_t)size)
+			return;
+		if (!strcmp(at.room + sizeof at.desc, counter->name))
+			counter->at = head.data_offset + at.desc.offset;
+	}
+}
+
+static uint64_t count(const struct counter *counter)
+{
+	uint64_t value = 0;
+
+	if (counter->at >= 0 && pread(stats, &value, sizeof value, counter->at) != sizeof value)
+		return 0;
+	return value;
+}
+
+/*
+ * Wait until the guest has had time: it was interrupted by three ticks, or it sleeps. The clock alone does not tell, for
+ * the machine that runs this may be busy.
+ */
+static void wait_quiet(void)
+{
+	uint64_t began = now(), before = count(&exits);
+
+	while (!stopped) {
+		int long_enough = now() > began + QUIET;
+		if (long_enough && (count(&exits) >= before + TICKS || count(&blocking) || exits.at < 0))
+			break;
+		if (now() > began + QUIET_LIMIT)
+			break;
+		rest(MS);
+	}
+}
+
 /* The virtual machine. ---------------------------------------------------------------------------------------------- */
 
 static void set_segments(struct kvm_sregs *sregs)
@@ -236,6 +298,11 @@ static void make_vm(void)
 	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 	if (run == MAP_FAILED)
 		fail("mmap of the vCPU");
+	stats = ioctl(vcpu, KVM_GET_STATS_FD, 0);
+	if (!exits.at) {
+		find_counter(&exits);
+		find_counter(&blocking);
+	}
 	set_cpuid();
 	must(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
 	set_segments(&sregs);
@@ -246,6 +313,8 @@ static void make_vm(void)
 static void drop_vm(void)
 {
 	munmap(run, run_size);
+	if (stats >= 0)
+		close(stats);
 	close(vcpu);
 	close(vm);
 }
@@ -339,14 +408,17 @@ static void *vcpu_loop(void *unused)
 	(void)unused;
 	for (;;) {
 		int result = ioctl(vcpu, KVM_RUN, 0);
-		if (stop)
-			break;
-		if (result < 0 && (errno == EINTR || errno == EAGAIN))
+		if (result < 0 && (errno == EINTR || errno == EAGAIN)) {
+			if (stop)
+				break;
 			continue;
+		}
 		if (result < 0 && errno == EFAULT && cross_cut())
 			continue;
 		if (result < 0)
 			refused = errno;
+		else
+			exited = 1;
 		break;
 	}
 	stopped = 1;
@@ -454,11 +526,13 @@ static int same(const struct seen *a, const struct seen *b)
 	       a->regs.r15 == b->regs.r15 && a->mp.mp_state == b->mp.mp_state;
 }
 
-/* The guest is halted, or at `jmp .`: if it stands still here, it is not for lack of time. */
+/* The guest is halted, or at `jmp .`, and nothing waits: if it stands still, it is not for lack of time. */
 static int at_rest(const struct seen *seen)
 {
 	uint64_t rip = seen->regs.rip;
 
+	if (seen->events.nmi.pending || seen->events.nmi.injected || seen->events.interrupt.injected)
+		return 0;
 	return seen->mp.mp_state == KVM_MP_STATE_HALTED ||
 	       (rip < MEMORY_SIZE - 1 && memory[rip] == 0xeb && memory[rip + 1] == 0xfe);
 }
@@ -470,9 +544,7 @@ static int settle(struct seen *seen)
 	int rounds = 0, equal = 0;
 
 	for (;;) {
-		uint64_t until = now() + QUIET;
-		while (now() < until && !stopped)
-			rest(MS);
+		wait_quiet();
 		int ended = stopped;
 		stop_vcpu();
 		before = *seen;
@@ -499,7 +571,7 @@ static void print_log(const struct seen *seen)
 
 static void print_run(unsigned repetition, const struct seen *seen, int rounds)
 {
-	const char *end = refused ? "refused" : stop && run->exit_reason == KVM_EXIT_INTR ? "runs" : "exit";
+	const char *end = refused ? "refused" : exited ? "exit" : "runs";
 	unsigned sent = 0;
 
 	for (unsigned i = 0; i < guest->arrivals; i++)
@@ -517,7 +589,7 @@ static void run_once(unsigned repetition)
 	struct seen seen = { 0 };
 
 	random_state = ((uint64_t)guest->seed << 32 | repetition << 8 | 0x5b) * 0x9e3779b97f4a7c15ull;
-	refused = 0;
+	refused = exited = 0;
 	cut_time = 0;
 	memset((void *)fired, 0, sizeof fired);
 	load_memory();

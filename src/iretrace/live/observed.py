@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iretrace.litmus.test import Op, Test
@@ -20,7 +21,7 @@ TOO_LONG = "(more than the log holds)"
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: the pushed TF and IF."""
+    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: TF and IF as pushed."""
 
     vector: int
     place: int
@@ -40,7 +41,7 @@ Event = Delivery | Mark
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one guest. complete: all of its history is known. ending: as in verdict.Outcome, or what went wrong."""
+    """One run of a guest. complete: all of its history is known. ending: as in verdict.Outcome, or what went wrong."""
 
     guest: Guest
     repetition: int
@@ -58,7 +59,7 @@ class Run:
         return Outcome(marks if self.complete else (TOO_LONG,), self.ending)
 
 
-def read_run(line: str, guests: dict[int, Guest]) -> Run:
+def read_run(line: str, guests: Mapping[int, Guest]) -> Run:
     """A `run` line of the harness."""
     words = line.split()
     guest, repetition = guests[int(words[1])], int(words[2])
@@ -72,19 +73,16 @@ def read_run(line: str, guests: dict[int, Guest]) -> Run:
         return Run(guest, repetition, (), False, "", -1, f"KVM_RUN fails with errno {fields['errno']}")
     rip = int(fields["rip"], 16)
     history, complete = _history(guest, fields)
-    settled = "unsettled" not in fields
-    ending = _ending(guest, end, reason, int(fields["mp"]), rip, settled)
+    ending = _ending(guest, end, reason, int(fields["mp"]), rip)
     return Run(guest, repetition, history, complete, ending, guest.program.place(rip))
 
 
-def _ending(guest: Guest, end: str, reason: int, mp_state: int, rip: int, settled: bool) -> str:
+def _ending(guest: Guest, end: str, reason: int, mp_state: int, rip: int) -> str:
     """How the guest goes on, in the words of the model."""
     if end == "exit":
         if reason == EXIT_SHUTDOWN:
             return "shutdown"
         return "internal error of KVM" if reason == EXIT_INTERNAL_ERROR else f"exit {reason} to userspace"
-    if not settled:
-        return "loops"
     if mp_state == MP_STATE_HALTED:
         return "halted"
     return "spins" if _spins(guest.test, guest.program, rip) else "loops"
@@ -142,7 +140,7 @@ def _plausible(so_far: list[tuple[int, ...]], marks: int) -> int:
 
 
 def _in_order(program: Program, records: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Records in the order of the deliveries: one that comes before another could take its record is logged too early."""
+    """Records in the order of the deliveries: one that comes before another could take a record is logged too early."""
     ordered = list(records)
     for number in range(len(ordered) - 1):
         rip = ordered[number][1]

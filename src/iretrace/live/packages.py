@@ -143,21 +143,22 @@ def unpack(packages: Sequence[Path], kernels: Path) -> Kernel:
 
 def _take(package: Path, target: Path) -> None:
     """Write the wanted regular files of a package into target, modules unpacked."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
     try:
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as process:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                for member in archive:
-                    name = _wanted(member.name)
-                    if not name or not member.isreg():
-                        continue
-                    if member.size > MAX_MEMBER_BYTES:
-                        raise InputError(f"{package}: {member.name} is larger than any kernel; not unpacked")
-                    content = archive.extractfile(member)
-                    assert content is not None, "a regular file has content"
-                    data = content.read()
-                    if member.name.endswith(".xz"):
-                        data = lzma.decompress(data)
-                    (target / name).write_bytes(data)
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
+            tarfile.open(fileobj=process.stdout, mode="r|") as archive,
+        ):
+            for member in archive:
+                name = _wanted(member.name)
+                if not name or not member.isreg():
+                    continue
+                if member.size > MAX_MEMBER_BYTES:
+                    raise InputError(f"{package}: {member.name} is larger than any kernel; not unpacked")
+                content = archive.extractfile(member)
+                assert content is not None, "a regular file has content"
+                data = content.read()
+                (target / name).write_bytes(lzma.decompress(data) if member.name.endswith(".xz") else data)
     except (tarfile.TarError, lzma.LZMAError) as error:
         raise InputError(f"{package}: cannot be unpacked: {error}; remove the file and try again") from None
     except FileNotFoundError:

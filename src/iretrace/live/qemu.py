@@ -1,4 +1,4 @@
-"""One virtual machine under QEMU's emulated SVM: it boots a Debian kernel, runs the harness, and says what it prints."""
+"""One virtual machine under QEMU's emulated SVM: it boots a Debian kernel, runs the harness, and tells its lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from iretrace.live.initramfs import archive
@@ -69,7 +69,7 @@ def workplace() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def boot(kernel: Kernel, harness: bytes, guests: bytes, directory: Path) -> Iterator[str]:
+def boot(kernel: Kernel, harness: bytes, guests: bytes, directory: Path) -> Generator[str, None, None]:
     """The lines that the harness prints. Broken when the machine ends, or falls silent, before the harness is done."""
     files = {f"modules/{n}.ko": path.read_bytes() for n, path in enumerate(kernel.modules)}
     initrd = directory / "initrd"

@@ -1,0 +1,126 @@
+"""A live run: many tests on one kernel, in one virtual machine, or in more where one breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from iretrace.litmus.test import Test
+from iretrace.live.explain import Explainer
+from iretrace.live.guests import Guest, by_number, make_guests, pack, reason_not_to_run
+from iretrace.live.observed import Run, read_run
+from iretrace.live.packages import Kernel, Unavailable
+from iretrace.live.qemu import Broken, boot, build_harness
+from iretrace.verdict import Outcome
+
+MAX_TRIES = 2
+"""How often a guest may break its virtual machine until it is left out."""
+
+MAX_BREAKS = 8
+"""How many virtual machines may break until the rest is left out."""
+
+Say = Callable[[str], None]
+Start = Callable[[Sequence[Guest]], Generator[str, None, None]]
+"""Runs guests; the lines that the harness prints."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a test has shown. strange: outcomes with why the processor alone could not have shown the history."""
+
+    test: Test
+    outcomes: dict[Outcome, int] = field(default_factory=dict)
+    strange: dict[tuple[Outcome, str], int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def missing(self) -> bool:
+        """Nothing can be said: no run has shown an outcome."""
+        return not self.runs
+
+
+@dataclass(slots=True)
+class Session:
+    """The results of a live run. left_out: (test, why it cannot run here)."""
+
+    seen: list[Seen]
+    left_out: list[tuple[str, str]]
+    broken: list[str] = field(default_factory=list)
+
+
+def run_tests(tests: Sequence[Test], repeat: int, start: Start, progress: Say) -> Session:
+    """Run every test that can be run. Unavailable if not even the first virtual machine comes up."""
+    left_out = [(test.name, reason) for test in tests if (reason := reason_not_to_run(test))]
+    names = {name for name, _ in left_out}
+    session = Session([Seen(test) for test in tests if test.name not in names], left_out)
+    guests: list[Guest] = []
+    for seen in session.seen:
+        guests += make_guests(seen.test, repeat, len(guests))
+    if guests:
+        for run in _runs(guests, start, session, progress):
+            _count(session, run)
+        _explain(session, progress)
+    return session
+
+
+def qemu_starter(kernel: Kernel, seed: int, directory: Path) -> Start:
+    """Runs guests under QEMU. Unavailable without QEMU or a C compiler."""
+    harness = build_harness(directory)
+    return lambda guests: boot(kernel, harness, pack(guests, seed), directory)
+
+
+def _runs(guests: Sequence[Guest], start: Start, session: Session, progress: Say) -> Iterator[Run]:
+    """All runs of all guests. Where a virtual machine breaks, the next one goes on behind what broke it."""
+    known = by_number(guests)
+    waiting, tries = list(guests), dict.fromkeys(known, 0)
+    while waiting:
+        current: Guest | None = None
+        try:
+            with closing(start(waiting)) as lines:
+                for line in lines:
+                    word, _, rest = line.partition(" ")
+                    if word == "begin":
+                        current = known[int(rest)]
+                        progress(f"{current.test.name}: {current.number + 1} of {len(guests)}")
+                    elif word == "run":
+                        yield read_run(line, known)
+            return
+        except Broken as error:
+            if current is None:
+                if not session.broken:
+                    raise Unavailable(f"the virtual machine does not get as far as its first guest: {error}") from None
+                session.broken.append(str(error))
+                return
+            session.broken.append(f"{current.test.name}: {error}")
+            tries[current.number] += 1
+            waiting = waiting[waiting.index(current) + (tries[current.number] >= MAX_TRIES) :]
+            if len(session.broken) >= MAX_BREAKS:
+                session.broken.append(f"too many breaks; {len(waiting)} guests were not run")
+                return
+
+
+def _count(session: Session, run: Run) -> None:
+    seen = next(seen for seen in session.seen if seen.test is run.guest.test)
+    if run.failure:
+        seen.failures[run.failure] = seen.failures.get(run.failure, 0) + 1
+        return
+    seen.runs.append(run)
+    seen.outcomes[run.outcome()] = seen.outcomes.get(run.outcome(), 0) + 1
+
+
+def _explain(session: Session, progress: Say) -> None:
+    """Ask the patient reference about every history, each once."""
+    for seen in session.seen:
+        progress(f"{seen.test.name}: what the processor alone can show")
+        explainer = Explainer(seen.test)
+        asked: dict[tuple[object, ...], str] = {}
+        for run in seen.runs:
+            key = (run.history, run.complete, run.ending, run.place)
+            if key not in asked:
+                asked[key] = explainer.objection(run)
+            if asked[key]:
+                strange = (run.outcome(), asked[key])
+                seen.strange[strange] = seen.strange.get(strange, 0) + 1
