@@ -13,6 +13,7 @@ from typing import Any
 from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
 from iretrace.linux.changes import NotedMemory, handling, view_changes
+from iretrace.linux.comparison import Comparer
 from iretrace.linux.host import HostRun, KernelRun, SenderRun
 from iretrace.linux.machine import ACCEPT, RUN, SIGNAL, Machine, exit_handlers
 from iretrace.linux.prims import THREAD_FLAGS, TIF_SIGPENDING, Bug
@@ -29,6 +30,7 @@ from iretrace.verdict import Assumption, CLine, InputError
 from iretrace.world.protocol import (
     NO_SENDER,
     Cause,
+    Comparison,
     Executed,
     Landing,
     Packed,
@@ -123,6 +125,7 @@ class TreeHypervisor:
         self._clear = self._cleared_on_exit(run)
         self._exit_reason = self._spot("run.exit_reason", run)
         self._viewer = Viewer(places, run, self._svm)
+        self._comparer = Comparer(self.vm, places, run)
         self._sender = self._senders()
         self._start = self._first_pause(run.findings)
 
@@ -181,6 +184,10 @@ class TreeHypervisor:
         if known is None:
             known = self._views[private] = self._viewer.view(lambda: self._quiet_run(private))
         return known
+
+    def compare(self, private: Private) -> Comparison:
+        """What agreement is about, beside the VMCB."""
+        return self._comparer.compare(lambda: self._quiet_run(private))
 
     def explain(
         self,
