@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from iretrace.cli.driver import Request, run, tree_opener
+from iretrace.check import check
+from iretrace.cli.sources import TreeSource
 from iretrace.litmus.corpus import select
 from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor, Pause
@@ -45,13 +46,15 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("usage: python tools/bench.py TREE", file=sys.stderr)
         return 2
-    request = Request(tree=Path(sys.argv[1]), tests=select([]))
     try:
         began = time.perf_counter()
-        timed = Timed(tree_opener(request)("sev-es"))
+        source = TreeSource(Path(sys.argv[1]))
+        source.read()
+        timed = Timed(source.open("sev-es"))
         timed.start()
         opened = time.perf_counter()
-        results = run(request, lambda _vcpu: timed, lambda _text: None)
+        tests = [test for test in select([]) if "sev-es" in test.vcpus]
+        results = [check(test, "sev-es", host, timed) for test in tests for host in test.hosts]
         done = time.perf_counter()
     except InputError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -61,7 +64,7 @@ def main() -> int:
     show(f"a host step alone, memoised, median of {len(timed.alone):,}", alone, "us", 200)
     together = statistics.median(timed.together) * 1e6
     print(f"with senders around, median of {len(timed.together):,}{together:20.1f} us      (no limit: several entries)")
-    show(f"{len(results)} shipped tests on it", done - opened, "s", 30)
+    show(f"{len(results)} tests for sev-es on it", done - opened, "s", 30)
     show("memory at its largest", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB", 500)
     print(f"{sum(result.states for result in results):,} states, {sum(result.edges for result in results):,} edges")
     return 0

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.cli.driver import Open, Request, integer, run, tasks, unreadable_is_input_error
+from iretrace.cli.driver import Request, run, tasks
 from iretrace.cli.main import main, one_line, read_patch, status_of
+from iretrace.cli.sources import integer, unreadable_is_input_error
 from iretrace.linux.ctree import Pos
 from iretrace.linux.cursor import ParseError
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.litmus.corpus import select
 from iretrace.verdict import InputError, Result, Verdict
-from tests.world.small import Small
+from tests.cli.small_source import SmallSource
 
 TEST = "nmi-complete-then-spin"
 MAKEFILE = "VERSION = {}\nPATCHLEVEL = 1\nSUBLEVEL = 0\n"
@@ -29,16 +30,19 @@ def quiet(_text: str) -> None:
     """No progress."""
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every test begins with an empty cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def tree(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes every tree behave like the small hypervisor with a mistake."""
 
     def play(mistake: str) -> None:
-        def opener(_request: Request) -> Open:
-            return lambda _vcpu: Small(mistake)
-
-        monkeypatch.setattr("iretrace.cli.driver.tree_opener", opener)
-        monkeypatch.setattr("iretrace.cli.demo.tree_opener", opener)
+        monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request: SmallSource(mistake))
+        monkeypatch.setattr("iretrace.cli.demo.source_of", lambda _request: SmallSource(mistake))
 
     return play
 
@@ -96,8 +100,8 @@ def test_a_kind_that_no_test_is_about_ends_with_4(
 
 def test_several_jobs_give_the_same_results() -> None:
     few = select([TEST, "nmi-never-completed", "simultaneous-nmis"])
-    alone = run(Request(Path(), few), lambda _vcpu: Small("defer"), quiet)
-    shared = run(Request(Path(), few, jobs=2), lambda _vcpu: Small("defer"), quiet)
+    alone = run(Request(Path(), few), SmallSource("defer"), quiet).results
+    shared = run(Request(Path(), few, jobs=2), SmallSource("defer"), quiet).results
     assert [(r.test, r.verdict, r.states) for r in alone] == [(r.test, r.verdict, r.states) for r in shared]
 
 
@@ -111,7 +115,6 @@ def test_every_test_runs_on_its_own_hosts_unless_one_is_chosen() -> None:
     "arguments",
     [
         [],
-        ["check"],
         ["check", "--bogus"],
         ["check", ".", "--test", "no-such-test"],
         ["check", ".", "--test", "no/such/file.litmus"],
@@ -126,7 +129,6 @@ def test_every_test_runs_on_its_own_hosts_unless_one_is_chosen() -> None:
         ["check", ".", "--timeout", "-1"],
         ["check", ".", "--format", "poem"],
         ["chec", "."],
-        ["demo"],
     ],
 )
 def test_bad_usage_is_one_line_and_ends_with_2(
@@ -187,7 +189,7 @@ def test_a_mistake_of_ours_is_one_line_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("IRETRACE_DEBUG", raising=False)
-    monkeypatch.setattr("iretrace.cli.driver.tree_opener", lambda _request: 1 // 0)
+    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request: 1 // 0)
     assert main(["check", ".", "--test", TEST]) == 2
     assert capsys.readouterr().err == (
         "iretrace: ZeroDivisionError: integer division or modulo by zero; this is a bug of iretrace "
@@ -195,18 +197,76 @@ def test_a_mistake_of_ours_is_one_line_without_a_traceback(
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--revision", "v0.1"],
+        ["--patch", "some.patch"],
+        ["--rules", "some.toml"],
+        ["--option", "no_such_option=1"],
+        [".", "--revision", "v6.1"],
+    ],
+)
+def test_what_the_built_in_kvm_or_a_tree_cannot_be_given_is_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("some.patch", "some.toml"):
+        (tmp_path / name).write_text("")
+    assert main(["check", "--test", TEST, *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("iretrace: ")
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("revision", "status"), [("v6.1", 1), ("v6.12", 0), ("", 0)])
+def test_without_a_tree_the_built_in_kvm_is_checked(
+    revision: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--revision", revision, "--test", TEST]) == status
+    assert " lines of the built-in KVM executed, " in capsys.readouterr().out
+
+
+def test_revisions_are_told_oldest_first_each_difference_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["revisions"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("\nv6.1\n") < text.index("SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE (v6.6, commit 389fbbec261b)")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_second_check_reuses_what_has_not_changed(
+    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST]) == 1
+    first = capsys.readouterr().out
+    assert "reused" not in first
+    assert main(["check", ".", "--test", TEST]) == 1
+    second = capsys.readouterr().out
+    assert second.replace("1 of 1 reused: nothing that they read has changed\n", "") == first != second
+
+
+def test_a_check_without_cache_neither_reuses_nor_keeps(
+    tree: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("defer")
+    main(["check", ".", "--test", TEST, "--no-cache"])
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("IRETRACE_DEBUG", "1")
-    monkeypatch.setattr("iretrace.cli.driver.tree_opener", lambda _request: 1 // 0)
+    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request: 1 // 0)
     assert main(["check", ".", "--test", TEST]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(_request: Request) -> Open:
+    def interrupted(_request: Request) -> SmallSource:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("iretrace.cli.driver.tree_opener", interrupted)
+    monkeypatch.setattr("iretrace.cli.driver.source_of", interrupted)
     assert main(["check", ".", "--test", TEST]) == 130
     assert capsys.readouterr().err == "iretrace: interrupted\n"
 

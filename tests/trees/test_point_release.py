@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.cli.driver import Request, run, tree_opener
+from iretrace.cli.driver import Request, run, source_of
 from iretrace.linux.tree import tree_version
 from iretrace.litmus.corpus import shipped
 from iretrace.verdict import InputError
@@ -38,7 +38,7 @@ def oldest(series: str, newest: Path) -> Path:
 def test_an_older_6_1_gets_the_verdicts_of_the_newest(tree_6_1: Path) -> None:
     tests = [test for test in shipped() if test.name not in SLOW]
     wanted = Request(oldest("6.1", tree_6_1), tests, hosts=("tickless", "ticking"), jobs=2)
-    found = {(r.test, r.host): str(r.verdict) for r in run(wanted, tree_opener(wanted), lambda _text: None)}
+    found = {(r.test, r.host): str(r.verdict) for r in run(wanted, source_of(wanted), lambda _text: None).results}
     entries = load(SOURCE.read_text(encoding="utf-8"), bug_ids())
     entries = [e for e in entries if "6.1" in e["trees"] and e["test"] not in SLOW]
     argued = {(e["test"], host): e["verdict"] for e in entries for host in e["hosts"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.cli.driver import Request, run, tree_opener
+from iretrace.cli.driver import Request, run, source_of
 from iretrace.litmus.corpus import shipped
 from tools.verdicts import SOURCE, TARGET, Malformed, bug_ids, load, render
 
@@ -35,7 +35,7 @@ def test_every_shipped_test_is_argued_for_both_hosts(tree: str) -> None:
 def test_the_trees_give_the_argued_verdicts(tree: str, request: pytest.FixtureRequest) -> None:
     root: Path = request.getfixturevalue(f"tree_{tree.replace('.', '_')}")
     wanted = Request(root, shipped(), hosts=HOSTS, jobs=2)
-    results = run(wanted, tree_opener(wanted), lambda _text: None)
+    results = run(wanted, source_of(wanted), lambda _text: None).results
     found: Argued = {(r.test, r.host): (str(r.verdict), r.known) for r in results}
     assert found == argued(tree)
 

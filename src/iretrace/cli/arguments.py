@@ -13,10 +13,12 @@ STATUS = "exit status: 0 all hold, 1 a counterexample, 2 bad usage or input, 3 u
 
 CHECK = """\
 Runs litmus tests against the event path of a Linux source tree, which is read and executed
-from source; nothing of the tree is built or obeyed. TREE is the top directory of the tree."""
+from source; nothing of the tree is built or obeyed. TREE is the top directory of the tree.
+Without TREE the tests run on the KVM that is built in."""
 
 EXAMPLES = """\
 examples:
+  iretrace check
   iretrace check ~/src/linux
   iretrace check ~/src/linux --patch 0001-fix.patch --test nmi-complete-then-spin
   b4 am -o - MESSAGE-ID | iretrace check ~/src/linux --patch -"""
@@ -74,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     tests.add_argument("--outcomes", action="store_true", help="what the patient reference allows")
     rules = commands.add_parser("rules", help="list the processor's rules and their sources", allow_abbrev=False)
     rules.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    commands.add_parser("revisions", help="what the revisions of the built-in KVM changed", allow_abbrev=False)
     for command in (demo, tests, rules):
         _add_color(command)
     return parser
@@ -85,6 +88,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("tree", metavar="TREE", nargs="?", type=Path, help="a Linux source directory")
+    add("--revision", metavar="NAME", default="", help="without TREE: of the built-in KVM; default: the newest")
     add("--patch", metavar="FILE|-", action="append", default=[], help="apply a patch, in memory; several in order")
     add("--test", metavar="NAME|FILE|DIR", action="append", default=[], help="default: every shipped test")
     add("--vcpu", metavar="KIND", action="append", default=[], help="vCPU kind, e.g. sev-es; default: the test's own")
@@ -94,6 +98,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("--option", metavar="NAME=VALUE", action="append", default=[], type=_option, help="a CONFIG_* or parameter")
     add("--jobs", metavar="N", type=_at_least_one, default=1, help="processes (default 1)")
     add("--max-states", metavar="N", type=_at_least_one, default=2_000_000, help="give up beyond (default 2,000,000)")
+    add("--no-cache", action="store_true", help="reuse and keep no results")
     add("--timeout", metavar="S", type=_seconds, default=0.0, help="seconds for each test; 0: no limit (default)")
     add("--format", choices=["text", "gcc", "json"], default="text", help="default: text; json: see docs/json.md")
     add("--all", action="store_true", help="text: also show the outcomes of tests that hold")

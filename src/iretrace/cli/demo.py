@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from iretrace.cli.driver import Request, run, tree_opener
+from iretrace.cli.driver import Request, run, source_of
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
-from iretrace.report.summary import Report
 from iretrace.report.terminal import Look
 from iretrace.report.text import check_report
 from iretrace.verdict import Outcome
@@ -52,11 +51,11 @@ def demonstrate(tree: Path, look: Look, progress: Callable[[str], None]) -> str:
     """The text of the demo. InputError as for `check`."""
     tests = select([DEMO_TEST])
     request = Request(tree=tree, tests=tests, vcpus=[DEMO_VCPU], hosts=HOSTS)
-    results = run(request, tree_opener(request), progress)
+    report = run(request, source_of(request), progress)
     source = "\n".join(f"  {line}".rstrip() for line in test_source(tests[0]).splitlines())
     return (
         f"A litmus test: a guest, and the events that arrive from outside at any moment\n\n{source}\n\n"
         f"What the processor alone does\n  {say_alone(outcomes(tests[0], DEMO_VCPU))}\n\n"
-        f"What {results[0].hypervisor} makes of it, executed from its C source\n\n"
-        f"{check_report(Report(results), look)}\n{NEXT.format(tree=tree)}"
+        f"What {report.results[0].hypervisor} makes of it, executed from its C source\n\n"
+        f"{check_report(report, look)}\n{NEXT.format(tree=tree)}"
     )

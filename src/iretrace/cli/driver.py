@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from iretrace.check import check
 from iretrace.cli.known import mark_known
+from iretrace.cli.sources import BuiltinSource, Source, TreeSource
+from iretrace.cli.stored import Stored, key
+from iretrace.cli.workers import Work, results
 from iretrace.explore.graph import Limits
+from iretrace.litmus.corpus import source_text
 from iretrace.litmus.grammar import VCPUS
 from iretrace.litmus.test import Test
+from iretrace.report.summary import Report
 from iretrace.verdict import InputError, Result
 from iretrace.world.protocol import Hypervisor
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for. vcpus and hosts: empty means the test's own. patches: (name, text), in order."""
+    """What the user asked for. tree: None for the built-in KVM, of this revision ("" is the newest). vcpus and hosts:
+    empty means the test's own. patches: (name, text), in order."""
 
-    tree: Path
+    tree: Path | None
     tests: Sequence[Test]
+    revision: str = ""
     patches: Sequence[tuple[str, str]] = ()
     vcpus: Sequence[str] = ()
     hosts: Sequence[str] = ()
@@ -59,112 +63,66 @@ def tasks(request: Request) -> list[Task]:
     ]
 
 
-Open = Callable[[str], Hypervisor]
-"""The hypervisor for a vCPU kind."""
+def source_of(request: Request) -> Source:
+    """The tree, or the built-in KVM. InputError as theirs, and for what only a tree can be given."""
+    if request.tree is None:
+        if request.patches or request.rules:
+            raise InputError("check: --patch and --rules need a TREE; the built-in KVM is not made of C")
+        return BuiltinSource(request.revision, request.options)
+    if request.revision:
+        raise InputError("check: --revision is about the built-in KVM; leave out TREE, or leave out --revision")
+    return TreeSource(request.tree, request.patches, request.rules, request.options)
 
 
-def tree_opener(request: Request) -> Open:
-    """Reads the request's tree, with its patches, and runs it to the first VMRUN. InputError where that cannot be."""
-    from iretrace.linux.hypervisor import TreeHypervisor
-    from iretrace.linux.machine import Machine
-    from iretrace.linux.tree import open_tree
-
-    options = {name: integer(name, value) for name, value in request.options.items()}
-    tree = open_tree(request.tree, request.patches)
-    with unreadable_is_input_error():
-        machine = Machine(tree, request.rules, options)
-
-    def open_hypervisor(vcpu: str) -> Hypervisor:
-        with unreadable_is_input_error():
-            return TreeHypervisor(tree, machine=machine, vcpu=vcpu)
-
-    return open_hypervisor
-
-
-@contextmanager
-def unreadable_is_input_error() -> Iterator[None]:
-    """C that the reader does not know, in a function that every run needs, is for the user to hear of in one line."""
-    from iretrace.linux.cursor import ParseError
-    from iretrace.linux.hypervisor import describe
-    from iretrace.linux.unmodelled import Unmodelled
-
-    try:
-        yield
-    except Unmodelled as error:
-        raise InputError(describe(error)) from error
-    except ParseError as error:
-        raise InputError(f"{error}; every run needs this function, and iretrace does not know this C yet") from error
-
-
-def integer(name: str, value: str) -> int:
-    """The value of an option: a number as in C, or y and n as in a kernel configuration."""
-    if value in ("y", "n"):
-        return int(value == "y")
-    try:
-        return int(value, 0)
-    except ValueError:
-        raise InputError(f"--option {name}={value}: write a number, y or n") from None
-
-
-def unanswered_rules(request: Request) -> str:
-    """The rows that the event path needs and that neither tree nor rules have; empty if none is missing."""
-    from iretrace.linux.hypervisor import dry_run
-    from iretrace.linux.tree import open_tree
-
-    with unreadable_is_input_error():
-        rows = dry_run(open_tree(request.tree, request.patches), request.rules)
-    return "".join(f"{row}\n" for row in rows)
-
-
-def run(request: Request, open_hypervisor: Open, progress: Callable[[str], None]) -> list[Result]:
-    """A result for every task; empty when no test is about such a vCPU.
+def run(request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None) -> Report:
+    """A result for every task; none when no test is about such a vCPU. stored: where results of earlier runs are.
 
     Known bugs are shown as known, unless patches were applied: what a patch shows may be its own.
     """
     todo = tasks(request)
-    hypervisors: dict[str, Hypervisor] = {}
-    for vcpu in dict.fromkeys(task.vcpu for task in todo):
-        progress(f"reading the tree for {vcpu}")
-        hypervisors[vcpu] = open_hypervisor(vcpu)
-    if request.jobs == 1 or len(todo) < 2:
-        results = [_one(hypervisors, request.limits, task, progress) for task in todo]
-    else:
-        results = _many(hypervisors, request, todo, progress)
-    return results if request.patches else mark_known(results)
+    found: dict[int, Result] = {}
+    names = [_key(source, request, task) for task in todo] if stored else []
+    if stored is not None:
+        progress("looking for results that can be reused")
+        kept = {number: stored.find(name, source.still_reads) for number, name in enumerate(names)}
+        found = {number: result for number, result in kept.items() if result is not None}
+    reused = len(found)
+    for number, (result, read) in _work(request, source, todo, found, progress):
+        found[number] = result
+        if stored is not None:
+            stored.keep(names[number], result, read)
+        progress(f"{len(found)} of {len(todo)} done")
+    if stored is not None:
+        stored.tidy()
+    in_order = [found[number] for number in range(len(todo))]
+    return Report(in_order if request.patches else mark_known(in_order), reused=reused)
 
 
-def _one(hypervisors: Mapping[str, Hypervisor], limits: Limits, task: Task, progress: Callable[[str], None]) -> Result:
-    def states(count: int) -> None:
-        progress(f"{task}: {count:,} states")
-
-    progress(str(task))
-    return check(task.test, task.vcpu, task.host, hypervisors[task.vcpu], limits, states)
+def _key(source: Source, request: Request, task: Task) -> str:
+    """Everything that a verdict depends on, but for what it reads of the tree, and the time limit."""
+    return key(source.identity(), source_text(task.test), task.vcpu, task.host, request.limits.max_states)
 
 
-_IN_WORKER: Callable[[Task], Result] | None = None
-"""Set before the workers are forked, so that they inherit the tree that has been read instead of reading it again."""
+def _work(
+    request: Request, source: Source, todo: Sequence[Task], found: Mapping[int, Result], progress: Callable[[str], None]
+) -> Iterator[tuple[int, tuple[Result, Mapping[str, str]]]]:
+    """(number, (result, what it read)) of the tasks that have no result yet."""
+    missing = [number for number in range(len(todo)) if number not in found]
+    if not missing:
+        return iter(())
+    missing.sort(key=lambda number: -len(todo[number].test.outside))  # what takes longest begins first
+    groups: dict[str, list[int]] = {}
+    for number in missing:
+        groups.setdefault(todo[number].vcpu, []).append(number)
+    progress(f"reading {source.name}")
+    source.read()
 
+    def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> tuple[Result, Mapping[str, str]]:
+        task = todo[number]
+        say(str(task))
+        result = check(
+            task.test, task.vcpu, task.host, hypervisor, request.limits, lambda count: say(f"{task}: {count:,} states")
+        )
+        return result, source.read_so_far()
 
-def _work(task: Task) -> Result:
-    assert _IN_WORKER is not None, "workers are forked after it is set"
-    return _IN_WORKER(task)
-
-
-def _many(
-    hypervisors: Mapping[str, Hypervisor], request: Request, todo: Sequence[Task], progress: Callable[[str], None]
-) -> list[Result]:
-    global _IN_WORKER
-    _IN_WORKER = partial(_one, hypervisors, request.limits, progress=_silent)
-    results: list[Result] = []
-    try:
-        with multiprocessing.get_context("fork").Pool(min(request.jobs, len(todo))) as pool:
-            for result in pool.imap(_work, todo):
-                results.append(result)
-                progress(f"{len(results)} of {len(todo)} done")
-    finally:
-        _IN_WORKER = None
-    return results
-
-
-def _silent(_text: str) -> None:
-    """Workers have no terminal of their own."""
+    return results(Work(groups, source.open, do, request.jobs), progress)

@@ -42,5 +42,5 @@ def mark_known(results: Iterable[Result]) -> list[Result]:
 
 
 def _series(version: str) -> str:
-    """6.1 of 6.1.192."""
-    return ".".join(version.split(".")[:2])
+    """6.1 of 6.1.192, and of the built-in v6.1."""
+    return ".".join(version.removeprefix("v").split(".")[:2])

@@ -75,18 +75,17 @@ def look_for(arguments: argparse.Namespace) -> Look:
 
 def check(arguments: argparse.Namespace) -> int:
     """`iretrace check`."""
-    from iretrace.cli.driver import Request, run, tree_opener, unanswered_rules
+    from iretrace.cli.driver import Request, run, source_of
+    from iretrace.cli.stored import Stored, cache_directory
     from iretrace.explore.graph import Limits
     from iretrace.litmus.corpus import select
-    from iretrace.report.summary import Report
 
-    if arguments.tree is None:
-        raise InputError("check: no TREE; give a Linux source directory (there is no built-in KVM yet)")
     if arguments.patch.count("-") > 1:
         raise InputError("check: --patch - twice; standard input can be read once")
     request = Request(
         tree=arguments.tree,
         tests=select(arguments.test),
+        revision=arguments.revision,
         patches=[read_patch(name) for name in arguments.patch],
         vcpus=arguments.vcpu,
         hosts=[arguments.host] if arguments.host else [],
@@ -95,18 +94,20 @@ def check(arguments: argparse.Namespace) -> int:
         limits=Limits(arguments.max_states, arguments.timeout),
         jobs=arguments.jobs,
     )
+    source = source_of(request)
     if arguments.dry:
-        rows = unanswered_rules(request)
+        rows = source.unanswered()
         write(rows or "Every name that these tests need is answered; nothing to add.\n")
         return Status.UNDETERMINED if rows else Status.HOLDS
     with Progress(sys.stderr) as progress:
-        results = run(request, tree_opener(request), progress)
-    if not results:
+        report = run(request, source, progress, None if arguments.no_cache else Stored(cache_directory()))
+    if not report.results:
         print("iretrace: no test is about such a vCPU; iretrace tests lists what there is", file=sys.stderr)
         return Status.NOTHING_IN_SCOPE
-    shown = [result for result in results if not (arguments.new_only and result.known)]
-    show(Report(shown, hidden=len(results) - len(shown)), arguments)
-    return status_of(shown) if shown else Status.HOLDS
+    if arguments.new_only:
+        report = report.without_known()
+    show(report, arguments)
+    return status_of(report.results) if report.results else Status.HOLDS
 
 
 def show(report: Report, arguments: argparse.Namespace) -> None:
@@ -162,7 +163,15 @@ def rules(arguments: argparse.Namespace) -> int:
     return Status.HOLDS
 
 
-COMMANDS = {"check": check, "demo": demo, "tests": tests, "rules": rules}
+def revisions(_arguments: argparse.Namespace) -> int:
+    """`iretrace revisions`."""
+    from iretrace.cli.revisions import revisions_text
+
+    write(revisions_text())
+    return Status.HOLDS
+
+
+COMMANDS = {"check": check, "demo": demo, "tests": tests, "rules": rules, "revisions": revisions}
 
 
 def write(text: str) -> None:

@@ -23,6 +23,16 @@ def shipped() -> tuple[Test, ...]:
     return tuple(parse(texts[name], f"iretrace/litmus/corpus/{name}") for name in sorted(texts))
 
 
+def source_text(test: Test) -> str:
+    """The text of a test as its author wrote it. InputError: its file is gone."""
+    if test in shipped():
+        return resources.files("iretrace.litmus").joinpath("corpus", Path(test.path).name).read_text("utf-8")
+    try:
+        return Path(test.path).read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{printable(test.path)}: cannot be read: {error.strerror}") from None
+
+
 def select(wanted: Iterable[str]) -> tuple[Test, ...]:
     """The tests that the user asked for: each a shipped test's name, a file, or a directory of *.litmus files.
 

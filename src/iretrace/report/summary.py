@@ -16,6 +16,11 @@ class Report:
     hidden: int = 0
     reused: int = 0
 
+    def without_known(self) -> Report:
+        """The same, known defects not shown."""
+        shown = [result for result in self.results if not result.known]
+        return Report(shown, self.hidden + len(self.results) - len(shown), self.reused)
+
     def by_hypervisor(self) -> dict[str, list[Result]]:
         """The results of each hypervisor, in the order of first use."""
         groups: dict[str, list[Result]] = {}
@@ -69,4 +74,9 @@ def statements(results: Sequence[Result]) -> int:
 
 def executed(results: Sequence[Result]) -> str:
     """What results on one hypervisor rest on, in one line."""
-    return f"{statements(results)} C statements executed from source, {len(assumptions(results))} assumptions"
+    what = "lines of the built-in KVM executed" if _built_in(results) else "C statements executed from source"
+    return f"{statements(results):,} {what}, {len(assumptions(results))} assumptions"
+
+
+def _built_in(results: Sequence[Result]) -> bool:
+    return all(result.hypervisor.startswith("built-in ") for result in results)

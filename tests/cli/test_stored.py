@@ -1,0 +1,173 @@
+"""Results of earlier runs: reused while nothing has changed, and never believed beyond their form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from iretrace.cli.driver import Request, run
+from iretrace.cli.stored import MAX_BYTES, Stored, cache_directory, key, read_as
+from iretrace.explore.graph import Limits
+from iretrace.litmus.corpus import select
+from iretrace.verdict import Result, Verdict
+from tests.cli.small_source import SmallSource
+from tests.report.samples import ANY_RESULTS, RESULTS
+
+NAME = "a" * 64
+READ = {"a.c": "1", "b.h": ""}
+TESTS = select(["nmi-complete-then-spin"])
+LASSO = RESULTS[1]
+
+
+def same(digests: object) -> bool:
+    return digests == READ
+
+
+def quiet(_text: str) -> None:
+    """No progress."""
+
+
+def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
+    Stored(tmp_path / "new").keep(NAME, LASSO, READ)
+    assert Stored(tmp_path / "new").find(NAME, same) == LASSO
+
+
+@settings(max_examples=30, deadline=None)
+@given(ANY_RESULTS)
+def test_any_result_survives_json(result: Result) -> None:
+    assert read_as(Result, json.loads(json.dumps(asdict(result)))) == result
+
+
+def test_a_result_whose_files_have_changed_is_not_reused(tmp_path: Path) -> None:
+    Stored(tmp_path).keep(NAME, LASSO, READ)
+    assert Stored(tmp_path).find(NAME, lambda digests: False) is None
+
+
+def test_a_search_that_a_limit_stopped_is_not_kept(tmp_path: Path) -> None:
+    stopped = replace(LASSO, verdict=Verdict.UNDETERMINED, reason="stopped by the time limit of 1 s")
+    Stored(tmp_path).keep(NAME, stopped, READ)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_modelled_is_kept(tmp_path: Path) -> None:
+    open_question = replace(LASSO, verdict=Verdict.UNDETERMINED, reason="x86.c:1: not modelled")
+    Stored(tmp_path).keep(NAME, open_question, READ)
+    assert Stored(tmp_path).find(NAME, same) == open_question
+
+
+def entry(tmp_path: Path) -> tuple[Path, Any]:
+    Stored(tmp_path).keep(NAME, LASSO, READ)
+    path = tmp_path / f"{NAME}.json"
+    return path, json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("verdict", "passes"),
+        ("states", "many"),
+        ("states", True),
+        ("test", None),
+        ("outcomes", [{"marks": "n", "ending": "spins"}]),
+        ("trace", {"stem": []}),
+        ("more", 1),
+    ],
+)
+def test_a_result_of_another_form_is_not_believed(field: str, value: object, tmp_path: Path) -> None:
+    path, content = entry(tmp_path)
+    content["result"][field] = value
+    path.write_text(json.dumps(content))
+    assert Stored(tmp_path).find(NAME, same) is None
+
+
+@pytest.mark.parametrize("read", ["../../etc/passwd", "", None, 3, "b" * 64])
+def test_a_list_of_files_that_is_not_ours_is_not_believed(read: object, tmp_path: Path) -> None:
+    path, content = entry(tmp_path)
+    path.write_text(json.dumps(content | {"read": read}))
+    assert Stored(tmp_path).find(NAME, lambda digests: True) is None
+
+
+def test_a_list_of_files_that_was_changed_is_not_believed(tmp_path: Path) -> None:
+    _, content = entry(tmp_path)
+    (tmp_path / f"{content['read']}.json").write_text("{}")
+    assert Stored(tmp_path).find(NAME, lambda digests: True) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, "\xff"])
+def test_rubbish_is_not_believed(text: str, tmp_path: Path) -> None:
+    path, _ = entry(tmp_path)
+    path.write_text(text, encoding="latin-1")
+    assert Stored(tmp_path).find(NAME, same) is None
+
+
+def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
+    path, _ = entry(tmp_path)
+    with open(path, "ab") as file:
+        file.truncate(MAX_BYTES + 1)
+    assert Stored(tmp_path).find(NAME, same) is None
+
+
+def test_a_directory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    stored = Stored(tmp_path / "file" / "below")
+    stored.keep(NAME, LASSO, READ)
+    stored.tidy()
+    assert stored.find(NAME, same) is None
+
+
+def test_the_oldest_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iretrace.cli.stored.MAX_ENTRIES", 3)
+    stored = Stored(tmp_path)
+    for number in range(5):
+        stored.keep(str(number) * 64, LASSO, READ)
+    stored.tidy()
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_the_directory_is_where_xdg_says() -> None:
+    assert cache_directory({"XDG_CACHE_HOME": "/c"}) == Path("/c/iretrace/results")
+    assert cache_directory({"XDG_CACHE_HOME": "relative"}) == Path("~/.cache/iretrace/results").expanduser()
+
+
+def test_the_name_depends_on_each_part() -> None:
+    assert len({key("a", "b"), key("ab", ""), key("a", "c"), key("a")}) == 4
+
+
+def test_nothing_is_read_when_everything_can_be_reused(tmp_path: Path) -> None:
+    run(Request(None, TESTS), SmallSource("defer"), quiet, Stored(tmp_path))
+    source = SmallSource("defer")
+    report = run(Request(None, TESTS), source, quiet, Stored(tmp_path))
+    assert (report.reused, source.opened) == (1, [])
+    assert [result.verdict for result in report.results] == [Verdict.VIOLATED]
+
+
+@pytest.mark.parametrize(
+    ("request_", "source"),
+    [
+        (Request(None, TESTS), SmallSource("")),
+        (Request(None, TESTS), SmallSource("defer", {"a.c": "2"})),
+        (Request(None, TESTS, hosts=["ticking"]), SmallSource("defer")),
+        (Request(None, TESTS, limits=Limits(max_states=99)), SmallSource("defer")),
+    ],
+)
+def test_another_hypervisor_tree_host_or_limit_is_checked_anew(
+    request_: Request, source: SmallSource, tmp_path: Path
+) -> None:
+    run(Request(None, TESTS), SmallSource("defer"), quiet, Stored(tmp_path))
+    assert run(request_, source, quiet, Stored(tmp_path)).reused == 0
+
+
+def test_a_test_of_the_same_name_and_another_text_is_checked_anew(tmp_path: Path) -> None:
+    path = tmp_path / "mine.litmus"
+    text = "test mine\nabout A.\nvcpu sev-es\noutside nmi\n\nmain:\n    spin\nnmi:\n    mark n\n"
+    reused = []
+    for ending in ("    iretq\n", "    iretq\n", "    spin\n"):
+        path.write_text(text + ending)
+        report = run(Request(None, select([str(path)])), SmallSource(""), quiet, Stored(tmp_path / "cache"))
+        reused.append(report.reused)
+    assert reused == [0, 1, 0]

@@ -1,0 +1,102 @@
+"""Several processes: all results come, and what goes wrong in one is heard of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from iretrace.cli.workers import Work, WorkerDied, results
+from iretrace.verdict import InputError
+
+Say = Callable[[str], None]
+
+
+def quiet(_text: str) -> None:
+    """No progress."""
+
+
+def double(opened: int, number: int, _say: Say) -> int:
+    return opened + 2 * number
+
+
+def start(_name: str) -> int:
+    return 100
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_every_job_is_done_once(processes: int) -> None:
+    work = Work({"a": [0, 2], "b": [1, 3, 4]}, start, double, processes)
+    assert sorted(results(work, quiet)) == [(n, 100 + 2 * n) for n in range(5)]
+
+
+def test_each_job_starts_from_what_was_opened() -> None:
+    def append(opened: list[int], number: int, _say: Say) -> list[int]:
+        opened.append(number)
+        return opened
+
+    work: Work[list[int], list[int]] = Work({"a": [0, 1]}, lambda _name: [], append)
+    assert sorted(results(work, quiet)) == [(0, [0]), (1, [1])]
+
+
+def test_what_a_job_says_is_heard() -> None:
+    said: list[str] = []
+
+    def talk(_opened: int, _number: int, say: Say) -> int:
+        say("here")
+        return 0
+
+    list(results(Work({"a": [0]}, start, talk), said.append))
+    assert said == ["here"]
+
+
+def test_an_error_of_a_job_is_raised() -> None:
+    def fail(_opened: int, _number: int, _say: Say) -> int:
+        raise InputError("a:1: wrong")
+
+    with pytest.raises(InputError, match="a:1: wrong"):
+        list(results(Work({"a": [0, 1, 2]}, start, fail, 2), quiet))
+
+
+def test_an_error_of_an_opening_is_raised() -> None:
+    def fail(_name: str) -> int:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(results(Work({"a": [0]}, fail, double), quiet))
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words() -> None:
+    class Local(Exception):
+        """Cannot be pickled."""
+
+    def fail(_opened: int, _number: int, _say: Say) -> int:
+        raise Local("here")
+
+    with pytest.raises(RuntimeError, match="Local: here"):
+        list(results(Work({"a": [0]}, start, fail), quiet))
+
+
+def test_a_process_that_is_killed_does_not_leave_us_waiting() -> None:
+    def die(_opened: int, _number: int, _say: Say) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    with pytest.raises(WorkerDied, match="-9"):
+        list(results(Work({"a": [0]}, start, die), quiet))
+
+
+def test_who_stops_listening_leaves_no_process_behind() -> None:
+    def dawdle(_opened: int, number: int, _say: Say) -> int:
+        if number:
+            time.sleep(60)
+        return os.getppid()
+
+    running = results(Work({"a": [0, 1]}, start, dawdle, 2), quiet)
+    _, group = next(running)
+    running.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(group, 0)
