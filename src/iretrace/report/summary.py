@@ -75,7 +75,7 @@ def statements(results: Sequence[Result]) -> int:
 def executed(results: Sequence[Result]) -> str:
     """What results on one hypervisor rest on, in one line."""
     what = "lines of the built-in KVM executed" if _built_in(results) else "C statements executed from source"
-    return f"{statements(results):,} {what}, {len(assumptions(results))} assumptions"
+    return f"{statements(results)} {what}, {len(assumptions(results))} assumptions"
 
 
 def _built_in(results: Sequence[Result]) -> bool:
