@@ -385,10 +385,14 @@ def signal_wake_up_state(run: KvmRun, task: int, state: int) -> None:
         smp_send_reschedule(run, 0)
 
 
-def handle_work(run: KvmRun, vcpu: int) -> int:
-    """kernel/entry/kvm.c:xfer_to_guest_mode_handle_work(): a pending signal ends KVM_RUN with -EINTR."""
+def handle_work(run: KvmRun, vcpu: int = 0) -> int:
+    """kernel/entry: xfer_to_guest_mode_handle_work(): a pending signal ends KVM_RUN with -EINTR.
+
+    vcpu: given by the trees whose function says so in kvm_run; in newer ones the caller does (kvm_host.h)."""
     if not thread_flags(run) & TIF_SIGPENDING:
         return 0
+    if not vcpu:
+        return -EINTR
     page = _load(run, vcpu + run.member("struct kvm_vcpu", "run"), 64)
     _store(run, page + run.member("struct kvm_run", "exit_reason"), 32, KVM_EXIT_INTR)
     return -EINTR
