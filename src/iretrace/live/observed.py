@@ -21,7 +21,7 @@ TOO_LONG = "(more than the log holds)"
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: TF and IF as pushed."""
+    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: pushed TF, IF."""
 
     vector: int
     place: int

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from iretrace.litmus.test import Test
 from iretrace.live.explain import Explainer
-from iretrace.live.guests import Guest, by_number, make_guests, pack, reason_not_to_run
+from iretrace.live.guests import Guest, by_number, make_guests, reason_not_to_run
+from iretrace.live.harness import Broken
 from iretrace.live.observed import Run, read_run
-from iretrace.live.packages import Kernel, Unavailable
-from iretrace.live.qemu import Broken, boot, build_harness
+from iretrace.live.packages import Unavailable
 from iretrace.verdict import Outcome
 
 MAX_TRIES = 2
@@ -25,21 +24,19 @@ Say = Callable[[str], None]
 Start = Callable[[Sequence[Guest]], Generator[str, None, None]]
 """Runs guests; the lines that the harness prints."""
 
+Excuse = Callable[[Run], str]
+"""What is known to be wrong with the machine and may be behind a strange run; "" if nothing is."""
+
 
 @dataclass(slots=True)
 class Seen:
-    """What a test has shown. strange: outcomes with why the processor alone could not have shown the history."""
+    """What a test has shown. strange: (outcome, why the processor alone could not have shown it, excuse)."""
 
     test: Test
     outcomes: dict[Outcome, int] = field(default_factory=dict)
-    strange: dict[tuple[Outcome, str], int] = field(default_factory=dict)
+    strange: dict[tuple[Outcome, str, str], int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
-
-    @property
-    def missing(self) -> bool:
-        """Nothing can be said: no run has shown an outcome."""
-        return not self.runs
 
 
 @dataclass(slots=True)
@@ -51,7 +48,7 @@ class Session:
     broken: list[str] = field(default_factory=list)
 
 
-def run_tests(tests: Sequence[Test], repeat: int, start: Start, progress: Say) -> Session:
+def run_tests(tests: Sequence[Test], repeat: int, start: Start, excuse: Excuse, progress: Say) -> Session:
     """Run every test that can be run. Unavailable if not even the first virtual machine comes up."""
     left_out = [(test.name, reason) for test in tests if (reason := reason_not_to_run(test))]
     names = {name for name, _ in left_out}
@@ -62,14 +59,8 @@ def run_tests(tests: Sequence[Test], repeat: int, start: Start, progress: Say) -
     if guests:
         for run in _runs(guests, start, session, progress):
             _count(session, run)
-        _explain(session, progress)
+        _explain(session, excuse, progress)
     return session
-
-
-def qemu_starter(kernel: Kernel, seed: int, directory: Path) -> Start:
-    """Runs guests under QEMU. Unavailable without QEMU or a C compiler."""
-    harness = build_harness(directory)
-    return lambda guests: boot(kernel, harness, pack(guests, seed), directory)
 
 
 def _runs(guests: Sequence[Guest], start: Start, session: Session, progress: Say) -> Iterator[Run]:
@@ -111,7 +102,7 @@ def _count(session: Session, run: Run) -> None:
     seen.outcomes[run.outcome()] = seen.outcomes.get(run.outcome(), 0) + 1
 
 
-def _explain(session: Session, progress: Say) -> None:
+def _explain(session: Session, excuse: Excuse, progress: Say) -> None:
     """Ask the patient reference about every history, each once."""
     for seen in session.seen:
         progress(f"{seen.test.name}: what the processor alone can show")
@@ -122,5 +113,5 @@ def _explain(session: Session, progress: Say) -> None:
             if key not in asked:
                 asked[key] = explainer.objection(run)
             if asked[key]:
-                strange = (run.outcome(), asked[key])
+                strange = (run.outcome(), asked[key], excuse(run))
                 seen.strange[strange] = seen.strange.get(strange, 0) + 1

@@ -1,0 +1,139 @@
+"""`iretrace run`: litmus tests on a real KVM, and what it shows held against the processor and against the model."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from iretrace.cli.driver import Request, run, source_of
+from iretrace.cli.stored import Stored, cache_directory
+from iretrace.litmus.corpus import select
+from iretrace.litmus.test import Test
+from iretrace.live.emulation import excuse
+from iretrace.live.guests import pack
+from iretrace.live.harness import build_harness, workplace
+from iretrace.live.host import host_kernel, run_here
+from iretrace.live.packages import find_kernel
+from iretrace.live.qemu import boot, qemu_version
+from iretrace.live.session import Session, Start, run_tests
+from iretrace.report.live import Compared, LiveReport, Observed, Strange
+from iretrace.verdict import InputError, Outcome, Result, Verdict
+
+Say = Callable[[str], None]
+
+DEFAULT_KERNEL = "6.1"
+HOSTS = ("tickless", "ticking")
+
+DESCRIPTION = """\
+Runs litmus tests on a real kvm_amd: of a Debian kernel under QEMU's emulated SVM, or of
+this machine. Each test runs at random moments, and with an event placed before each of its
+instructions. What comes out is held against what the processor alone can show, and with
+--compare TREE also against what the model says that this very kernel does."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, number: Callable[[str], int]) -> None:
+    """The options of `iretrace run`, but for --color. number: reads a number of at least 1."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("tests", metavar="NAME|FILE|DIR", nargs="*", help="default: every shipped test")
+    add("--on", metavar="WHERE", default="qemu", help="qemu[:6.1|6.12|7.3|FILE.deb|DIR] (default qemu:6.1), or host")
+    add("--repeat", metavar="N", type=number, default=10, help="runs at random moments (default 10)")
+    add("--seed", metavar="N", type=number, default=1, help="of the random moments (default 1)")
+    add("--compare", metavar="TREE", type=Path, help="this kernel's source: what its model says must be all there is")
+
+
+def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
+    """What `iretrace run` is asked for. InputError where it cannot be had."""
+    tests = select(arguments.tests)
+    signal.signal(signal.SIGTERM, _terminated)
+    with workplace() as directory:
+        where, start, version = _place(arguments.on, arguments.seed, directory, progress)
+        session = run_tests(
+            tests, arguments.repeat, start, lambda run: excuse(run, version) if version else "", progress
+        )
+    compared = _compare(session, arguments.compare, progress) if arguments.compare else {}
+    return LiveReport(where, _observed(session, compared), session.left_out, session.broken)
+
+
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    """An end from outside is an end in order: nothing is left behind."""
+    raise KeyboardInterrupt
+
+
+def _place(on: str, seed: int, directory: Path, progress: Say) -> tuple[str, Start, str]:
+    """(where the tests run, how, the version of QEMU or "")."""
+    kind, _, wanted = on.partition(":")
+    if kind == "host" and not wanted:
+        release = host_kernel()
+        harness = build_harness(directory)
+        return f"kvm_amd of this host, Linux {release}", lambda gs: run_here(harness, pack(gs, seed), directory), ""
+    if kind != "qemu":
+        raise InputError(f"--on {on}: write qemu, qemu:KERNEL or host")
+    version = qemu_version()
+    kernel = find_kernel(wanted or DEFAULT_KERNEL, progress)
+    harness = build_harness(directory)
+    where = f"kvm_amd of Debian's Linux {kernel.version}, on QEMU {version} (emulated SVM), vcpu plain"
+    return where, lambda gs: boot(kernel, harness, pack(gs, seed), directory), version
+
+
+def _observed(session: Session, compared: dict[str, Compared]) -> list[Observed]:
+    return [
+        Observed(
+            seen.test.name,
+            hash_of(seen.test),
+            sorted(seen.outcomes.items(), key=lambda item: (-item[1], item[0].marks)),
+            [(clause.quantifier, clause.marks) for clause in seen.test.clauses],
+            [Strange(outcome, why, count, known) for (outcome, why, known), count in seen.strange.items()],
+            sorted(seen.failures.items()),
+            compared.get(seen.test.name),
+        )
+        for seen in session.seen
+    ]
+
+
+def hash_of(test: Test) -> str:
+    """Tells whether two runs are about the same test: of what it does, not of its comments."""
+    code = [(instruction.text, instruction.label) for instruction in test.code]
+    arrivals = [(arrival.kind, arrival.promised, arrival.at) for arrival in test.outside]
+    parts = (code, arrivals, test.main, test.handlers, sorted(test.ist), sorted(test.cold), test.interrupts)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+# The model of the same kernel. ------------------------------------------------------------------------------------
+
+
+def _compare(session: Session, tree: Path, progress: Say) -> dict[str, Compared]:
+    """By test: what the model of this tree says, tickless and ticking, beside what was seen."""
+    tests = [seen.test for seen in session.seen]
+    request = Request(tree=tree, tests=tests, vcpus=["plain"], hosts=HOSTS)
+    results = run(request, source_of(request), progress, Stored(cache_directory())).results
+    return {
+        seen.test.name: compare([result for result in results if result.test == seen.test.name], list(seen.outcomes))
+        for seen in session.seen
+    }
+
+
+def compare(results: Sequence[Result], observed: Sequence[Outcome]) -> Compared:
+    """What the model says beside what was seen. A search that ended at a defect does not know all outcomes."""
+    verdicts = [f"{result.host}: {_in_words(result)}" for result in results]
+    missing = [result.host for result in results if not result.outcomes]
+    modelled = {outcome for result in results for outcome in result.outcomes}
+    if missing:
+        unknown = f"the search ended early ({', '.join(missing)})"
+        return Compared(verdicts, (), (), unknown)
+    return Compared(
+        verdicts,
+        [outcome for outcome in observed if outcome not in modelled],
+        sorted(modelled - set(observed), key=lambda outcome: (outcome.marks, outcome.ending)),
+    )
+
+
+def _in_words(result: Result) -> str:
+    known = f", known as {result.known}" if result.known else ""
+    because = f": {result.reason}" if result.verdict is not Verdict.HOLDS and result.reason else ""
+    return f"{result.verdict}{known}{because}"

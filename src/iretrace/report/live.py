@@ -1,0 +1,144 @@
+"""The text of `iretrace run`: what a real KVM has shown, in the form in which litmus7 tells what a machine shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from iretrace.report.outcomes import Clause, say_outcome
+from iretrace.report.terminal import RED, YELLOW, Look, wrap
+from iretrace.verdict import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Strange:
+    """Runs that the processor alone could not have shown. why: the first event that is wrong.
+
+    excuse: what is known to be wrong with the machine that ran it; "" if nothing is, and KVM has a defect."""
+
+    outcome: Outcome
+    why: str
+    count: int
+    excuse: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one test has shown. failures: (what went wrong, how often), runs without an outcome."""
+
+    test: str
+    hash: str
+    outcomes: Sequence[tuple[Outcome, int]]
+    clauses: Sequence[Clause] = ()
+    strange: Sequence[Strange] = ()
+    failures: Sequence[tuple[str, int]] = ()
+    compared: Compared | None = None
+
+    @property
+    def defect(self) -> bool:
+        """Some run is no fault of the machine, and the processor alone could not have shown it."""
+        return any(not strange.excuse for strange in self.strange)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What the model of this kernel's source says. verdicts: one for each host, in words.
+
+    beyond: observed, and the model does not have it. unseen: the other way round, which refutes nothing.
+    unknown: why the model's outcomes are not known as a whole; "" if they are."""
+
+    verdicts: Sequence[str]
+    beyond: Sequence[Outcome] = ()
+    unseen: Sequence[Outcome] = ()
+    unknown: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveReport:
+    """A whole live run. where: kernel and machine. broken: what ended before it should."""
+
+    where: str
+    observed: Sequence[Observed]
+    left_out: Sequence[tuple[str, str]] = ()
+    broken: Sequence[str] = field(default=())
+
+
+def live_report(report: LiveReport, look: Look | None = None) -> str:
+    """The whole text, ending with a newline."""
+    look = look or Look()
+    lines = [*wrap(look.clean(report.where), rest="    "), ""]
+    for observed in report.observed:
+        lines += [*observed_block(observed, look), ""]
+    lines += _left_out(report.left_out, look)
+    for what in report.broken:
+        lines += wrap(look.clean(what), "Broke: ", "    ")
+    lines.append(_summary(report))
+    return "\n".join(lines) + "\n"
+
+
+def observed_block(observed: Observed, look: Look) -> list[str]:
+    """The lines about one test."""
+    lines = [*wrap(f"Test {look.clean(observed.test)}", rest="    "), f"States {len(observed.outcomes)}"]
+    width = max((len(str(count)) for _, count in observed.outcomes), default=1)
+    for outcome, count in observed.outcomes:
+        lines += wrap(look.clean(say_outcome(outcome)), f"{count:>{width}} :> ", "    ")
+    total = sum(count for _, count in observed.outcomes)
+    for quantifier, marks in observed.clauses:
+        shown = sum(count for outcome, count in observed.outcomes if outcome.marks == marks)
+        word = "Never" if shown == 0 else "Always" if shown == total else "Sometimes"
+        lines += wrap(look.clean(f"{quantifier} {' '.join(marks) or 'nothing'}"), rest="    ")
+        lines.append(f"Observation {observed.test} {word} {shown} {total - shown}")
+    for what, count in observed.failures:
+        lines += wrap(look.clean(f"{what} ({count} times)"), "Not run: ", "    ")
+    for strange in observed.strange:
+        lines += _strange_lines(strange, look)
+    if observed.compared is not None:
+        lines += _compared_lines(observed.compared, look)
+    return [*lines, f"Hash {observed.hash}"]
+
+
+def _strange_lines(strange: Strange, look: Look) -> list[str]:
+    text = look.clean(f"{say_outcome(strange.outcome)} ({strange.count} times): {strange.why}")
+    if strange.excuse:
+        return [*wrap(text, "Emulation: ", "    "), *wrap(look.clean(strange.excuse), "    ", "    ")]
+    label, *rest = wrap(text, "Defect: ", "    ")
+    return [label.replace("Defect:", look.paint("Defect:", RED), 1), *rest]
+
+
+def _compared_lines(compared: Compared, look: Look) -> list[str]:
+    lines: list[str] = []
+    for verdict in compared.verdicts:
+        lines += wrap(look.clean(verdict), "Model: ", "    ")
+    if compared.unknown:
+        lines += wrap(look.clean(compared.unknown), "Model's outcomes are not known: ", "    ")
+    for outcome in compared.beyond:
+        line, *rest = wrap(look.clean(say_outcome(outcome)), "Not in the model: ", "    ")
+        lines += [line.replace("Not in the model:", look.paint("Not in the model:", YELLOW), 1), *rest]
+    if compared.unseen:
+        lines += wrap(look.clean(", ".join(map(say_outcome, compared.unseen))), "In the model, not seen: ", "    ")
+    return lines
+
+
+def _left_out(left_out: Sequence[tuple[str, str]], look: Look) -> list[str]:
+    """The tests that cannot run here, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for test, reason in left_out:
+        reasons.setdefault(reason, []).append(test)
+    lines: list[str] = []
+    for reason, tests in reasons.items():
+        lines += wrap(look.clean(f"{reason}: {', '.join(tests)}"), "Not runnable here: ", "    ")
+    return [*lines, ""] if lines else []
+
+
+def _summary(report: LiveReport) -> str:
+    """The last line."""
+    defects = sum(1 for observed in report.observed if observed.defect)
+    unclear = sum(1 for observed in report.observed if not observed.outcomes)
+    runs = sum(count for observed in report.observed for _, count in observed.outcomes)
+    parts = [f"{len(report.observed)} tests, {runs} runs", f"{defects} with a defect confirmed"]
+    if unclear:
+        parts.append(f"{unclear} without an outcome")
+    compared = [observed.compared for observed in report.observed if observed.compared is not None]
+    if compared:
+        parts.append(f"{sum(1 for c in compared if c.beyond)} beyond the model")
+    return ", ".join([*parts, f"{len(report.left_out)} not runnable here"])
