@@ -16,6 +16,12 @@ Runs litmus tests against the event path of a Linux source tree, which is read a
 from source; nothing of the tree is built or obeyed. TREE is the top directory of the tree.
 Without TREE the tests run on the KVM that is built in."""
 
+RUN = """\
+Runs litmus tests on a real kvm_amd: of a Debian kernel under QEMU's emulated SVM, or of
+this machine. Each test runs at random moments, and with an event placed before each of its
+instructions. What comes out is held against what the processor alone can show, and with
+--compare TREE also against what the model says that this very kernel does."""
+
 EXAMPLES = """\
 examples:
   iretrace check
@@ -74,10 +80,11 @@ def make_parser() -> argparse.ArgumentParser:
     tests = commands.add_parser("tests", help="list the litmus tests", allow_abbrev=False)
     tests.add_argument("names", metavar="NAME|FILE|DIR", nargs="*", help="only these")
     tests.add_argument("--outcomes", action="store_true", help="what the patient reference allows")
+    _add_run(run := commands.add_parser("run", help="run litmus tests on a real KVM", allow_abbrev=False))
     rules = commands.add_parser("rules", help="list the processor's rules and their sources", allow_abbrev=False)
     rules.add_argument("names", metavar="NAME", nargs="*", help="only these")
     commands.add_parser("revisions", help="what the revisions of the built-in KVM changed", allow_abbrev=False)
-    for command in (demo, tests, rules):
+    for command in (demo, tests, rules, run):
         _add_color(command)
     return parser
 
@@ -105,6 +112,18 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("--new-only", action="store_true", help="leave known defects out of the output and of the exit status")
     add("--verbose", action="store_true", help="every assumption and statement, not only what tells")
     _add_color(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.description = RUN
+    parser.epilog = STATUS
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("tests", metavar="NAME|FILE|DIR", nargs="*", help="default: every shipped test")
+    add("--on", metavar="WHERE", default="qemu", help="qemu[:6.1|6.12|7.3|FILE.deb|DIR] (default qemu:6.1), or host")
+    add("--repeat", metavar="N", type=_at_least_one, default=10, help="runs at random moments (default 10)")
+    add("--seed", metavar="N", type=_at_least_one, default=1, help="of the random moments (default 1)")
+    add("--compare", metavar="TREE", type=Path, help="the source of this kernel, for what the model says of it")
 
 
 def _add_color(parser: argparse.ArgumentParser) -> None:

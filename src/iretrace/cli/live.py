@@ -28,24 +28,6 @@ Say = Callable[[str], None]
 DEFAULT_KERNEL = "6.1"
 HOSTS = ("tickless", "ticking")
 
-DESCRIPTION = """\
-Runs litmus tests on a real kvm_amd: of a Debian kernel under QEMU's emulated SVM, or of
-this machine. Each test runs at random moments, and with an event placed before each of its
-instructions. What comes out is held against what the processor alone can show, and with
---compare TREE also against what the model says that this very kernel does."""
-
-
-def add_arguments(parser: argparse.ArgumentParser, number: Callable[[str], int]) -> None:
-    """The options of `iretrace run`, but for --color. number: reads a number of at least 1."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("tests", metavar="NAME|FILE|DIR", nargs="*", help="default: every shipped test")
-    add("--on", metavar="WHERE", default="qemu", help="qemu[:6.1|6.12|7.3|FILE.deb|DIR] (default qemu:6.1), or host")
-    add("--repeat", metavar="N", type=number, default=10, help="runs at random moments (default 10)")
-    add("--seed", metavar="N", type=number, default=1, help="of the random moments (default 1)")
-    add("--compare", metavar="TREE", type=Path, help="this kernel's source: what its model says must be all there is")
-
 
 def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
     """What `iretrace run` is asked for. InputError where it cannot be had."""

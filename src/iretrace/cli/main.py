@@ -171,7 +171,23 @@ def revisions(_arguments: argparse.Namespace) -> int:
     return Status.HOLDS
 
 
-COMMANDS = {"check": check, "demo": demo, "tests": tests, "rules": rules, "revisions": revisions}
+def run_on_kvm(arguments: argparse.Namespace) -> int:
+    """`iretrace run`."""
+    from iretrace.cli.live import run_live
+    from iretrace.report.live import live_report
+
+    with Progress(sys.stderr) as progress:
+        report = run_live(arguments, progress)
+    write(live_report(report, look_for(arguments)))
+    if not report.observed:
+        return Status.NOTHING_IN_SCOPE
+    if any(observed.defect for observed in report.observed):
+        return Status.COUNTEREXAMPLE
+    unclear = report.broken or any(observed.unclear for observed in report.observed)
+    return Status.UNDETERMINED if unclear else Status.HOLDS
+
+
+COMMANDS = {"check": check, "run": run_on_kvm, "demo": demo, "tests": tests, "rules": rules, "revisions": revisions}
 
 
 def write(text: str) -> None:

@@ -39,6 +39,12 @@ class Observed:
         """Some run is no fault of the machine, and the processor alone could not have shown it."""
         return any(not strange.excuse for strange in self.strange)
 
+    @property
+    def unclear(self) -> bool:
+        """Some run has shown nothing, or something that the model of this kernel does not have."""
+        beyond = self.compared is not None and (self.compared.beyond or self.compared.unknown)
+        return not self.outcomes or bool(self.failures) or bool(beyond)
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
