@@ -22,6 +22,15 @@ MODULES = ("irqbypass", "kvm", "kvm-amd")
 """In the order of loading."""
 
 MAX_MEMBER_BYTES = 64 << 20
+SUITES = {
+    "5.10": ("http://deb.debian.org/debian-security", "bullseye-security"),
+    "6.1": ("http://deb.debian.org/debian-security", "bookworm-security"),
+    "6.12": ("http://deb.debian.org/debian-security", "trixie-security"),
+    "7.3": ("http://deb.debian.org/debian", "trixie-backports"),
+}
+"""Where Debian serves a series, for machines whose own apt does not know it."""
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 APT_TIMEOUT = 600
 """Seconds for one command of apt."""
 
@@ -66,8 +75,15 @@ def find_kernel(wanted: str, say: Say) -> Kernel:
     kept = kernels_in(cache_directory() / "kernels", wanted)
     if kept:
         return kept[0]
-    package, version = newest_package(wanted)
-    return unpack([download(package, version, say)], cache_directory() / "kernels")
+    apt: list[str] = []
+    packages = newest_packages(wanted, apt)
+    if not packages:
+        apt = own_apt(".".join(wanted.split(".")[:2]), say)
+        packages = newest_packages(wanted, apt)
+    if not packages:
+        raise Unavailable(f"--on qemu:{wanted}: Debian serves no such cloud kernel; name a package: --on qemu:FILE.deb")
+    files = [download(package, version, apt, say) for package, version in packages]
+    return unpack(files, cache_directory() / "kernels")
 
 
 def kernels_in(directory: Path, wanted: str) -> list[Kernel]:
@@ -81,27 +97,57 @@ def kernels_in(directory: Path, wanted: str) -> list[Kernel]:
     return sorted(found, key=lambda kernel: _numbers(kernel.version), reverse=True)
 
 
-def newest_package(wanted: str) -> tuple[str, str]:
-    """(package, version) of the newest cloud kernel of a series that apt knows of, or of exactly this version."""
+def newest_packages(wanted: str, apt: Sequence[str]) -> list[tuple[str, str]]:
+    """(package, version) of what makes the newest cloud kernel of a series, or exactly this version, that apt knows.
+
+    Kernel and modules are one package (linux-image), or, from 7.x on, two (linux-binary, linux-modules)."""
     series = ".".join(wanted.split(".")[:2])
-    names = _run("apt-cache", "pkgnames", f"linux-image-{series}.").split()
-    found = []
+    found: list[tuple[list[int], list[tuple[str, str]]]] = []
+    names = set(_run("apt-cache", *apt, "pkgnames", "linux-").split())
     for name in names:
-        if not name.endswith("-cloud-amd64"):
+        kind = re.fullmatch(rf"linux-(image|binary)-({re.escape(series)}\..*-cloud-amd64)", name)
+        if not kind or (kind[1] == "image" and f"linux-binary-{kind[2]}" in names):
             continue
-        for line in _run("apt-cache", "madison", name).splitlines():
+        parts = [name, f"linux-modules-{kind[2]}"] if kind[1] == "binary" else [name]
+        for line in _run("apt-cache", *apt, "madison", name).splitlines():
             version = line.split("|")[1].strip()
             if "Packages" in line and (version.split("-")[0] == wanted or version.startswith(f"{wanted}.")):
-                found.append((_numbers(version), name, version))
-    if not found:
-        raise Unavailable(
-            f"--on qemu:{wanted}: apt knows no linux-image-{series}*-cloud-amd64; "
-            "run apt-get update on a Debian that has it, or name the package file: --on qemu:FILE.deb"
-        )
-    return max(found)[1:]
+                found.append((_numbers(version), [(part, version) for part in parts]))
+    return max(found)[1] if found else []
 
 
-def download(package: str, version: str, say: Say) -> Path:
+def own_apt(series: str, say: Say) -> list[str]:
+    """Options that make apt work on lists of its own in the cache, with the one suite that serves a series.
+
+    Nothing of the machine's apt is changed, and no root is needed. apt checks signatures by Debian's keyring."""
+    if series not in SUITES or not KEYRING.exists():
+        what = f"{KEYRING} not found (apt install debian-archive-keyring)" if series in SUITES else "apt knows none"
+        raise Unavailable(f"--on qemu:{series}: {what}; or name the package file: --on qemu:FILE.deb")
+    home = cache_directory() / "apt" / series
+    for directory in ("lists/partial", "archives/partial"):
+        (home / directory).mkdir(parents=True, exist_ok=True)
+    uri, suite = SUITES[series]
+    sources = home / "debian.sources"
+    sources.write_text(f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n")
+    settings = {
+        "Dir::Etc::sourcelist": sources,
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State::lists": home / "lists",
+        "Dir::Cache": home,
+        "Acquire::Languages": "none",
+    }
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    say(f"asking {uri} for {suite}")
+    _run("apt-get", *options, *_as_root(), "-qq", "update")
+    return options
+
+
+def _as_root() -> list[str]:
+    """As root, apt would complain that its sandbox user cannot write to the cache."""
+    return ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+
+
+def download(package: str, version: str, apt: Sequence[str], say: Say) -> Path:
     """The package file, from the cache or from Debian."""
     packages = cache_directory() / "packages"
     packages.mkdir(parents=True, exist_ok=True)
@@ -110,9 +156,7 @@ def download(package: str, version: str, say: Say) -> Path:
         return kept
     say(f"downloading {package} {version} from Debian to {packages}")
     with tempfile.TemporaryDirectory(dir=packages) as partial:
-        # As root apt would complain that its sandbox user cannot write here.
-        options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-        _run("apt-get", *options, "-qq", "download", f"{package}={version}", cwd=Path(partial))
+        _run("apt-get", *apt, *_as_root(), "-qq", "download", f"{package}={version}", cwd=Path(partial))
         files = list(Path(partial).glob("*.deb"))
         if len(files) != 1:
             raise Unavailable(f"apt-get download {package}={version} left no package file; try it by hand")
