@@ -41,8 +41,8 @@ def tree(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes every tree behave like the small hypervisor with a mistake."""
 
     def play(mistake: str) -> None:
-        monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request: SmallSource(mistake))
-        monkeypatch.setattr("iretrace.cli.demo.source_of", lambda _request: SmallSource(mistake))
+        monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: SmallSource(mistake))
+        monkeypatch.setattr("iretrace.cli.demo.source_of", lambda _request, _progress: SmallSource(mistake))
 
     return play
 
@@ -163,6 +163,17 @@ def test_a_kernel_that_cannot_host_sev_es_is_out_of_scope(tmp_path: Path, capsys
     assert main(["check", str(tmp_path)]) == 4
 
 
+def test_a_damaged_archive_is_one_line_and_ends_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "linux.tar.xz").write_bytes(b"\xfd7zXZ\0 and no more")
+    assert main(["check", str(tmp_path / "linux.tar.xz")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"iretrace: {tmp_path}/linux.tar.xz: cannot be unpacked")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -189,7 +200,7 @@ def test_a_mistake_of_ours_is_one_line_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("IRETRACE_DEBUG", raising=False)
-    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request: 1 // 0)
+    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: 1 // 0)
     assert main(["check", ".", "--test", TEST]) == 2
     assert capsys.readouterr().err == (
         "iretrace: ZeroDivisionError: integer division or modulo by zero; this is a bug of iretrace "
@@ -257,13 +268,13 @@ def test_a_check_without_cache_neither_reuses_nor_keeps(
 
 def test_a_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("IRETRACE_DEBUG", "1")
-    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request: 1 // 0)
+    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: 1 // 0)
     assert main(["check", ".", "--test", TEST]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(_request: Request) -> SmallSource:
+    def interrupted(_request: Request, _progress: Callable[[str], None]) -> SmallSource:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("iretrace.cli.driver.source_of", interrupted)

@@ -13,7 +13,8 @@ STATUS = "exit status: 0 all hold, 1 a counterexample, 2 bad usage or input, 3 u
 
 CHECK = """\
 Runs litmus tests against the event path of a Linux source tree, which is read and executed
-from source; nothing of the tree is built or obeyed. TREE is the top directory of the tree.
+from source; nothing of the tree is built or obeyed. TREE is the top directory of the tree, its
+tarball (.tar.xz, .tar.gz, .tar.zst) or Debian's linux-source package (.deb).
 Without TREE the tests run on the KVM that is built in."""
 
 RUN = """\
@@ -76,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _add_check(commands.add_parser("check", help="run litmus tests on a Linux tree", allow_abbrev=False))
     demo = commands.add_parser("demo", help="a bug of KVM 6.1, step by step", allow_abbrev=False)
-    demo.add_argument("tree", metavar="TREE", type=Path, help="a Linux source directory, e.g. of 6.1")
+    demo.add_argument("tree", metavar="TREE", type=Path, help="Linux source, e.g. of 6.1")
     tests = commands.add_parser("tests", help="list the litmus tests", allow_abbrev=False)
     tests.add_argument("names", metavar="NAME|FILE|DIR", nargs="*", help="only these")
     tests.add_argument("--outcomes", action="store_true", help="what the patient reference allows")
@@ -94,7 +95,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{EXAMPLES}\n\n{STATUS}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("tree", metavar="TREE", nargs="?", type=Path, help="a Linux source directory")
+    add("tree", metavar="TREE", nargs="?", type=Path, help="a Linux source directory, tarball or linux-source .deb")
     add("--revision", metavar="NAME", default="", help="without TREE: of the built-in KVM; default: the newest")
     add("--patch", metavar="FILE|-", action="append", default=[], help="apply a patch, in memory; several in order")
     add("--test", metavar="NAME|FILE|DIR", action="append", default=[], help="default: every shipped test")

@@ -51,7 +51,7 @@ def demonstrate(tree: Path, look: Look, progress: Callable[[str], None]) -> str:
     """The text of the demo. InputError as for `check`."""
     tests = select([DEMO_TEST])
     request = Request(tree=tree, tests=tests, vcpus=[DEMO_VCPU], hosts=HOSTS)
-    report = run(request, source_of(request), progress)
+    report = run(request, source_of(request, progress), progress)
     source = "\n".join(f"  {line}".rstrip() for line in test_source(tests[0]).splitlines())
     return (
         f"A litmus test: a guest, and the events that arrive from outside at any moment\n\n{source}\n\n"

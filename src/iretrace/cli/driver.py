@@ -63,7 +63,7 @@ def tasks(request: Request) -> list[Task]:
     ]
 
 
-def source_of(request: Request) -> Source:
+def source_of(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Source:
     """The tree, or the built-in KVM. InputError as theirs, and for what only a tree can be given."""
     if request.tree is None:
         if request.patches or request.rules:
@@ -71,7 +71,7 @@ def source_of(request: Request) -> Source:
         return BuiltinSource(request.revision, request.options)
     if request.revision:
         raise InputError("check: --revision is about the built-in KVM; leave out TREE, or leave out --revision")
-    return TreeSource(request.tree, request.patches, request.rules, request.options)
+    return TreeSource(request.tree, request.patches, request.rules, request.options, progress)
 
 
 def run(request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None) -> Report:

@@ -94,7 +94,8 @@ def check(arguments: argparse.Namespace) -> int:
         limits=Limits(arguments.max_states, arguments.timeout),
         jobs=arguments.jobs,
     )
-    source = source_of(request)
+    with Progress(sys.stderr) as progress:
+        source = source_of(request, progress)
     if arguments.dry:
         rows = source.unanswered()
         write(rows or "Every name that these tests need is answered; nothing to add.\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,13 +60,14 @@ class TreeSource:
         patches: Sequence[tuple[str, str]] = (),
         rules: Sequence[Path] = (),
         options: Mapping[str, str] | None = None,
+        progress: Callable[[str], None] = lambda _text: None,
     ) -> None:
         from iretrace.linux.tree import open_tree
 
         self._patches = patches
         self._rules = rules
         self._options = {name: integer(name, value) for name, value in (options or {}).items()}
-        self.tree = open_tree(path, patches)
+        self.tree = open_tree(path, patches, progress)
         self._machine: Machine | None = None
 
     @property
