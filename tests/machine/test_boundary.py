@@ -202,7 +202,7 @@ def test_an_injected_exception_pushes_the_error_code_given() -> None:
     assert on.cpu.memory[on.cpu.rsp] == 0x28
 
 
-@pytest.mark.parametrize("vector", [0x20, 0x30, 0xFF])
+@pytest.mark.parametrize("vector", [0x20, 0x30, 0x40, 0xFF])
 def test_an_injected_vector_without_a_gate_faults(vector: int) -> None:
     """APM vol. 2, Interrupt Descriptor Table: a vector that no litmus test has a gate for."""
     on = rig(OP_SPIN, handlers={8: [OP_SPIN], 11: [OP_SPIN]}).enter(1 << 31 | vector).guest()

@@ -281,7 +281,8 @@ def test_an_exit_without_a_delivery_clears_exitintinfo() -> None:
 
 def test_an_exit_without_a_delivery_clears_the_error_code_of_exitintinfo() -> None:
     """APM vol. 2, Exit During IDT Vectoring."""
-    on = rig(OP_SPIN, handlers={13: [OP_SPIN]}, cold=1).enter(1 << 31 | 1 << 11 | 3 << 8 | 13, 0x28).guest()
+    on = rig(OP_SPIN, handlers={13: [OP_SPIN]}, cold=1, sev_es=True).enter(1 << 31 | 1 << 11 | 3 << 8 | 13, 0x28)
+    assert on.guest().vmcb.exit_int_info_err == 0x28
     on.cpu.cold = 0
     on.cpu.intr_pending = 1
     on.enter().guest()
@@ -328,9 +329,10 @@ def test_vc_that_finds_no_gate_is_df() -> None:
 
 def test_bare_metal_has_no_exception_intercepts() -> None:
     """APM vol. 2, Exception Intercepts: of a guest's."""
-    on = rig(OP_SPIN, handlers={VC_VECTOR: [OP_SPIN], 11: [OP_SPIN]}, sev_es=True)
-    on.vmcb.intercept_exception = 0xFFFF_FFFF
-    assert on.nmi().bare().delivered() == 11
+    for sev_es in (True, False):
+        on = rig(OP_SPIN, handlers={VC_VECTOR: [OP_SPIN], 11: [OP_SPIN]}, sev_es=sev_es)
+        on.vmcb.intercept_exception = 0xFFFF_FFFF
+        assert on.nmi().bare().delivered() == 11
 
 
 def test_a_plain_guests_fault_in_a_delivery_exits_and_names_the_event() -> None:

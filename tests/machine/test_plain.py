@@ -91,11 +91,11 @@ def test_vmrun_loads_the_registers_of_a_plain_guest() -> None:
 
 def test_an_exit_saves_the_registers_of_a_plain_guest() -> None:
     """APM vol. 2, #VMEXIT: Saving Guest State."""
-    on = rig(OP_PUSH, OP_SPIN, interrupts=True).enter().guest()
+    on = rig(OP_NOP, OP_PUSH, OP_SPIN, interrupts=True).bare().enter().guest()
     assert (on.vmcb.rip, on.vmcb.rsp, on.vmcb.rflags, on.vmcb.dr6) == (0, 0, 0, 0)
     on.cpu.intr_pending = 1
     on.guest()
-    assert (on.vmcb.rip, on.vmcb.rsp, on.vmcb.rflags) == (1, STACK_WORDS - 1, X86_EFLAGS_FIXED | X86_EFLAGS_IF)
+    assert (on.vmcb.rip, on.vmcb.rsp, on.vmcb.rflags) == (2, STACK_WORDS - 1, X86_EFLAGS_FIXED | X86_EFLAGS_IF)
     assert on.vmcb.dr6 == DR6_RESET
 
 
@@ -168,6 +168,7 @@ def test_an_intercepted_instruction_exits_before_it_has_done_anything(number: in
     assert (on.vmcb.exit_code, on.vmcb.rip, on.vmcb.next_rip) == (number, 1, 2)
     assert (on.vmcb.exit_info_1, on.vmcb.exit_info_2, on.vmcb.exit_int_info) == (0, 0, 0)
     assert (on.cpu.memory, on.vmcb.rsp, on.vmcb.rflags) == (before, STACK_WORDS, X86_EFLAGS_FIXED)
+    assert on.cpu.rip == 1
     assert (on.vmcb.int_state, on.cpu.seen, on.cpu.halted) == (1, SEEN_NOTHING, 0)
 
 
@@ -218,7 +219,7 @@ def test_an_exit_that_is_no_instructions_has_no_nrip() -> None:
 def test_stgi_and_clgi_are_ud_on_the_machine_alone(op: int) -> None:
     """APM vol. 2, Enabling SVM: CPUID has no SVM."""
     on = rig(OP_NOP, op, handlers={UD_VECTOR: [OP_SPIN]}).bare(2)
-    assert (on.delivered(), on.frame()[0]) == (UD_VECTOR, 1)
+    assert (on.delivered(), on.cpu.seen_error, on.frame()[0], on.cpu.rip) == (UD_VECTOR, 0, 1, HANDLER)
 
 
 @pytest.mark.parametrize(("op", "gif"), [(OP_STGI, V_GIF_MASK), (OP_CLGI, 0)])
@@ -248,6 +249,11 @@ def test_an_encrypted_guests_intercepted_gif_instruction_is_vc(op: int, number: 
     on.vmcb.intercept_word4 |= 1 << number - 128
     on.enter().guest()
     assert (on.cpu.rip, on.cpu.memory[on.cpu.rsp], on.frame_behind_the_error_code()[0]) == (HANDLER, number, 0)
+
+
+def test_an_encrypted_guests_gif_instruction_that_is_not_intercepted_is_executed() -> None:
+    """APM vol. 2, Types of Exits (SEV-ES)."""
+    assert rig(OP_STGI, handlers={29: [OP_SPIN]}, sev_es=True).enter().guest().cpu.rip == 1
 
 
 # Exceptions. ----------------------------------------------------------------------------------------------------
@@ -286,19 +292,20 @@ def test_the_error_code_of_an_intercepted_exception_is_told() -> None:
 
 
 def test_an_intercepted_fault_of_a_delivery_keeps_the_error_code_of_the_event() -> None:
-    """APM vol. 2, Exit During IDT Vectoring."""
-    on = rig(OP_SPIN)
+    """APM vol. 2, Exit During IDT Vectoring: nothing is delivered."""
+    on = rig(OP_SPIN, handlers={11: [OP_SPIN], 8: [OP_SPIN]})
     on.vmcb.intercept_exception = 1 << 11
     on.enter(VALID | 3 << 8 | 1 << 11 | 13, error=0x18).guest()
     assert (on.vmcb.exit_int_info, on.vmcb.exit_int_info_err) == (VALID | 3 << 8 | 1 << 11 | 13, 0x18)
+    assert (on.cpu.rip, on.delivered()) == (0, -1)
 
 
 def test_exception_intercepts_come_before_df_and_the_df_intercept_after() -> None:
     """APM vol. 2, Exception Intercepts."""
-    on = rig(OP_SPIN)
+    on = rig(OP_SPIN, handlers={8: [OP_SPIN]})
     on.vmcb.intercept_exception = 1 << 8
     on.enter(VALID | 3 << 8 | 1 << 11 | 13, error=0x18).guest()
-    assert (on.vmcb.exit_code, on.vmcb.exit_info_1) == (0x48, 0)
+    assert (on.vmcb.exit_code, on.vmcb.exit_info_1, on.cpu.rip, on.delivered()) == (0x48, 0, 0, -1)
     assert (on.vmcb.exit_int_info, on.vmcb.exit_int_info_err) == (VALID | 3 << 8 | 1 << 11 | 13, 0x18)
 
 
@@ -321,6 +328,7 @@ def test_a_software_interrupt_returns_behind_the_instruction(
     on = rig(OP_NOP, op, handlers={vector: [OP_SPIN]})
     on = on.enter().guest(2) if guest else on.bare(2)
     assert (on.delivered(), on.cpu.rip, on.frame()[0], on.cpu.seen_rip) == (vector, HANDLER, 2, 2)
+    assert on.cpu.seen_error == 0
 
 
 @pytest.mark.parametrize(
@@ -345,6 +353,12 @@ def test_a_software_interrupt_without_a_gate_is_np_at_it_and_not_external(
     """APM vol. 2, Error Codes: EXT."""
     on = rig(OP_NOP, op, handlers={11: [OP_SPIN]}).bare(2)
     assert (on.delivered(), on.cpu.seen_error, on.frame_behind_the_error_code()[0]) == (11, error, 1)
+
+
+def test_an_interrupt_with_the_vector_of_bp_is_external() -> None:
+    """APM vol. 2, Error Codes: EXT."""
+    on = rig(OP_SPIN, handlers={11: [OP_SPIN]}).enter(VALID | BP_VECTOR).guest()
+    assert on.cpu.seen_error == BP_VECTOR * 8 + 3
 
 
 @pytest.mark.parametrize("vector", [NMI_VECTOR, IRQ_VECTOR, 1, UD_VECTOR])
@@ -418,6 +432,13 @@ def test_pushfq_that_stores_nothing_shows_nothing() -> None:
     assert on.bare().cpu.seen == SEEN_NOTHING
 
 
+def test_pushfq_needs_one_word() -> None:
+    """APM vol. 3, PUSHF."""
+    on = rig(OP_PUSHFQ)
+    on.cpu.rsp = PAGE_DB * PAGE_WORDS + 1
+    assert on.bare().cpu.seen == SEEN_FLAGS
+
+
 def test_popfq_loads_tf_if_and_nt_and_casts_no_shadow() -> None:
     """APM vol. 3, POPF."""
     on = rig(OP_POPFQ)
@@ -433,7 +454,7 @@ def test_popfq_loads_tf_if_and_nt_and_casts_no_shadow() -> None:
 def test_popfq_without_a_word_is_a_page_fault_that_reads() -> None:
     """APM vol. 2, Page-Fault Exception."""
     on = rig(OP_POPFQ, handlers={PF_VECTOR: [OP_SPIN]}).bare()
-    assert (on.delivered(), on.cpu.seen_error, on.cpu.seen_rip) == (PF_VECTOR, 0, 0)
+    assert (on.delivered(), on.cpu.seen_error, on.cpu.seen_rip, on.cpu.rip) == (PF_VECTOR, 0, 0, HANDLER)
 
 
 @pytest.mark.parametrize(
@@ -493,6 +514,8 @@ def test_iretq_with_nt_set_is_gp() -> None:
     on.cpu.rflags |= X86_EFLAGS_NT
     on.cpu.nmi_masked = 1
     assert on.bare().delivered() == 13
+    assert (on.cpu.rip, on.frame_behind_the_error_code()[0]) == (HANDLER, 0)
+    assert on.frame_behind_the_error_code()[3] == STACK_WORDS - 5
     assert (on.cpu.nmi_masked, on.m.consulted != 0) == (1, True)
 
 

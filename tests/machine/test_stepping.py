@@ -23,6 +23,7 @@ from iretrace.machine.cpu import (
     OP_SPIN,
     OP_STI,
     OP_UD2,
+    OP_VMGEXIT,
     SHADOW_MOV_SS,
     SHADOW_NONE,
     SHADOW_STI,
@@ -257,14 +258,9 @@ def test_a_first_instruction_that_is_intercepted_does_not_trap() -> None:
 
 def test_an_exit_forgets_a_trap() -> None:
     """APM vol. 2, #VMEXIT: the VMCB has no field for it."""
-    on = rig(OP_NOP).enter()
-    on.cpu.trap = 1
-    on.vmcb.intercept_exception = 1 << DB_VECTOR
-    assert on.guest().cpu.trap == 0
-    on = rig(OP_IRETQ, cold=1).enter()
-    push_words(on, *return_frame(9))
+    on = rig((OP_VMGEXIT, 0), sev_es=True)
     on.cpu.rflags |= X86_EFLAGS_TF
-    assert on.guest().cpu.trap == 0
+    assert on.enter().guest().cpu.trap == 0
 
 
 def test_an_injected_event_pushes_tf_and_its_handler_runs_unstepped() -> None:

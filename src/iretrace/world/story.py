@@ -114,16 +114,23 @@ class Story:
 
     def _tell_kvm(self, executed: Executed) -> list[Step]:
         """What KVM did: how it handled the exit, what changed its view, which event it declined; in its order."""
-        told: list[tuple[CLine, str, View | None]] = [(line, line.text, view) for line, view in executed.changes]
+        told: list[tuple[int, CLine, str, View | None]] = []
+        at = 0
+        for line, view in executed.changes:  # in order; a line may be executed more than once
+            at = _next(executed.lines, line, at)
+            told.append((at, line, line.text, view))
         changing = {line for line, _ in executed.changes}
-        told += [(line, line.text, None) for line in executed.handling if line not in changing]
+        told += [
+            (_next(executed.lines, line, 0), line, line.text, None)
+            for line in executed.handling
+            if line not in changing
+        ]
         if executed.declined is not None:
-            self.declined = executed.declined
+            self.declined = line = executed.declined
             event = "NMI" if any(arrival.kind == "nmi" for arrival in self._product.test.outside) else "event"
-            told.append((executed.declined, f"declines the waiting {event}: {executed.declined.text}", None))
-        order = {line: number for number, line in enumerate(executed.lines)}
-        told.sort(key=lambda item: order.get(item[0], 0))
-        return [self._step("KVM", what or line.function, line, view) for line, what, view in told]
+            told.append((_last(executed.lines, line), line, f"declines the waiting {event}: {line.text}", None))
+        told.sort(key=lambda item: item[0])
+        return [self._step("KVM", what or line.function, line, view) for _, line, what, view in told]
 
     def _explain(self, state: Point, schedule: tuple[tuple[int, int, int], ...]) -> Executed:
         product = self._product
@@ -153,6 +160,16 @@ class Story:
 
 def _with_lines(step: Step, lines: tuple[CLine, ...]) -> Step:
     return Step(step.actor, step.what, step.where, step.changed, step.view, lines, step.note)
+
+
+def _next(lines: tuple[CLine, ...], line: CLine, start: int) -> int:
+    """Where a line is executed, from `start` on; `start` if it is not."""
+    return lines.index(line, start) if line in lines[start:] else start
+
+
+def _last(lines: tuple[CLine, ...], line: CLine) -> int:
+    """Where a line is executed last; behind all if it is not."""
+    return len(lines) - 1 - lines[::-1].index(line) if line in lines else len(lines)
 
 
 def _to_userspace(reason: int) -> str:
