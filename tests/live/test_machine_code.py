@@ -1,0 +1,125 @@
+"""Machine code and tables of real guests."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from iretrace.litmus.corpus import shipped
+from iretrace.litmus.test import Instruction, Op
+from iretrace.live.guests import reason_not_to_run
+from iretrace.live.machine_code import ARMED, IDT, PAGE, NotRunnable, assemble, claimed_after, encode
+from tests.live.guests import TWO_NMIS, make_test
+
+INSTRUCTIONS = {
+    "nop": (Op.NOP, 0, "nop"),
+    "cli": (Op.CLI, 0, "cli"),
+    "sti": (Op.STI, 0, "sti"),
+    "hlt": (Op.HLT, 0, "hlt"),
+    "mov ss, ax": (Op.MOV_SS, 0, "mov ss, edi"),
+    "iretq": (Op.IRETQ, 0, "iretq"),
+    "pause": (Op.PAUSE, 0, "pause"),
+    "cpuid": (Op.CPUID, 0, "cpuid"),
+    "mark m": (Op.MARK, 2, "lea r15, [r15+r15*8+3]"),
+    "spin": (Op.SPIN, 0, "jmp ."),
+    "push rax": (Op.PUSH, 0, "push rbp"),
+    "pushfq": (Op.PUSHFQ, 0, "pushfq"),
+    "popfq": (Op.POPFQ, 0, "popfq"),
+    "int3": (Op.INT3, 0, "int3"),
+    "int 0x20": (Op.INT, 0x20, "int 0x20"),
+    "or qword [rsp+16], TF": (Op.OR_STACK, 2 << 24 | 0x100, "or qword ptr [rsp+16], 0x100"),
+    "mov qword [rsp+8], CS": (Op.MOV_STACK, 1 << 24 | 0x10, "mov qword ptr [rsp+8], 0x10"),
+    "stgi": (Op.STGI, 0, "stgi"),
+    "clgi": (Op.CLGI, 0, "clgi"),
+    "ud2": (Op.UD2, 0, "ud2"),
+}
+
+
+@pytest.mark.skipif(not shutil.which("as"), reason="no assembler to compare with (apt install binutils)")
+def test_every_instruction_is_what_the_assembler_makes_of_it(tmp_path: Path) -> None:
+    lines = [assembly for _, _, assembly in INSTRUCTIONS.values()]
+    # The size of immediates is fixed here, and the assembler takes the shortest, so these are compared by their sense.
+    (tmp_path / "a.s").write_text(".intel_syntax noprefix\n" + "\n".join(lines) + "\n")
+    subprocess.run(["as", "-o", tmp_path / "a.o", tmp_path / "a.s"], check=True)
+    expected = _disassembled(tmp_path / "a.o", "elf64-x86-64")
+    code = b"".join(encode(Instruction(op, arg, text, 1), 0, [0], {}) for text, (op, arg, _) in INSTRUCTIONS.items())
+    (tmp_path / "b.bin").write_bytes(code)
+    assert _disassembled(tmp_path / "b.bin", "binary") == expected
+
+
+def _disassembled(path: Path, form: str) -> list[str]:
+    """Mnemonics and operands, without addresses."""
+    command = ["objdump", "-D", "-b", form, "-m", "i386:x86-64", "-M", "intel", "--no-show-raw-insn", str(path)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = [line.split("\t", 1)[1] for line in text.splitlines() if ":\t" in line]
+    return [" ".join("jmp ." if line.startswith("jmp") else line for line in text.split()) for text in found]
+
+
+def test_cleared_bits_become_an_inverted_mask() -> None:
+    code = encode(Instruction(Op.ANDN_STACK, 2 << 24 | 0x100, "and qword [rsp+16], ~TF", 1), 0, [0], {})
+    assert code == bytes.fromhex("4881642410fffeffff")
+
+
+def test_a_label_is_an_address_of_the_guest() -> None:
+    instruction = Instruction(Op.MOV_STACK, 1, "mov qword [rsp], next", 1)
+    assert encode(instruction, 0, [0x20000, 0x20008], {"next": 1})[-4:] == (0x20008).to_bytes(4, "little")
+
+
+def test_the_cut_begins_a_page() -> None:
+    test = make_test(TWO_NMIS)
+    program = assemble(test, {1: 3})
+    assert program.addresses[3] % PAGE == 0
+    assert program.addresses[2] % PAGE != 0
+
+
+def test_main_begins_with_the_store_that_tells_so() -> None:
+    program = assemble(make_test(TWO_NMIS), {})
+    chunk = program.chunks[program.entry]
+    assert chunk.startswith(b"\xc7\x04\x25" + ARMED.to_bytes(4, "little"))
+    assert program.place(program.entry) == 0
+
+
+def test_a_saved_rip_in_front_of_a_handler_is_at_its_first_instruction() -> None:
+    program = assemble(make_test(TWO_NMIS), {})
+    start, end = program.stubs[2]
+    assert program.place(start) == program.place(end - 4) == program.place(end) == 1
+
+
+def test_a_rip_between_instructions_is_nowhere() -> None:
+    program = assemble(make_test(TWO_NMIS), {})
+    assert program.place(program.addresses[0] + 1) == -1
+
+
+def test_vectors_without_handler_are_not_present() -> None:
+    idt = assemble(make_test(TWO_NMIS), {}).chunks[IDT]
+    present = [vector for vector in range(256) if idt[vector * 16 + 5] & 0x80]
+    assert present == [1, 2]
+
+
+def test_only_what_the_test_says_has_a_stack_of_its_own() -> None:
+    idt = assemble(make_test(TWO_NMIS.replace("outside", "ist   nmi\noutside", 1)), {}).chunks[IDT]
+    assert (idt[2 * 16 + 4], idt[1 * 16 + 4]) == (1, 0)
+
+
+def test_no_two_parts_of_a_guest_overlap() -> None:
+    for test in shipped():
+        if not reason_not_to_run(test):
+            ends = 0
+            for address, data in sorted(assemble(test, {}).chunks.items()):
+                assert address >= ends, test.name
+                ends = address + len(data)
+
+
+def test_encrypted_guests_cannot_be_assembled() -> None:
+    with pytest.raises(NotRunnable, match="`vmgexit nmi_complete` is for encrypted guests"):
+        assemble(next(test for test in shipped() if test.name == "nmi-complete-then-spin"), {})
+
+
+def test_a_record_is_taken_by_the_second_instruction_of_a_stub() -> None:
+    program = assemble(make_test(TWO_NMIS), {})
+    start, _ = program.stubs[2]
+    code = program.chunks[start]
+    assert code[6 : claimed_after()] == bytes.fromhex("4d0fc1c6")

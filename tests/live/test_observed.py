@@ -1,0 +1,95 @@
+"""From the harness's lines to histories and endings."""
+
+from __future__ import annotations
+
+from iretrace.live.explain import Explainer
+from iretrace.live.guests import Guest
+from iretrace.live.observed import TOO_LONG, Delivery, Mark, Run, digits, read_run
+from iretrace.verdict import Outcome
+from tests.live.guests import TWO_NMIS, first_guest
+
+N, S = Mark(0), Mark(1)
+
+
+def line(guest: Guest, log: str, marks: int, **changes: str) -> str:
+    """A line as the harness prints it; the guest spins at main."""
+    rip = f"{guest.program.addresses[0]:x}"
+    fields = {"end": "runs", "reason": "0", "errno": "0", "rip": rip, "marks": f"{marks:x}", "mp": "0"}
+    fields |= {"records": str(log.count(";"))} | changes | {"log": log}
+    return f"run {guest.number} 3 " + " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def read(log: str, marks: int, **changes: str) -> Run:
+    guest = first_guest()
+    return read_run(line(guest, log.format(*guest.program.addresses), marks, **changes), {0: guest})
+
+
+def test_marks_are_digits() -> None:
+    assert digits((1 * 9 + 2) * 9 + 1) == (0, 1, 0)
+
+
+def test_a_line_becomes_deliveries_and_marks_in_order() -> None:
+    run = read("2:{0:x}:2:0:0;1:{0:x}:102:0:1;", 1 * 9 + 2)
+    assert run.history == (Delivery(2, 0, 0, 0), N, Delivery(1, 0, 0x100, 0), S)
+    assert (run.outcome(), run.place) == (Outcome(("n", "s"), "spins"), 0)
+
+
+def test_the_resume_flag_is_not_looked_at() -> None:
+    assert read("2:{0:x}:10002:0:0;", 1).history == (Delivery(2, 0, 0, 0), N)
+
+
+def test_a_halted_guest_is_halted() -> None:
+    assert read("", 0, mp="3").ending == "halted"
+
+
+def test_a_triple_fault_is_a_shutdown() -> None:
+    assert read("", 0, end="exit", reason="8").ending == "shutdown"
+
+
+def test_a_guest_that_stays_elsewhere_loops() -> None:
+    guest = first_guest()
+    assert read("", 0, rip=f"{guest.program.addresses[3]:x}").ending == "loops"
+
+
+def test_a_failing_kvm_run_is_no_outcome() -> None:
+    assert read("", 0, end="refused", errno="14").failure == "KVM_RUN fails with errno 14"
+
+
+def test_what_comes_after_an_overflow_is_left_out() -> None:
+    run = read("2:{0:x}:2:0:0;1:{0:x}:102:0:ffffffffffff0000;", 5)
+    assert run.history == (Delivery(2, 0, 0, 0),)
+    assert run.outcome() == Outcome((TOO_LONG,), "spins")
+
+
+def test_an_nmi_that_comes_before_the_record_is_taken_is_put_behind_the_delivery_that_it_interrupts() -> None:
+    guest = first_guest()
+    start = guest.program.stubs[1][0]
+    run = read(f"2:{start:x}:2:0:0;1:{{0:x}}:102:0:1;", 1 * 9 + 2)
+    assert [event.vector for event in run.history if isinstance(event, Delivery)] == [1, 2]
+
+
+def test_the_processor_explains_a_history_that_it_can_show() -> None:
+    run = read("2:{0:x}:2:0:0;1:{0:x}:102:0:1;2:{0:x}:2:0:b;1:{0:x}:102:0:64;", 100 * 9 + 2)
+    assert Explainer(run.guest.test).objection(run) == ""
+
+
+def test_the_processor_does_not_explain_a_lost_step() -> None:
+    run = read("2:{0:x}:2:0:0;2:{0:x}:2:0:1;1:{0:x}:102:0:a;", 10 * 9 + 2)
+    assert Explainer(run.guest.test).objection(run) == "event 3, nmi at `spin`, cannot come here"
+
+
+def test_the_processor_does_not_explain_a_lost_nmi() -> None:
+    run = read("", 0)
+    expected = "after these it cannot be that the guest spins and no more comes"
+    assert Explainer(run.guest.test).objection(run) == expected
+
+
+def test_an_nmi_bound_to_a_place_comes_there() -> None:
+    text = TWO_NMIS.replace("outside nmi, nmi", "outside at here: nmi").replace("    spin", "    nop\n    here: spin")
+    guest = first_guest(text)
+    early, there = (f"2:{guest.program.addresses[index]:x}:2:0:0;" for index in (0, 1))
+    spins = {"rip": f"{guest.program.addresses[1]:x}"}
+    step = f"1:{guest.program.addresses[1]:x}:102:0:1;"
+    explainer = Explainer(guest.test)
+    assert explainer.objection(read_run(line(guest, early + step, 11, **spins), {0: guest}))
+    assert not explainer.objection(read_run(line(guest, there + step, 11, **spins), {0: guest}))

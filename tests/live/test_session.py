@@ -1,0 +1,99 @@
+"""A live run goes on behind what breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import pytest
+
+from iretrace.live.emulation import excuse
+from iretrace.live.guests import Guest, make_guests, pack, reason_not_to_run
+from iretrace.live.harness import Broken
+from iretrace.live.observed import read_run
+from iretrace.live.packages import Unavailable
+from iretrace.live.session import Session, run_tests
+from tests.live.guests import TWO_NMIS, first_guest, make_test
+from tests.live.test_observed import line
+
+BREAKS_AT = 2
+
+
+def halves(guests: Sequence[Guest]) -> Generator[str, None, None]:
+    """A virtual machine that one guest breaks in the middle of its work."""
+    for guest in guests:
+        yield f"begin {guest.number}"
+        if guest.number == BREAKS_AT:
+            raise Broken("QEMU aborted")
+        yield line(guest, "", 0)
+
+
+def run(start: object) -> Session:
+    test = make_test(TWO_NMIS)
+    return run_tests([test], 10, start, lambda run: "", lambda text: None)  # type: ignore[arg-type]
+
+
+def test_one_guest_that_breaks_the_machine_is_tried_twice_and_left_out() -> None:
+    session = run(halves)
+    assert session.broken == ["two-nmis: QEMU aborted"] * 2
+    assert len(session.seen[0].runs) == len(make_guests(make_test(TWO_NMIS), 10, 0)) - 1
+
+
+def test_a_machine_that_never_comes_up_is_told_in_one_line() -> None:
+    def never(guests: Sequence[Guest]) -> Generator[str, None, None]:
+        yield "boot"
+        raise Broken("module 2: Operation not supported")
+
+    with pytest.raises(Unavailable, match="as far as its first guest: module 2"):
+        run(never)
+
+
+def test_a_machine_that_breaks_at_every_guest_is_given_up() -> None:
+    def always(guests: Sequence[Guest]) -> Generator[str, None, None]:
+        yield f"begin {guests[0].number}"
+        raise Broken("QEMU aborted")
+
+    assert "too many breaks" in run(always).broken[-1]
+
+
+def test_the_lost_nmis_are_strange() -> None:
+    [seen] = run(halves).seen
+    assert [why for _, why, _ in seen.strange] == ["after these it cannot be that the guest spins and no more comes"]
+
+
+def test_a_test_for_encrypted_guests_only_is_left_out_with_the_reason() -> None:
+    text = TWO_NMIS.replace("plain", "sev-es")
+    assert reason_not_to_run(make_test(text)) == "sev-es need an AMD host with encrypted guests"
+
+
+def test_every_instruction_is_a_place_for_an_nmi() -> None:
+    guests = make_guests(make_test(TWO_NMIS), 10, 0)
+    assert [guest.placed for guest in guests] == [-1, *range(len(guests[0].test.code))]
+
+
+def test_guests_are_packed_one_behind_the_other_in_words() -> None:
+    guest = first_guest()
+    assert len(pack([guest, guest], 1)) == 2 * len(pack([guest], 1))
+    assert len(pack([guest], 1)) % 4 == 0
+
+
+SHADOW = """\
+test shadow
+about An interrupt is held by the shadow of STI.
+vcpu  plain
+outside irq
+
+main:
+    sti
+    nop
+    spin
+irq:
+    mark    i
+    iretq
+"""
+
+
+def test_an_interrupt_in_a_shadow_is_a_known_fault_of_an_old_qemu_only() -> None:
+    guest = first_guest(SHADOW)
+    run = read_run(line(guest, f"30:{guest.program.addresses[1]:x}:202:0:0;", 1), {0: guest})
+    assert excuse(run, "7.2.22").startswith("known of QEMU 7.2.22: QEMU takes a virtual interrupt inside")
+    assert excuse(run, "11.1.0") == ""
