@@ -62,9 +62,9 @@ def load(text: str, tests: set[str]) -> list[dict[str, Any]]:
     return bugs
 
 
-def commit(entry: dict[str, str]) -> str:
-    """A commit in one line."""
-    return f'{entry["commit"]} ("{entry["subject"]}", {entry["version"]})' if entry else "not yet"
+def commit(entry: dict[str, str], otherwise: str) -> str:
+    """A commit in one line, or what to say where none is listed."""
+    return f'{entry["commit"]} ("{entry["subject"]}", {entry["version"]})' if entry else otherwise
 
 
 def render(bugs: list[dict[str, Any]]) -> str:
@@ -72,7 +72,10 @@ def render(bugs: list[dict[str, Any]]) -> str:
     parts = [HEAD]
     for bug in bugs:
         parts.append(f"\n## {bug['title']}\n\n`{bug['id']}`\n\n{bug['description'].strip()}\n")
-        parts.append(f"\n- introduced: {commit(bug['introduced'])}\n- fixed upstream: {commit(bug['fixed'])}\n")
+        fixed = any(tree["state"] == "fixed" for tree in bug["trees"])
+        parts.append(f"\n- introduced: {commit(bug['introduced'], 'the commit is not known here')}\n")
+        otherwise = "yes, the commit is not known here" if fixed else "not in the trees below"
+        parts.append(f"- fixed upstream: {commit(bug['fixed'], otherwise)}\n")
         parts.append("\n| tree | version | | |\n|---|---|---|---|\n")
         parts += [f"| {t['tree']} | {t['version']} | {t['state']} | {t['note']} |\n" for t in bug["trees"]]
         parts.append("\nShown by:\n\n")
