@@ -9,10 +9,12 @@ from __future__ import annotations
 import pytest
 
 from iretrace.check import check
+from iretrace.litmus.corpus import select
 from iretrace.litmus.parse import parse
-from iretrace.machine import boundary, guest, svm
+from iretrace.machine import boundary, delivery, guest, svm
 from iretrace.verdict import Verdict
 from tests.machine.mutants import Mutant, applied, functions, mutants
+from tests.world.plain import Plain
 from tests.world.small import Small
 
 HEADER = "test mutants\nabout A rule has changed.\nvcpu sev-es\noutside "
@@ -43,8 +45,29 @@ CHANGES = {
 }
 """A change, and the litmus test that shows it."""
 
-NAMES = {change.split(":")[0] for change in CHANGES}
-CHANGING = [f for module in (boundary, guest, svm) for f in functions(module) if f.__name__ in NAMES]
+PLAIN_CHANGES = {
+    "load_guest_state: remove at 4 of `cpu.rip = wrap16(vmcb.rip)`": "irq-at-sti-hlt",
+    "load_guest_state: remove at 4 of `cpu.rflags = wrap32(vmcb.rflags)`": "nmi-iret-then-spin",
+    "save_guest_state: remove at 4 of `vmcb.rip = cpu.rip`": "nmi-iret-then-spin",
+    "save_guest_state: remove at 4 of `vmcb.rsp = cpu.rsp`": "nmi-iret-then-spin",
+    "save_guest_state: remove at 4 of `vmcb.rflags = cpu.rflags`": "irq-at-sti-hlt",
+    "exits_instead: remove at 4 of `vmexit(m, cpu, vmcb, number, 0, 0)`": "nmi-iret-then-spin",
+    "exits_instead: remove at 4 of `vmcb.next_rip = wrap64(cpu.rip + 1)`": "irq-at-sti-hlt",
+    "vintr_exits: remove at 4 of `vmexit(m, cpu, vmcb, SVM_EXIT_VINTR, 0, 0)`": "irq-at-sti",
+    "virtual_intr_due: negate at 4 of `return vmcb.int_ctl & V_IGN_TPR_MASK != 0 "
+    "or priority > vmcb.int_ctl & V_TPR_MASK`": "irq-at-sti",
+    "take_injected: remove at 8 of `deliver(m, cpu, vmcb, INTR, vector, 0, rip)`": "irq-at-sti",
+    "take_injected: remove at 8 of `deliver(m, cpu, vmcb, TRAP, vector, error, rip)`": "clgi-is-ud",
+    "returns_behind: negate at 4 of `return kind == SVM_EVTINJ_TYPE_SOFT`": "int-on-cold-stack",
+    "event_info: negate at 22 of `event_type: u32 = SVM_EVTINJ_TYPE_EXEPT if kind >= TRAP "
+    "else kind << SVM_EVTINJ_TYPE_SHIFT`": "int-on-cold-stack",
+    "dr6_as_read: negate at 4 of `if cpu.guest_mode and vmcb.intercept_dr >> INTERCEPT_DR6_READ & 1 != 0:`"
+    "": "nmi-while-stepping",
+}
+"""The same for plain guests, with a shipped test."""
+
+NAMES = {change.split(":")[0] for change in (*CHANGES, *PLAIN_CHANGES)}
+CHANGING = [f for module in (boundary, delivery, guest, svm) for f in functions(module) if f.__name__ in NAMES]
 MUTANTS = {mutant.what: mutant for function in CHANGING for mutant in mutants(function)}
 
 
@@ -57,6 +80,14 @@ def convicted(mutant: Mutant, program: str) -> bool:
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_rule_is_noticed(change: str) -> None:
     assert convicted(MUTANTS[change], CHANGES[change])
+
+
+@pytest.mark.parametrize("change", PLAIN_CHANGES)
+def test_a_changed_rule_of_plain_guests_is_noticed(change: str) -> None:
+    (test,) = select([PLAIN_CHANGES[change]])
+    with applied(MUTANTS[change]):
+        result = check(test, "plain", "tickless", Plain())
+    assert result.verdict is Verdict.VIOLATED
 
 
 @pytest.mark.parametrize("program", [ONE, TWO, COLD, "nmi\n\n" + HLT, "nmi\n\n" + OVERFLOW])

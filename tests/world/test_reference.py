@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iretrace.explore.monitor import EMPTY, Monitor
 from iretrace.litmus.parse import parse
-from iretrace.machine.cpu import DF_VECTOR, NMI_VECTOR, SEEN_DELIVERY, SEEN_MARK, X86_EFLAGS_IF
+from iretrace.machine.cpu import DF_VECTOR, NMI_VECTOR, SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK, X86_EFLAGS_IF
 from iretrace.world.reference import PatientReference
 
 HEADER = "test t\nabout A test of the reference.\nvcpu sev-es\noutside nmi, nmi, nmi\n"
@@ -18,9 +18,9 @@ STI_MAIN = "\nmain:\n    sti\n    mark m\n    spin\nnmi:\n    mark n\n    vmgexi
 class History:
     """A history as the reference is asked about it: stamps and what the guest sees, in order."""
 
-    def __init__(self, program: str) -> None:
-        self.test = parse(HEADER + program, "t.litmus")
-        self.reference = PatientReference(self.test, "sev-es", 0)
+    def __init__(self, program: str, header: str = HEADER) -> None:
+        self.test = parse(header + program, "t.litmus")
+        self.reference = PatientReference(self.test, self.test.vcpus[0], 0)
         self.monitor = Monitor(self.reference)
         self.at = self.monitor.start()
 
@@ -44,7 +44,15 @@ class History:
 
     def nmi(self, rip: int, rflags: int = 0) -> History:
         """An NMI is delivered at an instruction."""
-        return self._see((SEEN_DELIVERY, NMI_VECTOR, rip, rflags, 0))
+        return self.seen(NMI_VECTOR, rip, rflags)
+
+    def seen(self, vector: int, rip: int, rflags: int = 0, error: int = 0) -> History:
+        """An event is delivered at an instruction."""
+        return self._see((SEEN_DELIVERY, vector, rip, rflags, error))
+
+    def flags(self, rip: int, rflags: int) -> History:
+        """PUSHFQ shows RFLAGS."""
+        return self._see((SEEN_FLAGS, 0, rip, rflags, 0))
 
     def mark(self, name: str) -> History:
         """A mark is seen."""
