@@ -65,7 +65,14 @@ def test_an_nmi_that_comes_before_the_record_is_taken_is_put_behind_the_delivery
     guest = first_guest()
     start = guest.program.stubs[1][0]
     run = read(f"2:{start:x}:2:0:0;1:{{0:x}}:102:0:1;", 1 * 9 + 2)
-    assert [event.vector for event in run.history if isinstance(event, Delivery)] == [1, 2]
+    assert run.history == (Delivery(1, 0, 0x100, 0), Delivery(2, 4, 0, 0), N, S)
+
+
+def test_an_nmi_that_comes_after_the_record_is_taken_leaves_its_marks_to_itself() -> None:
+    guest = first_guest()
+    inside = guest.program.stubs[1][1] - 4
+    run = read(f"1:{{0:x}}:102:0:1;2:{inside:x}:2:0:0;", 1 * 9 + 2)
+    assert run.history == (Delivery(1, 0, 0x100, 0), Delivery(2, 4, 0, 0), N, S)
 
 
 def test_the_processor_explains_a_history_that_it_can_show() -> None:

@@ -108,7 +108,7 @@ def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], b
     The number that holds the marks overflows in a guest that marks on and on: what follows is left out.
     """
     texts = [text for text in fields["log"].split(";") if text]
-    records = [tuple(int(number, 16) for number in text.split(":")) for text in texts]
+    records = _in_order(guest.program, [tuple(int(number, 16) for number in text.split(":")) for text in texts])
     final = digits(int(fields["marks"], 16))
     so_far = [digits(record[4]) for record in records] + [final]
     for number in range(len(records), 0, -1):
@@ -119,7 +119,7 @@ def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], b
     complete = known == len(so_far) and 0 <= int(fields["records"]) <= SHOWN_RECORDS
     events: list[Event] = []
     made = 0
-    for record, marks in list(zip(_in_order(guest.program, records), so_far, strict=False))[:known]:
+    for record, marks in list(zip(records, so_far, strict=False))[:known]:
         events += [Mark(number) for number in marks[made:]]
         made = len(marks)
         vector, rip, rflags, error = record[:4]
