@@ -91,8 +91,8 @@ def test_no_shipped_test_convicts_a_right_hypervisor(name: str, host: str) -> No
         ("lose irq", "irq-at-sti", "an IRQ that the processor would deliver never comes: the guest spins for ever"),
         (
             "irq first",
-            "irq-at-sti",
-            "the guest sees an IRQ at main+3 with IF; the processor could only show an NMI",
+            "nmi, irq\ninterrupts on\n\nmain:\n    spin\nnmi:\n    iretq\nirq:\n    iretq\n",
+            "the guest sees an IRQ at main with IF; the processor could only show an NMI at main with IF",
         ),
         (
             "open fault",
