@@ -313,6 +313,30 @@ def test_lists_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
+def test_the_demo_shows_the_bug_its_fix_and_one_line_on_all_tests(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("iretrace.cli.demo.shipped", lambda: select([TEST]))
+    assert main(["demo"]) == 0
+    output = capsys.readouterr().out
+    parts = [
+        "vmgexit nmi_complete",
+        "every run: marks n n, then it spins",
+        "What KVM as of Linux v6.1 makes of it",
+        "violated",
+        "these steps repeat for ever",
+        "Why: an NMI that the processor would deliver never comes",
+        "What KVM as of Linux v6.12 makes of it",
+        "holds",
+        "All 1 shipped tests on the newest KVM",
+        "0 new, 0 known, 0 undetermined, 1 hold",
+        "What to type next",
+    ]
+    positions = [output.index(part) for part in parts]
+    assert positions == sorted(positions)
+    assert max(map(len, output.splitlines())) <= 80
+
+
 def test_the_demo_shows_test_processor_tree_and_what_to_type(
     tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

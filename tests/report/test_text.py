@@ -40,6 +40,20 @@ def test_a_known_violation_does_not_look_like_a_new_one() -> None:
     assert "\x1b[31m" not in known
 
 
+def test_a_known_defect_that_several_tests_show_is_told_once() -> None:
+    results = [result(name, Verdict.VIOLATED, known="listed", trace=LASSO) for name in ("first", "second", "third")]
+    text = check_report(Report(results))
+    assert text.count("Why: ") == 1
+    assert "\nTest first\n" in text
+    assert "\n2 more show a known defect that is told above; --all tells each.\n" in text
+    assert check_report(Report(results), detail=True).count("Why: ") == 3
+
+
+def test_new_defects_are_told_each() -> None:
+    results = [result(name, Verdict.VIOLATED, trace=LASSO) for name in ("first", "second")]
+    assert check_report(Report(results)).count("Why: ") == 2
+
+
 def test_the_summary_counts_undetermined_apart_from_holds() -> None:
     assert summary(Report(RESULTS)) == "1 new, 1 known, 3 undetermined, 3 hold"
 

@@ -43,12 +43,20 @@ def check_report(report: Report, look: Look | None = None, detail: bool = False)
 
 
 def hypervisor_report(results: Sequence[Result], look: Look, detail: bool = False) -> list[str]:
-    """The lines about one hypervisor: table, counterexamples, what is open, ledger."""
+    """The lines about one hypervisor: table, counterexamples, what is open, ledger.
+
+    Of results that show the same known defect the first one stands for all, unless detail is wanted."""
     lines = [*wrap(look.clean(results[0].hypervisor), rest="    "), *verdict_table(results, look)]
+    told: set[str] = set()
+    alike = 0
     for result in results:
-        if result.verdict is Verdict.HOLDS and not result.notes and not detail:
-            continue
-        lines += ["", *result_block(result, look)]
+        if detail or result.notes or (result.verdict is not Verdict.HOLDS and result.known not in told):
+            lines += ["", *result_block(result, look)]
+            told.update({result.known} - {""})
+        else:
+            alike += result.verdict is Verdict.VIOLATED
+    if alike:
+        lines += ["", *wrap(f"{alike} more show a known defect that is told above; --all tells each.")]
     return [*lines, "", *ledger(results, look)]
 
 
