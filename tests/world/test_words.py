@@ -59,9 +59,10 @@ def test_exits() -> None:
 
 
 def test_vmrun() -> None:
-    assert vmrun(Vmcb()) == "VMRUN, nothing injected"
+    assert vmrun(Vmcb(), False) == "VMRUN, nothing injected"
     armed = Vmcb(event_inj=VALID | 0x30, intercept_word3=1 << 20, rflags=0x102)
-    assert vmrun(armed) == "VMRUN, injects an IRQ; IRET is intercepted; TF is set"
+    assert vmrun(armed, False) == "VMRUN, injects an IRQ; IRET is intercepted; TF is set"
+    assert vmrun(armed, True) == "VMRUN, injects an IRQ; IRET is intercepted"
 
 
 def told(mistake: str, name: str) -> list[str]:

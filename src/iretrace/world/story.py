@@ -152,7 +152,7 @@ class Story:
             return self._step("KVM", "puts the vCPU thread to sleep", "schedule()", view)
         if pause.kind == PauseKind.USERSPACE:
             return self._step("KVM", _to_userspace(pause.exit_reason), "KVM_RUN", view, edge.defect)
-        what = vmrun(unpack(Vmcb, pause.vmcb))
+        what = vmrun(unpack(Vmcb, pause.vmcb), bool(self._product.vcpu.machine.sev_es))
         if pause.ipi:
             what += "; an interrupt is pending"
         return self._step("cpu", what, "vmrun: VMRUN Instruction", view, edge.defect)

@@ -104,13 +104,13 @@ def event_name(event: int) -> str:
     return f"int {vector:#x}" if kind == SVM_EVTINJ_TYPE_SOFT else vector_name(vector)
 
 
-def vmrun(vmcb: Vmcb) -> str:
-    """What a VMRUN with this VMCB does. A guest whose state is encrypted has no TF there."""
+def vmrun(vmcb: Vmcb, encrypted: bool) -> str:
+    """What a VMRUN with this VMCB does. encrypted: TF in the save area has no effect."""
     event = event_name(vmcb.event_inj)
     words = [f"VMRUN, injects {event}" if event else "VMRUN, nothing injected"]
     if vmcb.intercept_word3 >> INTERCEPT_IRET % 32 & 1:
         words.append("IRET is intercepted")
-    if vmcb.rflags & X86_EFLAGS_TF:
+    if vmcb.rflags & X86_EFLAGS_TF and not encrypted:
         words.append("TF is set")
     return "; ".join(words)
 
