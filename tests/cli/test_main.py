@@ -327,7 +327,7 @@ def test_the_demo_shows_the_bug_its_fix_and_one_line_on_all_tests(
         "these steps repeat for ever",
         "Why: an NMI that the processor would deliver never comes",
         "What KVM as of Linux v6.12 makes of it",
-        "holds",
+        "sev-es  tickless  holds",
         "All 1 shipped tests on the newest KVM",
         "0 new, 0 known, 0 undetermined, 1 hold",
         "What to type next",
