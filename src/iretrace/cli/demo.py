@@ -63,8 +63,7 @@ def _run(request: Request, progress: Progress) -> Report:
 
 
 def _the_test(test: Test) -> str:
-    source = "\n".join(f"  {line}".rstrip() for line in source_text(test).splitlines())
-    return f"A litmus test: a guest, and the events that arrive from outside at any moment\n\n{source}\n"
+    return f"A litmus test: a guest, and the events that arrive from outside at any moment\n\n{source_text(test)}"
 
 
 def _alone(test: Test) -> str:
