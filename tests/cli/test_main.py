@@ -313,6 +313,7 @@ def test_lists_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_the_demo_shows_the_bug_its_fix_and_one_line_on_all_tests(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
