@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from iretrace.linux.answers import Model, Neutral, Storage, Value
+from iretrace.linux.options import set_options
 from iretrace.linux.prims import MODELS
 from iretrace.linux.rules import applies, load_rules
 from iretrace.verdict import InputError
@@ -134,6 +135,25 @@ def test_only_rows_that_were_asked_for_are_assumptions() -> None:
     rules = load_rules("6.1.0", [], MODELS)
     assert rules.assumptions("sev-es") == ()
     rules.function("schedule", "")
-    rules.global_("vgif", "")
+    rules.global_("nested", "")
     used = [(a.kind, a.what) for a in rules.assumptions("sev-es")]
-    assert used == [("model", "schedule: model=schedule"), ("option", "vgif: value=1")]
+    assert used == [("model", "schedule: model=schedule"), ("option", "nested: value=1")]
+
+
+def test_a_parameter_is_off_without_the_feature_that_it_needs() -> None:
+    rules = load_rules("6.1.0", [], MODELS)
+    set_options(rules, {"X86_FEATURE_VGIF": 0})
+    assert rules.global_("vgif", "") == 0
+
+
+def test_an_option_of_the_configuration_is_set_and_told() -> None:
+    rules = load_rules("6.1.0", [], MODELS)
+    set_options(rules, {"CONFIG_KVM_SMM": 0, "CONFIG_HZ": 1000})
+    assert "CONFIG_KVM_SMM" not in rules.config
+    assert rules.config["CONFIG_HZ"] == "1000"
+    assert {a.what for a in rules.assumptions("plain")} == {"CONFIG_KVM_SMM: 0", "CONFIG_HZ: 1000"}
+
+
+def test_an_unknown_option_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match="known are .*nrips.*CONFIG_"):
+        set_options(load_rules("6.1.0", [], MODELS), {"nosuch": 1})

@@ -61,6 +61,7 @@ UNTOLD = ("requests", "nmi_queued", "mp_state")
 LARGE_TABLE = 256
 """Objects with at least so many words that are not zero are taken for tables."""
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
     """Hypervisor state at a hand-over; interned, so that equal states are the same object.

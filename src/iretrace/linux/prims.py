@@ -292,6 +292,13 @@ def allocate_array(run: KvmRun, count: int, size: int, *_: int) -> int:
     return run.allocate(count * size)
 
 
+def clear_page(run: KvmRun, page: int) -> None:
+    """clear_page(): words that were never written are zero already."""
+    for word in range(page, page + PAGE_SIZE, 8):
+        if word in run.m:
+            _put(run, word, MASK64, 0)
+
+
 def allocate_page(run: KvmRun, *_: int) -> int:
     """A zeroed page."""
     return run.allocate(1 << PAGE_SHIFT)
@@ -533,7 +540,7 @@ MODELS: dict[str, Callable[..., Any]] = {
         atomic_add, atomic_add_return,
         atomic_set, atomic_inc, atomic_dec, atomic_xchg, atomic_cmpxchg, cmpxchg, xchg, fls, fls32, highest_bit,
         ffs, lowest_bit, hweight, array_index_nospec, identity, page_to_pfn, allocate, allocate_array,
-        allocate_page, allocate_pages, this_cpu, this_cpu_ptr, per_cpu_ptr, this_cpu_read,
+        allocate_page, allocate_pages, clear_page, this_cpu, this_cpu_ptr, per_cpu_ptr, this_cpu_read,
         this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
         thread_flags, signal_pending, signal_wake_up_state, handle_work, smp_send_reschedule, irq_enable,
         irq_disable, clgi, stgi, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb, host_feature,
