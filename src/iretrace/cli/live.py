@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,14 +14,16 @@ from iretrace.cli.stored import Stored, cache_directory
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.emulation import excuse
+from iretrace.live.follow import Follower
 from iretrace.live.guests import pack
 from iretrace.live.harness import build_harness, workplace
 from iretrace.live.host import host_kernel, run_here
+from iretrace.live.observed import Run
 from iretrace.live.packages import find_kernel
 from iretrace.live.qemu import boot, qemu_version
-from iretrace.live.session import Session, Start, run_tests
+from iretrace.live.session import Excuse, Session, Start, distinct, run_tests
 from iretrace.report.live import Compared, LiveReport, Observed, Strange
-from iretrace.verdict import InputError, Outcome, Result, Verdict
+from iretrace.verdict import InputError, Result, Verdict
 
 Say = Callable[[str], None]
 
@@ -35,10 +37,12 @@ def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
     signal.signal(signal.SIGTERM, _terminated)
     with workplace() as directory:
         where, start, version = _place(arguments.on, arguments.seed, directory, progress)
-        session = run_tests(
-            tests, arguments.repeat, start, lambda run: excuse(run, version) if version else "", progress
-        )
-    compared = _compare(session, arguments.compare, progress) if arguments.compare else {}
+
+        def excuse_for(run: Run) -> str:
+            return excuse(run, version) if version else ""
+
+        session = run_tests(tests, arguments.repeat, start, excuse_for, progress)
+    compared = _compare(session, arguments.compare, excuse_for, progress) if arguments.compare else {}
     return LiveReport(where, _observed(session, compared), session.left_out, session.broken)
 
 
@@ -89,30 +93,29 @@ def hash_of(test: Test) -> str:
 # The model of the same kernel. ------------------------------------------------------------------------------------
 
 
-def _compare(session: Session, tree: Path, progress: Say) -> dict[str, Compared]:
+def _compare(session: Session, tree: Path, excuse_for: Excuse, progress: Say) -> dict[str, Compared]:
     """By test: what the model of this tree says, tickless and ticking, beside what was seen."""
-    tests = [seen.test for seen in session.seen]
-    request = Request(tree=tree, tests=tests, vcpus=["plain"], hosts=HOSTS)
-    results = run(request, source_of(request), progress, Stored(cache_directory())).results
-    return {
-        seen.test.name: compare([result for result in results if result.test == seen.test.name], list(seen.outcomes))
-        for seen in session.seen
-    }
-
-
-def compare(results: Sequence[Result], observed: Sequence[Outcome]) -> Compared:
-    """What the model says beside what was seen. A search that ended at a defect does not know all outcomes."""
-    verdicts = [f"{result.host}: {_in_words(result)}" for result in results]
-    missing = [result.host for result in results if not result.outcomes]
-    modelled = {outcome for result in results for outcome in result.outcomes}
-    if missing:
-        unknown = f"the search ended early ({', '.join(missing)})"
-        return Compared(verdicts, (), (), unknown)
-    return Compared(
-        verdicts,
-        [outcome for outcome in observed if outcome not in modelled],
-        sorted(modelled - set(observed), key=lambda outcome: (outcome.marks, outcome.ending)),
-    )
+    request = Request(tree=tree, tests=[seen.test for seen in session.seen], vcpus=["plain"], hosts=HOSTS)
+    source = source_of(request)
+    results = run(request, source, progress, Stored(cache_directory())).results
+    source.read()
+    hypervisor = source.open("plain")
+    compared = {}
+    for seen in session.seen:
+        progress(f"{seen.test.name}: looking for what was seen in the model")
+        follower = Follower(seen.test, hypervisor)
+        histories = distinct(seen.runs)
+        beyond = [
+            Strange(one.outcome(), why, count, excuse_for(one))
+            for one, count in histories
+            if (why := follower.objection(one))
+        ]
+        mine = [result for result in results if result.test == seen.test.name]
+        modelled = {outcome for result in mine for outcome in result.outcomes}
+        unseen = sorted(modelled - set(seen.outcomes), key=lambda outcome: (outcome.marks, outcome.ending))
+        verdicts = [f"{result.host}: {_in_words(result)}" for result in mine]
+        compared[seen.test.name] = Compared(verdicts, len(histories), beyond, unseen)
+    return compared
 
 
 def _in_words(result: Result) -> str:

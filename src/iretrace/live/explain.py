@@ -38,7 +38,7 @@ def _objection(model: Alone, run: Run) -> str:
             state._replace(reference=target)
             for state in states
             for shown, target in _moves(model, state)
-            if shown is not None and _matches(event, shown)
+            if shown is not None and matches(event, shown)
         }
         if not after:
             return f"event {number + 1}, {say(run, event)}, cannot come here"
@@ -75,7 +75,8 @@ def _moves(model: Alone, state: State) -> list[tuple[Hashable, tuple[int, int, i
     return list(model.reference.moves(state.reference))
 
 
-def _matches(event: Event, shown: Hashable) -> bool:
+def matches(event: Event, shown: Hashable) -> bool:
+    """Whether this is what the model shows in this form; DR6 is not compared."""
     assert isinstance(shown, tuple)
     if isinstance(event, Mark):
         return bool(shown[0] == SEEN_MARK and shown[1] == event.number)

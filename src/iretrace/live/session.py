@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -107,11 +107,19 @@ def _explain(session: Session, excuse: Excuse, progress: Say) -> None:
     for seen in session.seen:
         progress(f"{seen.test.name}: what the processor alone can show")
         explainer = Explainer(seen.test)
-        asked: dict[tuple[object, ...], str] = {}
-        for run in seen.runs:
-            key = (run.history, run.complete, run.ending, run.place)
-            if key not in asked:
-                asked[key] = explainer.objection(run)
-            if asked[key]:
-                strange = (run.outcome(), asked[key], excuse(run))
-                seen.strange[strange] = seen.strange.get(strange, 0) + 1
+        for run, count in distinct(seen.runs):
+            why = explainer.objection(run)
+            if why:
+                strange = (run.outcome(), why, excuse(run))
+                seen.strange[strange] = seen.strange.get(strange, 0) + count
+
+
+def distinct(runs: Iterable[Run]) -> list[tuple[Run, int]]:
+    """The runs that differ in what they show, and how often each came."""
+    counts: dict[tuple[object, ...], int] = {}
+    first: dict[tuple[object, ...], Run] = {}
+    for run in runs:
+        key = (run.history, run.complete, run.ending, run.place)
+        first.setdefault(key, run)
+        counts[key] = counts.get(key, 0) + 1
+    return [(run, counts[key]) for key, run in first.items()]

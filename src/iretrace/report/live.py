@@ -42,21 +42,25 @@ class Observed:
     @property
     def unclear(self) -> bool:
         """Some run has shown nothing, or something that the model of this kernel does not have."""
-        beyond = self.compared is not None and (self.compared.beyond or self.compared.unknown)
-        return not self.outcomes or bool(self.failures) or bool(beyond)
+        return not self.outcomes or bool(self.failures) or (self.compared is not None and self.compared.new)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
     """What the model of this kernel's source says. verdicts: one for each host, in words.
 
-    beyond: observed, and the model does not have it. unseen: the other way round, which refutes nothing.
-    unknown: why the model's outcomes are not known as a whole; "" if they are."""
+    histories: how many different ones were seen and looked for in the model. beyond: those that it does not have.
+    unseen: outcomes of the model that were not seen, which refutes nothing; as far as they are known."""
 
     verdicts: Sequence[str]
-    beyond: Sequence[Outcome] = ()
+    histories: int
+    beyond: Sequence[Strange] = ()
     unseen: Sequence[Outcome] = ()
-    unknown: str = ""
+
+    @property
+    def new(self) -> bool:
+        """Something was seen that neither the model has nor a known fault of the machine explains."""
+        return any(not strange.excuse for strange in self.beyond)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +119,13 @@ def _compared_lines(compared: Compared, look: Look) -> list[str]:
     lines: list[str] = []
     for verdict in compared.verdicts:
         lines += wrap(look.clean(verdict), "Model: ", "    ")
-    if compared.unknown:
-        lines += wrap(look.clean(compared.unknown), "Model's outcomes are not known: ", "    ")
-    for outcome in compared.beyond:
-        line, *rest = wrap(look.clean(say_outcome(outcome)), "Not in the model: ", "    ")
+    known = compared.histories - len(compared.beyond)
+    lines.append(f"Model has {known} of {compared.histories} histories seen")
+    for strange in compared.beyond:
+        text = look.clean(f"{say_outcome(strange.outcome)} ({strange.count} times): {strange.why}")
+        if strange.excuse:
+            text += f"; {look.clean(strange.excuse)}"
+        line, *rest = wrap(text, "Not in the model: ", "    ")
         lines += [line.replace("Not in the model:", look.paint("Not in the model:", YELLOW), 1), *rest]
     if compared.unseen:
         lines += wrap(look.clean(", ".join(map(say_outcome, compared.unseen))), "In the model, not seen: ", "    ")
@@ -146,5 +153,5 @@ def _summary(report: LiveReport) -> str:
         parts.append(f"{unclear} without an outcome")
     compared = [observed.compared for observed in report.observed if observed.compared is not None]
     if compared:
-        parts.append(f"{sum(1 for c in compared if c.beyond)} beyond the model")
+        parts.append(f"{sum(1 for c in compared if c.new)} beyond the model")
     return ", ".join([*parts, f"{len(report.left_out)} not runnable here"])
