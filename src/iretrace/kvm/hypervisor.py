@@ -28,7 +28,7 @@ from iretrace.kvm.kvm_host import (
 )
 from iretrace.kvm.revisions import Revision, find
 from iretrace.kvm.svm import gif_set, svm_get_nmi_mask
-from iretrace.kvm.trace import Tracer, function_line, statements
+from iretrace.kvm.trace import Tracer, first_line, statements
 from iretrace.kvm.x86 import process_nmi
 from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit
 from iretrace.machine.ghcb import Ghcb
@@ -173,7 +173,7 @@ class BuiltinHypervisor:
         function = STEPS[sender.kind][sender.at].run
         what = " ".join((function.__doc__ or "").split())
         state = self._intern(State(pack(vcpu), pack(vcpu.svm), private.shadow, private.gif))
-        return Sent(state, after, ipi, what, function_line(function))
+        return Sent(state, after, ipi, what, first_line(function))
 
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken."""
@@ -183,7 +183,8 @@ class BuiltinHypervisor:
     def view(self, private: Private) -> View:
         """What the state looks like from outside."""
         assert isinstance(private, State)
-        return _view(self._vcpu(private, Vmcb(), Ghcb()), private.shadow, private.gif)
+        vcpu = self._vcpu(private, Vmcb(), Ghcb())
+        return _view(vcpu, private.shadow, private.gif, _event_inj(vcpu))
 
     def compare(self, private: Private) -> Comparison:
         """What agreement is about; the events are those that KVM_GET_VCPU_EVENTS would report."""
@@ -205,7 +206,7 @@ class BuiltinHypervisor:
         schedule: tuple[Landing, ...],
     ) -> Executed:
         """The statements of a step, those that change the view, and what became of a waiting event."""
-        tracer = Tracer(lambda vcpu: _view(vcpu, vcpu.svm.vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK, gif_set(vcpu)))
+        tracer = Tracer(_view_now)
         key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule)
         pause, _ = tracer.run(lambda: self._step(*key))
         return tracer.executed(pause.kind, self.view(pause.private))
@@ -330,7 +331,13 @@ def _event_inj(vcpu: Vcpu) -> int:
     return 0
 
 
-def _view(vcpu: Vcpu, shadow: int, gif: int) -> View:
+def _view_now(vcpu: Vcpu) -> View:
+    """The view in the middle of a step."""
+    vmcb = vcpu.svm.vmcb
+    return _view(vcpu, vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK, int(gif_set(vcpu)), vmcb.event_inj)
+
+
+def _view(vcpu: Vcpu, shadow: int, gif: int, event_inj: int) -> View:
     svm = vcpu.svm
     return View(
         nmi_queued=vcpu.nmi_queued,
@@ -340,8 +347,8 @@ def _view(vcpu: Vcpu, shadow: int, gif: int) -> View:
         awaiting_iret_completion=svm.awaiting_iret_completion,
         nmi_singlestep=svm.nmi_singlestep,
         int_shadow=shadow,
-        gif=int(gif),
-        event_inj=_event_inj(vcpu),
+        gif=gif,
+        event_inj=event_inj,
         requests=vcpu.requests.bit_count(),
         mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}[vcpu.mp_state],
         irq_pending=vcpu.irr,

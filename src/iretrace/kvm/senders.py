@@ -42,17 +42,17 @@ def request_event(vcpu: Vcpu) -> u8:
 
 
 def kvm_vcpu_wake_up(vcpu: Vcpu) -> u8:
-    """kvm_vcpu_wake_up(vcpu): a thread that sleeps needs no IPI."""
+    """kvm_vcpu_wake_up(vcpu)"""
     if not vcpu.sleeping:
         return GO_ON
     vcpu.sleeping = 0
-    return DONE
+    return DONE  # a thread that sleeps needs no IPI
 
 
 def kvm_vcpu_kick(vcpu: Vcpu) -> u8:
-    """kvm_vcpu_kick(vcpu): an IPI if the vCPU is in guest mode, and if nobody else sends one"""
+    """kvm_vcpu_kick(vcpu)"""
     if vcpu.mode != IN_GUEST_MODE:
-        return DONE
+        return DONE  # it will look before VMRUN, or another sender's IPI is on its way
     vcpu.mode = EXITING_GUEST_MODE
     return DONE_WITH_IPI
 
@@ -64,8 +64,8 @@ def set_signal(vcpu: Vcpu) -> u8:
 
 
 def signal_wake_up(vcpu: Vcpu) -> u8:
-    """wake_up_state(vcpu thread), or kick_process(vcpu thread): an IPI to the CPU that it runs on"""
+    """wake_up_state(vcpu thread) || kick_process(vcpu thread)"""
     if not vcpu.sleeping:
-        return DONE_WITH_IPI
+        return DONE_WITH_IPI  # to the CPU that it runs on
     vcpu.sleeping = 0
     return DONE

@@ -49,10 +49,11 @@ def cline(path: str, line: int, function: str) -> CLine:
     return CLine(path, line, function, _source(path)[line - 1].strip().split("  #")[0])
 
 
-def function_line(function: Callable[..., object]) -> CLine:
-    """Where a function begins."""
+def first_line(function: Callable[..., object]) -> CLine:
+    """A function's first statement."""
     code = inspect.unwrap(function).__code__
-    return cline(_file(code), code.co_firstlineno, code.co_name)
+    lines = [line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno]
+    return cline(_file(code), min(lines), code.co_name)
 
 
 def _traced(call: Callable[[], T], trace: Callable[[FrameType, str, Any], Any]) -> T:
