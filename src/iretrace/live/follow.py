@@ -6,23 +6,28 @@ defect of KVM, and the model must have the very same one. It asks for the whole 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import time
+from collections.abc import Hashable, Iterator
+from heapq import heappop, heappush
 
 from iretrace.check import UNKNOWN_KNOBS
 from iretrace.explore.fair import endings
-from iretrace.explore.graph import Graph, Limits, explore
+from iretrace.explore.graph import Edge, Kind, Limits, explore
 from iretrace.explore.monitor import EMPTY, Monitor, Stamp
 from iretrace.litmus.test import Test
 from iretrace.live.explain import matches, say
 from iretrace.live.observed import Run
 from iretrace.machine.cpu import SEEN_FLAGS
-from iretrace.world.endings import how, point
-from iretrace.world.product import Product
+from iretrace.world.endings import how
+from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor
 from iretrace.world.reference import Ref
 
-LIMITS = Limits(max_states=300_000, timeout=60.0)
+SECONDS = 40.0
 """For one history."""
+
+MAX_REST = 20_000
+"""States, for the end of a history."""
 
 
 class History(Monitor[Ref]):
@@ -76,33 +81,78 @@ class Follower:
 
 def _objection(product: Product, run: Run) -> str:
     product.monitor = History(product, run)
-    graph = explore(product, LIMITS, stop_at_defect=False)
-    shown = max((point(graph, number).monitor for number in range(len(graph.states))), default=0)
-    if _has(product, graph, run):
+    found, shown, gave_up = _search(product, run)
+    if found:
         return ""
-    if graph.gave_up:
-        return f"not known: {graph.gave_up}"
+    if gave_up:
+        return f"not known: {gave_up}"
     if shown < len(run.history):
         return f"event {shown + 1}, {say(run, run.history[shown])}, does not come in the model"
-    return f"in the model the guest {run.ending} after something else"
+    return f"in the model it is not the end that the guest {run.ending}"
 
 
-def _has(product: Product, graph: Graph, run: Run) -> bool:
-    whole = len(run.history)
+def _search(product: Product, run: Run) -> tuple[bool, int, str]:
+    """(whether the model has the run, how many of its events it can show, which limit was hit or "").
+
+    States that have shown most are looked at first: what is sought is one way through, not all of them."""
+    first = product.initial().target
+    assert isinstance(first, Point)
+    waiting: list[tuple[int, int, Point]] = [(0, 0, first)]
+    met, dead = {first}, set[Hashable]()
+    shown = 0
+    deadline = time.monotonic() + SECONDS
+    while waiting:
+        _, _, state = heappop(waiting)
+        shown = max(shown, state.monitor)
+        if state.monitor == len(run.history) and _ends(product, run, state, dead):
+            return True, shown, ""
+        for edge in product.edges(state):
+            if edge.defect and state.monitor == len(run.history) and _came_back(run):
+                return True, shown, ""
+            if isinstance(edge.target, Point) and edge.target not in met:
+                met.add(edge.target)
+                heappush(waiting, (-edge.target.monitor, len(met), edge.target))
+        if time.monotonic() > deadline:
+            return False, shown, f"the time limit of {SECONDS:g} s"
+    return False, shown, ""
+
+
+def _ends(product: Product, run: Run, state: Point, dead: set[Hashable]) -> bool:
+    """All of the history has been shown, and from here the guest can go on as it did. dead: states known not to."""
     if not run.complete:
-        return any(point(graph, number).monitor == whole for number in range(len(graph.states)))
-    if any(number >= 0 and point(graph, number).monitor == whole and _ended(run) for number, _ in graph.defects):
         return True
+    if state in dead or product.owed(state):
+        return False
+    graph = explore(Rest(product, state), Limits(max_states=MAX_REST), stop_at_defect=False)
     for ending in endings(graph, product):
-        if point(graph, ending.entry).monitor != whole:
-            continue
         says = how(product, graph, ending)
         placed = run.ending in ("spins", "halted")
         if says == f"{run.ending} at {run.place}" or (not placed and says.split(" ")[0] == run.ending):
             return True
+    dead.update(graph.states)
     return False
 
 
-def _ended(run: Run) -> bool:
+def _came_back(run: Run) -> bool:
     """KVM_RUN came back for good, and not for a shutdown: in the model that is a defect."""
-    return run.ending not in ("spins", "halted", "loops", "shutdown")
+    return run.complete and run.ending not in ("spins", "halted", "loops", "shutdown")
+
+
+class Rest:
+    """explore.graph.Model of what comes after a state of the product."""
+
+    def __init__(self, product: Product, state: Point) -> None:
+        self._product = product
+        self._state = state
+
+    def initial(self) -> Edge:
+        """The state."""
+        return Edge(Kind.RUN, "rest", self._state)
+
+    def edges(self, state: Hashable) -> Iterator[Edge]:
+        """As in the product."""
+        return self._product.edges(state)
+
+    def owed(self, state: Hashable) -> bool:
+        """As in the product."""
+        return self._product.owed(state)
