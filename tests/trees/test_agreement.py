@@ -1,0 +1,60 @@
+"""The built-in KVM and the tree whose revision it is do the same, on every shipped test, whatever arrives when."""
+
+from __future__ import annotations
+
+import multiprocessing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from iretrace.kvm.hypervisor import BuiltinHypervisor
+from iretrace.linux.hypervisor import TreeHypervisor
+from iretrace.linux.tree import open_tree
+from iretrace.litmus import test as litmus_test
+from iretrace.litmus.corpus import shipped
+from iretrace.world.agreement import agree
+from iretrace.world.protocol import ComparableHypervisor
+
+pytestmark = [pytest.mark.trees, pytest.mark.slow]
+
+PAIRS = {"v6.1": "6_1", "v6.12": "6_12", "v7.3": "7_3"}
+KINDS = ("sev-es", "plain")
+
+_ONE = None
+
+
+def _told(
+    kind: str, builtin: ComparableHypervisor, tree: ComparableHypervisor, test: litmus_test.Test
+) -> tuple[str, str, int]:
+    """(test, what differs or could not be compared, pairs of states looked at)."""
+    found = agree(test, kind, test.hosts[0], builtin, tree)
+    problems = [*map(str, found.differences), *found.unmodelled, *(["too many states"] if found.gave_up else [])]
+    return test.name, "; ".join(problems), found.pairs
+
+
+def _work(test: litmus_test.Test) -> tuple[str, str, int]:
+    assert _ONE is not None
+    return _ONE(test)
+
+
+def _differences(root: Path, revision: str, kind: str) -> dict[str, str]:
+    """Tests of a kind that show a difference, and which. Workers inherit the tree that was read."""
+    global _ONE
+    tests = [test for test in shipped() if kind in test.vcpus]
+    _ONE = partial(_told, kind, BuiltinHypervisor(revision, kind), TreeHypervisor(open_tree(root), vcpu=kind))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        told = pool.map(_work, tests, chunksize=1)
+    return {name: problem or f"only {pairs} states" for name, problem, pairs in told if problem or pairs < 4}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("revision", PAIRS)
+def test_the_builtin_kvm_and_its_tree_agree(revision: str, kind: str, request: pytest.FixtureRequest) -> None:
+    root: Path = request.getfixturevalue(f"tree_{PAIRS[revision]}")
+    assert _differences(root, revision, kind) == {}
+
+
+def test_a_revision_does_not_agree_with_another_ones_tree(tree_6_12: Path) -> None:
+    """6.1's built-in KVM against 6.12's tree: the search is able to see a difference."""
+    assert "nmi-complete-then-spin" in _differences(tree_6_12, "v6.1", "sev-es")
