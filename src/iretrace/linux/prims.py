@@ -294,9 +294,9 @@ def allocate_array(run: KvmRun, count: int, size: int, *_: int) -> int:
 
 def clear_page(run: KvmRun, page: int) -> None:
     """clear_page(): words that were never written are zero already."""
-    for word in range(page, page + PAGE_SIZE, 8):
+    for word in range(page, page + (1 << PAGE_SHIFT), 8):
         if word in run.m:
-            _put(run, word, MASK64, 0)
+            run.m[word] = 0
 
 
 def allocate_page(run: KvmRun, *_: int) -> int:
