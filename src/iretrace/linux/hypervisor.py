@@ -19,6 +19,7 @@ from iretrace.linux.machine import ACCEPT, RUN, SIGNAL, Machine, exit_handlers
 from iretrace.linux.prims import THREAD_FLAGS, TIF_SIGPENDING, Bug
 from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import WRITTEN_ON_EXIT, ghcb_record, vmcb_record
+from iretrace.linux.registers import MOVED, Found, Hidden, Memo
 from iretrace.linux.sender import EventSender, Reached, Sender, Senders
 from iretrace.linux.tree import Tree
 from iretrace.linux.unmodelled import Unmodelled
@@ -103,7 +104,7 @@ class TreeHypervisor:
         self.program = self.machine.program
         self._reduce = reduce
         self._states: dict[Hashable, State] = {}
-        self._steps: dict[Hashable, Pause] = {}
+        self._steps = Memo()
         self._sends: dict[tuple[Private, SenderState], Sent] = {}
         self._views: dict[Private, View] = {}
         self._blocks: set[int] = set()
@@ -123,6 +124,9 @@ class TreeHypervisor:
         self._masks = self.vm.words("masked")
         for word, mask in self._ghcb.words.items():
             self._masks[word] = self._masks.get(word, 0) | mask
+        self._registers = {self._vmcb.fields[register][0]: register for register in MOVED}
+        self._masks.update(dict.fromkeys(self._registers, memory.MASK))
+        self._saved = self._saved_on_exit(run)
         self._clear = self._cleared_on_exit(run)
         self._exit_reason = self._spot("run.exit_reason", run)
         self._viewer = Viewer(places, run, self._svm)
@@ -158,10 +162,12 @@ class TreeHypervisor:
     ) -> Pause:
         """Run from a hand-over to the next one."""
         packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
-        key = (private, *packed, cause, senders, schedule)
-        known = self._steps.get(key)
+        key = (private, packed[1], cause, senders, schedule)
+        known = self._steps.find(key, packed[0])
         if known is None:
-            known = self._steps[key] = self._step(private, *packed, cause, senders, schedule)[0]
+            hidden = Hidden(self._registers, self._saved)
+            known, moved, _ = self._step(private, *packed, cause, senders, schedule, hidden)
+            self._steps.add(key, packed[0], MOVED if known.unmodelled else hidden.looked, Found(known, moved))
         return known
 
     def send(self, private: Private, sender: SenderState) -> Sent:
@@ -212,7 +218,7 @@ class TreeHypervisor:
             for operation, waits in ASKS.items():
                 seen = partial(_refused, refusals, waits)
                 watching.enter_context(self.program.watched(*self.machine.target(operation), seen))
-            pause, run = self._step(private, *packed, cause, senders, schedule, note)
+            pause, _, run = self._step(private, *packed, cause, senders, schedule, Hidden({}, ()), note)
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private), UNTOLD)
         handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
@@ -307,24 +313,27 @@ class TreeHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        hidden: Hidden,
         note: Callable[[dict[int, int]], dict[int, int]] = dict,
-    ) -> tuple[Pause, HostRun]:
-        while True:
-            run = self._host_run(senders, schedule)
-            self._restore(run, private)
-            self._vmcb.write(run.m, vmcb)
-            self._ghcb.write(run.m, ghcb)
-            run.m = note(run.m)
-            try:
+    ) -> tuple[Pause, tuple[tuple[int, int], ...], HostRun]:
+        """The result, where registers were moved to, and the run."""
+        run = self._host_run(senders, schedule)
+        self._restore(run, private)
+        self._vmcb.write(run.m, vmcb)
+        self._ghcb.write(run.m, ghcb)
+        hidden.hide(run.m, stale=cause == Cause.VMEXIT)
+        run.m = note(run.m)
+        result = None
+        try:
+            with suppress(Bug):
                 result = run.call(RUN, self._svm) if cause == Cause.RERUN else run.resume()
-            except Retry:
-                unforeseen = Unmodelled("a function pauses through a call that was not foreseen (linux/sleepers.py)")
-                return self._unmodelled(run, private, unforeseen), run
-            except Unmodelled as error:
-                return self._unmodelled(run, private, error), run
-            except Bug:
-                result = None
-            return self._pause(run, result), run
+            moved = hidden.reveal(run.m, enters=result is PAUSE and run.paused == PauseKind.ENTER)
+        except Retry:
+            unforeseen = Unmodelled("a function pauses through a call that was not foreseen (linux/sleepers.py)")
+            return self._unmodelled(run, private, unforeseen, vmcb), (), run
+        except Unmodelled as error:
+            return self._unmodelled(run, private, error, vmcb), (), run
+        return self._pause(run, result), moved, run
 
     def _pause(self, run: HostRun, result: Any) -> Pause:
         self._blocks.update(run.trace)
@@ -332,6 +341,8 @@ class TreeHypervisor:
         if kind == PauseKind.ENTER:
             for word, mask in self._clear:
                 run.m[word] = run.m.get(word, 0) & ~mask
+            for word in self._saved:
+                run.m[word] = self._base.get(word, 0)
         elif kind == PauseKind.USERSPACE:
             self._handle_signal(run)
         return Pause(
@@ -358,12 +369,12 @@ class TreeHypervisor:
             return result
         return memory.load(run, self._exit_reason, 0, 32)
 
-    def _unmodelled(self, run: HostRun, private: Private, error: Unmodelled) -> Pause:
+    def _unmodelled(self, run: HostRun, private: Private, error: Unmodelled, vmcb: Packed) -> Pause:
         self._blocks.update(run.trace)
         return Pause(
             kind=PauseKind.USERSPACE,
             private=private,
-            vmcb=self._vmcb.read(run.m),
+            vmcb=vmcb,
             ghcb=self._ghcb.read(run.m),
             senders=tuple(run.senders),
             log=tuple(run.log),
@@ -406,6 +417,13 @@ class TreeHypervisor:
             for name, (word, shift, mask) in zip(names, self._vmcb.fields, strict=True)
             if name in WRITTEN_ON_EXIT
         ]
+
+    def _saved_on_exit(self, run: KernelRun) -> tuple[int, ...]:
+        """Words of vcpu->arch.regs that svm_vcpu_run() writes on every #VMEXIT of a guest that is not encrypted."""
+        if self.vm.vcpu != "plain":
+            return ()
+        numbers = [self.machine.layout.enumerator(f"VCPU_REGS_{name}") for name in ("RAX", "RSP", "RIP")]
+        return tuple(self._spot(f"svm.vcpu.arch.regs[{number}]", run) for number in numbers)
 
     def _spot(self, place: str, run: KernelRun) -> int:
         spot = self.places.find(run, place)

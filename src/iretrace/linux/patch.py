@@ -1,6 +1,7 @@
-"""Unified diffs on texts, in memory: git format-patch, mails in an mbox, plain diffs. Nothing is written.
+"""Unified diffs on texts, in memory: nothing is written. (mail.py takes them out of mails.)
 
-A hunk is looked for around the line that it names; if its context is nowhere, the patch is refused as a whole.
+A hunk is looked for around the line that it names, and where it is found elsewhere that is told. All of its context
+must be there, as for git apply: there is no fuzz. If it is nowhere, the patches are refused as a whole.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from dataclasses import dataclass, field
 
 from iretrace.verdict import InputError
 
-_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+MAX_WORK = 20_000_000
+"""Lines that may be compared to find the hunks of all patches: many times what the largest series needs."""
+
+MAX_LINES = 1_000_000
+"""Of a patched file."""
+
+MAX_HUNKS = 5_000
+"""Of one patch."""
+
+_HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 _EXTENDED = re.compile(r"(rename|copy) (from|to) (.+)")
 
 
@@ -46,17 +56,51 @@ class FilePatch:
     copied: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """One hunk as it was applied. lines: what it removed from `before` and what it added to `after`, the texts of the
+    file before and behind this patch. Of a file that nothing looks at there is neither text nor line.
+
+    number: of the hunk in its file, from 1; 0 for a file that is renamed, created or deleted without any hunk.
+    """
+
+    patch: str
+    path: str
+    number: int
+    before: str = field(default="", repr=False)
+    after: str = field(default="", repr=False)
+    removed: tuple[int, ...] = ()
+    added: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Record:
+    """What is told of patches beside the texts that they make. remarks: sentences on hunks that had moved."""
+
+    touches: list[Touch] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    work: int = MAX_WORK
+
+    def spend(self, lines: int, name: str) -> None:
+        """Count lines that are compared. InputError when they are more than any patch needs."""
+        self.work -= lines
+        if self.work < 0:
+            raise InputError(f"{name}: its hunks fit nearly everywhere and cannot be placed; give a smaller patch")
+
+
 def apply_patches(
     read: Callable[[str], str | None],
     patches: Iterable[tuple[str, str]],
     is_looked_at: Callable[[str], bool] = lambda path: True,
+    record: Record | None = None,
 ) -> dict[str, PatchedFile]:
     """Apply patches (name, text) in order to the texts that `read` gives; what they changed, by path.
 
-    Changes to files that are neither there nor looked at are passed over: trees need not be complete. InputError,
-    naming patch, file and hunk: no diff inside, a damaged one, a path that leads out of the tree, or a hunk that does
-    not apply.
+    Changes to files that are neither there nor looked at are passed over: trees need not be complete. record: is told
+    of every hunk. InputError, naming patch, file and hunk: no diff inside, a damaged one, a path that leads out of the
+    tree, or a hunk that does not apply.
     """
+    record = record or Record()
     done: dict[str, PatchedFile] = {}
 
     def current(path: str) -> PatchedFile:
@@ -66,37 +110,69 @@ def apply_patches(
         files = parse_patch(text, name)
         if not files:
             raise InputError(f"{name}: no unified diff inside; give the output of git format-patch or diff -u")
+        if sum(len(change.hunks) for change in files) > MAX_HUNKS:
+            raise InputError(f"{name}: more than {MAX_HUNKS} hunks; give the part that is about KVM")
         for change in files:
             if not change.old or is_looked_at(change.old) or current(change.old).text is not None:
-                _apply_file(change, name, current, done)
+                _apply_file(change, name, current, done, record)
+            else:
+                numbers = range(1, len(change.hunks) + 1) or (0,)
+                record.touches += [Touch(name, change.new or change.old, number) for number in numbers]
     return done
 
 
 def _apply_file(
-    change: FilePatch, name: str, current: Callable[[str], PatchedFile], done: dict[str, PatchedFile]
+    change: FilePatch, name: str, current: Callable[[str], PatchedFile], done: dict[str, PatchedFile], record: Record
 ) -> None:
     before = current(change.old) if change.old else PatchedFile("")
     if before.text is None:
         raise InputError(f"{name}: {change.old}: no such file in the tree; is the patch for another version?")
-    if not change.old and current(change.new).text is not None:
+    if change.new and change.new != change.old and current(change.new).text is not None:
         raise InputError(f"{name}: {change.new}: the patch creates it, but the tree has it; is it applied already?")
-    after = _apply_hunks(before, change, name)
+    after, places = _apply_hunks(before, change, name, record)
     if change.old and change.old != change.new and not change.copied:
         done[change.old] = PatchedFile(None)
     if change.new:
         done[change.new] = after
     elif after.text:
         raise InputError(f"{name}: {change.old}: the patch deletes it, but not all of its lines; wrong version?")
+    _note(record, change, name, (before.text, after.text or ""), places)
 
 
-def _apply_hunks(before: PatchedFile, change: FilePatch, name: str) -> PatchedFile:
-    """The text and added lines of a file after all hunks of one patch."""
+def _note(record: Record, change: FilePatch, name: str, texts: tuple[str, str], places: Sequence[int]) -> None:
+    """Record the hunks of a file, which begin at these lines (from 0) of the old text."""
+    path = change.new or change.old
+    if not change.hunks:
+        record.touches.append(Touch(name, path, 0, *texts))
+    shift = 0
+    for number, (hunk, at) in enumerate(zip(change.hunks, places, strict=True), start=1):
+        offset = at + 1 - hunk.start
+        if offset and hunk.old():
+            way = f"{abs(offset)} line{'s' * (abs(offset) > 1)} further {'down' if offset > 0 else 'up'}"
+            record.remarks.append(f"{name}: {path}: hunk {number} applied {way}, at line {at + 1}")
+        removed: list[int] = []
+        added: list[int] = []
+        old, new = at + 1, at + 1 + shift
+        for line in hunk.lines:
+            if line[0] == "-":
+                removed.append(old)
+            elif line[0] == "+":
+                added.append(new)
+            old += line[0] != "+"
+            new += line[0] != "-"
+        shift = new - old
+        record.touches.append(Touch(name, path, number, *texts, tuple(removed), tuple(added)))
+
+
+def _apply_hunks(before: PatchedFile, change: FilePatch, name: str, record: Record) -> tuple[PatchedFile, list[int]]:
+    """The text and added lines of a file after all hunks of one patch, and where (from 0) the hunks stood before."""
     lines = _lines(before.text or "")
     added = [number in before.added for number in range(1, len(lines) + 1)]
-    shift = low = 0
+    places: list[int] = []
+    moved = shift = low = 0
     for number, hunk in enumerate(change.hunks, start=1):
         old = hunk.old()
-        at = _find(lines, old, hunk.start - 1 + shift if old else hunk.start + shift, low)
+        at = _find(lines, old, hunk.start - 1 + shift if old else hunk.start + shift, low, record, name)
         if at < 0:
             where = change.old or change.new
             raise InputError(f"{name}: {where}: hunk {number} ({hunk.header}) does not apply; wrong version?")
@@ -114,9 +190,14 @@ def _apply_hunks(before: PatchedFile, change: FilePatch, name: str) -> PatchedFi
             taken += 1
         lines[at : at + len(old)] = new
         added[at : at + len(old)] = marks
+        if len(lines) > MAX_LINES:
+            raise InputError(f"{name}: {change.new}: more than {MAX_LINES:,} lines; no kernel source is so long")
+        places.append(at - moved)
+        moved += len(new) - len(old)
         low = at + len(new)
         shift = at - (hunk.start - 1) + len(new) - len(old)
-    return PatchedFile("".join(lines), frozenset(number for number, mark in enumerate(added, start=1) if mark))
+    marked = frozenset(number for number, mark in enumerate(added, start=1) if mark)
+    return PatchedFile("".join(lines), marked), places
 
 
 def _lines(text: str) -> list[str]:
@@ -126,15 +207,19 @@ def _lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _find(lines: Sequence[str], old: Sequence[str], near: int, low: int) -> int:
+def _find(lines: Sequence[str], old: Sequence[str], near: int, low: int, record: Record, name: str) -> int:
     """Where `old` stands in `lines` nearest to `near`, at or behind `low`; -1 if nowhere."""
     if not old:
         return min(max(near, low), len(lines))
     high = len(lines) - len(old)
-    for distance in range(max(near - low, high - near, 0) + 1):
+    near = max(low, min(near, high))
+    for distance in range(high - low + 1):
+        record.spend(1, name)
         for at in (near - distance, near + distance):
-            if low <= at <= high and lines[at] == old[0] and list(lines[at : at + len(old)]) == list(old):
-                return at
+            if low <= at <= high and lines[at] == old[0]:
+                record.spend(len(old), name)
+                if list(lines[at : at + len(old)]) == list(old):
+                    return at
     return -1
 
 
