@@ -1,0 +1,22 @@
+"""A vCPU of our KVM on the bench, without guest and processor."""
+
+from __future__ import annotations
+
+from iretrace.kvm.create import kvm_arch_vcpu_create
+from iretrace.kvm.host import HostRun
+from iretrace.kvm.kvm_host import Kvm, Vcpu, VcpuSvm
+from iretrace.kvm.revisions import REVISIONS
+from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.vmcb import Vmcb
+
+
+def make_vcpu(kind: str = "plain", revision: str = "v6.12", vgif: int = 1, nrips: int = 1) -> Vcpu:
+    """A vCPU as KVM_CREATE_VCPU and the VMM leave it, with RIP 10 and no request."""
+    svm = VcpuSvm(vmcb=Vmcb(), ghcb=Ghcb())
+    kvm = Kvm(int(kind == "sev-es"), vgif, nrips, 3000, REVISIONS[revision].bits)
+    vcpu = Vcpu(kvm=kvm, thread=None, svm=svm)  # type: ignore[arg-type]
+    vcpu.thread = HostRun(vcpu, (), (), True)
+    kvm_arch_vcpu_create(vcpu)
+    vcpu.requests = 0
+    vcpu.rip = 10
+    return vcpu

@@ -1,0 +1,120 @@
+"""Revisions are sets of differences; each difference is one bit, one behaviour, one sentence."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from iretrace.check import check
+from iretrace.kvm import differences
+from iretrace.kvm.hypervisor import BuiltinHypervisor, State
+from iretrace.kvm.kvm_host import KVM_REQ_NMI, Vcpu
+from iretrace.kvm.revisions import DIFFERENCES, NEWEST, REVISIONS, Revision, explain, find
+from iretrace.litmus.corpus import select
+from iretrace.subset import pack, unpack
+from iretrace.verdict import InputError, Verdict
+from iretrace.world.protocol import Comparison
+from tests.kvm.lockstep import first_vmcb
+
+BY_NAME = {difference.name: difference for difference in DIFFERENCES}
+
+
+def verdict(revision: Revision, test: str, kind: str) -> Verdict:
+    (found,) = select([test])
+    return check(found, kind, "tickless", BuiltinHypervisor(revision, kind)).verdict
+
+
+def test_every_number_is_a_difference() -> None:
+    numbers = {name: value for name, value in vars(differences).items() if name.startswith("SINCE_")}
+    assert {difference.name: difference.number for difference in DIFFERENCES} == numbers
+    assert len(set(numbers.values())) == len(numbers)
+
+
+def test_a_newer_revision_has_what_an_older_one_has() -> None:
+    sets = [revision.bits for revision in REVISIONS.values()]
+    assert all(older & newer == older for older, newer in pairwise(sets))
+    assert len(set(sets)) == len(sets)
+    assert list(REVISIONS)[-1] == NEWEST
+
+
+def test_the_oldest_revision_has_none() -> None:
+    assert REVISIONS["v6.1"].bits == 0
+
+
+def test_explain_says_a_sentence_for_each_difference_once() -> None:
+    text = explain()
+    assert all(text.count(difference.what) == 1 for difference in DIFFERENCES)
+    assert all(text.count(f"{name}\n") == 1 for name in ("v6.1", "v6.12"))
+
+
+def test_a_revision_that_there_is_not_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="there are v6.1, v6.12, v7.3"):
+        find("v5.10")
+
+
+def test_flipping_a_difference_twice_changes_nothing() -> None:
+    revision = REVISIONS["v6.12"]
+    for difference in DIFFERENCES:
+        assert revision.flipped(difference).flipped(difference).bits == revision.bits
+        assert difference.name in revision.flipped(difference).name
+
+
+# Each difference, flipped, shows: in a verdict, or where its reason says.
+
+SHOWN_BY_VERDICT = {
+    "SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE": ("nmi-complete-then-spin", "sev-es"),
+    "SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME": ("clgi-is-ud", "plain"),
+}
+NO_VERDICT = {
+    "SINCE_NO_POINTLESS_SINGLE_STEP": "benign: the processor does not read TF from the VMCB of an encrypted guest",
+    "SINCE_EVENT_REQUEST_IFF_NMI_PENDING": "a look at events that finds none",
+    "SINCE_ALL_PENDING_NMIS_ARE_REPORTED": "only KVM_GET_VCPU_EVENTS, which no test calls",
+    "SINCE_HALT_LOOKS_FOR_EVENTS": "the loop of KVM_RUN looks right after it",
+    "SINCE_HLT_IN_FASTPATH": "an event that is injected one instruction later is late, not lost",
+    "SINCE_ICEBP_IS_INTERCEPTED": "no test executes INT1",
+}
+
+
+def test_every_difference_is_told_of() -> None:
+    assert SHOWN_BY_VERDICT.keys() | NO_VERDICT.keys() == BY_NAME.keys()
+    assert not SHOWN_BY_VERDICT.keys() & NO_VERDICT.keys()
+
+
+@pytest.mark.parametrize("revision", ["v6.1", "v7.3"])
+@pytest.mark.parametrize("name", SHOWN_BY_VERDICT)
+def test_flipping_it_flips_the_verdict(name: str, revision: str) -> None:
+    difference, (test, kind) = BY_NAME[name], SHOWN_BY_VERDICT[name]
+    without = REVISIONS[revision].flipped(difference) if revision == "v7.3" else REVISIONS[revision]
+    having = without.flipped(difference)
+    assert verdict(without, test, kind) is Verdict.VIOLATED
+    assert verdict(having, test, kind) is Verdict.HOLDS
+
+
+def comparison(revision: Revision, pending: int) -> Comparison:
+    """What a vCPU with so many pending NMIs looks like."""
+    hypervisor = BuiltinHypervisor(revision, "plain")
+    private = hypervisor.start().private
+    assert isinstance(private, State)
+    vcpu = unpack(Vcpu, private.vcpu)
+    vcpu.nmi_pending = pending
+    vcpu.requests = 1 << KVM_REQ_NMI
+    return hypervisor.compare(private._replace(vcpu=pack(vcpu)))
+
+
+@pytest.mark.parametrize(("revision", "told"), [("v6.1", 1), ("v6.12", 2)])
+def test_pending_nmis_are_counted_since_6_4(revision: str, told: int) -> None:
+    assert dict(comparison(REVISIONS[revision], 2).events)["nmi.pending"] == told
+    assert comparison(REVISIONS[revision], 2).requests == {"NMI"}
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("SINCE_ICEBP_IS_INTERCEPTED", 1 << 8), ("SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME", 0x3C)],
+)
+def test_intercepts_of_7_3(name: str, bits: int) -> None:
+    words = [
+        first_vmcb(BuiltinHypervisor(revision, "plain")).intercept_word4
+        for revision in (REVISIONS["v6.12"], REVISIONS["v6.12"].flipped(BY_NAME[name]))
+    ]
+    assert words[0] ^ words[1] == bits
