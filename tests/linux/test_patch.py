@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iretrace.linux.patch import PatchedFile, apply_patches, changed_paths, parse_patch
+from iretrace.linux.patch import PatchedFile, Record, apply_patches, changed_paths, parse_patch
 from iretrace.verdict import InputError
 
 OLD = "".join(f"line {number}\n" for number in range(1, 21))
@@ -132,12 +132,73 @@ def test_a_diff_of_two_texts_makes_one_of_the_other(old: str, new: str, cut: boo
 def test_a_change_to_a_file_that_is_neither_there_nor_looked_at_is_passed_over() -> None:
     """A series touches selftests as well; trees in the cache hold only what is looked at."""
     change = "--- a/tools/a.c\n+++ b/tools/a.c\n@@ -1 +1 @@\n-old\n+new\n"
-    assert apply_patches({}.get, [("a.patch", change)], lambda path: not path.startswith("tools/")) == {}
+    none: dict[str, str] = {}
+    assert apply_patches(none.get, [("a.patch", change)], lambda path: not path.startswith("tools/")) == {}
     with pytest.raises(InputError, match=r"tools/a\.c: no such file"):
-        apply_patches({}.get, [("a.patch", change)])
+        apply_patches(none.get, [("a.patch", change)])
 
 
 def test_a_change_to_a_file_that_is_there_must_apply_even_if_nothing_looks_at_it() -> None:
     change = "--- a/tools/a.c\n+++ b/tools/a.c\n@@ -1 +1 @@\n-old\n+new\n"
     with pytest.raises(InputError, match="does not apply"):
         apply_patches({"tools/a.c": "other\n"}.get, [("a.patch", change)], lambda path: False)
+
+
+def recorded(texts: dict[str, str], *patches: str) -> Record:
+    record = Record()
+    apply_patches(texts.get, [(f"{n}.patch", patch) for n, patch in enumerate(patches, start=1)], record=record)
+    return record
+
+
+def test_a_hunk_that_had_moved_is_told() -> None:
+    new = OLD.replace("line 7\n", "seven\n")
+    assert recorded({"a.c": "more\n" * 5 + OLD}, make_diff("a.c", OLD, new)).remarks == [
+        "1.patch: a.c: hunk 1 applied 5 lines further down, at line 9"
+    ]
+    assert recorded({"a.c": OLD.replace("line 1\n", "")}, make_diff("a.c", OLD, new)).remarks == [
+        "1.patch: a.c: hunk 1 applied 1 line further up, at line 3"
+    ]
+    assert recorded({"a.c": OLD}, make_diff("a.c", OLD, new)).remarks == []
+
+
+def test_every_hunk_is_recorded_with_its_lines_before_and_after() -> None:
+    new = OLD.replace("line 2\n", "").replace("line 17\n", "seventeen\nmore\n")
+    touches = recorded({"a.c": OLD}, make_diff("a.c", OLD, new)).touches
+    assert [(touch.number, touch.removed, touch.added) for touch in touches] == [(1, (2,), ()), (2, (17,), (16, 17))]
+    assert {(touch.path, touch.before, touch.after) for touch in touches} == {("a.c", OLD, new)}
+
+
+def test_context_that_differs_is_refused_there_is_no_fuzz() -> None:
+    new = OLD.replace("line 7\n", "seven\n")
+    with pytest.raises(InputError, match=r"hunk 1 .* does not apply"):
+        apply({"a.c": OLD.replace("line 4\n", "four\n")}, make_diff("a.c", OLD, new))
+
+
+def test_hunks_that_fit_everywhere_do_not_take_for_ever() -> None:
+    same = "--- a/a.c\n+++ b/a.c\n@@ -1,40 +1,41 @@\n" + " x\n" * 39 + " y\n+z\n"
+    with pytest.raises(InputError, match="fit nearly everywhere"):
+        apply_patches({"a.c": "x\n" * 5000}.get, [("1.patch", same)], record=Record(work=1000))
+
+
+def test_hunks_and_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = OLD.replace("line 2\n", "two\n").replace("line 17\n", "seventeen\nmore\n")
+    monkeypatch.setattr("iretrace.linux.patch.MAX_HUNKS", 1)
+    with pytest.raises(InputError, match="more than 1 hunks"):
+        apply({"a.c": OLD}, make_diff("a.c", OLD, new))
+    monkeypatch.undo()
+    monkeypatch.setattr("iretrace.linux.patch.MAX_LINES", 20)
+    with pytest.raises(InputError, match="more than 20 lines"):
+        apply({"a.c": OLD}, make_diff("a.c", OLD, new))
+
+
+def test_numbers_of_lines_may_be_absurd() -> None:
+    patch = "--- a/a.c\n+++ b/a.c\n@@ -{0} +{0} @@\n-line 20\n+twenty\n"
+    assert apply({"a.c": OLD}, patch.format(999_999_999))["a.c"].text == OLD.replace("line 20", "twenty")
+    with pytest.raises(InputError, match="no unified diff"):
+        apply({"a.c": OLD}, patch.format("9" * 5000))
+
+
+def test_a_file_is_not_renamed_onto_another() -> None:
+    patch = "diff --git a/a.c b/b.c\nsimilarity index 100%\nrename from a.c\nrename to b.c\n"
+    with pytest.raises(InputError, match=r"b\.c: the patch creates it, but the tree has it"):
+        apply({"a.c": OLD, "b.c": OLD}, patch)

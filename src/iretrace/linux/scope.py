@@ -7,7 +7,7 @@ or enum around it, is used by the event path. Where that is doubtful the hunk co
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,10 +25,11 @@ _BODY_END = re.compile(r"\n\}")
 _HEAD_ENDS = re.compile(r"[;}]|\n[ \t]*\n|\n[ \t]*#[^\n]*(?=\n)")
 _ENUM = re.compile(r"\n(?:typedef\s+)?enum\b[^;{}]*\{[^{}]*\}")
 _DEFINE = re.compile(r"\n[ \t]*#[ \t]*define\b(?:\\\n|[^\n])*")
+_ENTRY = re.compile(r"\s*\.\w+\s*=")
 _KEYWORDS = frozenset(
     "auto bool break case char const continue default do else extern for goto if inline int long register return "
-    "short signed sizeof static switch typedef unsigned void volatile while u8 u16 u32 u64 s8 s16 s32 s64 __always_inline "
-    "define include ifdef ifndef endif undef elif defined IS_ENABLED NULL true false".split()
+    "short signed sizeof static switch typedef unsigned void volatile while u8 u16 u32 u64 s8 s16 s32 s64 "
+    "__always_inline define include ifdef ifndef endif undef elif defined IS_ENABLED NULL true false".split()
 )
 
 
@@ -54,6 +55,14 @@ class Layout:
         """The function around a line."""
         return _around(self.functions, line)
 
+    def is_frame(self, line: int) -> bool:
+        """Whether a line is blank, or a brace in the first column: a diff may take that of another function."""
+        return line < len(self.lines) and self.lines[line].rstrip() in ("", "{", "}")
+
+    def fills_table(self, line: int) -> bool:
+        """Whether a line sets a member of a table, such as an operation of the vendor's."""
+        return line < len(self.lines) and _ENTRY.match(self.lines[line]) is not None
+
     def outside(self, line: int) -> frozenset[str]:
         """The names that a line outside of functions is about."""
         whole = _around(self.wholes, line)
@@ -78,6 +87,7 @@ def _names(text: str) -> frozenset[str]:
 def layout(text: str) -> Layout:
     """The layout of a file."""
     plain = Source("", text, 0).text
+    newlines = [match.start() for match in re.finditer("\n", plain)]
     functions: list[Extent] = []
     done = 0
     for body in _BODY.finditer(plain):
@@ -89,18 +99,17 @@ def layout(text: str) -> Layout:
         head = plain[start : body.start()]
         done = end.end() if end else len(plain)
         start += len(head) - len(head.lstrip())
-        functions.append(_extent(plain, start, done, frozenset(_WORD.findall(head)) - _KEYWORDS))
+        functions.append(_extent(newlines, start, done, frozenset(_WORD.findall(head)) - _KEYWORDS))
     wholes = [
-        _extent(plain, match.start() + 1, match.end(), _names(match[0]))
+        _extent(newlines, match.start() + 1, match.end(), _names(match[0]))
         for pattern in (_ENUM, _DEFINE)
         for match in pattern.finditer(plain)
     ]
     return Layout(plain.split("\n"), functions, sorted(wholes, key=lambda extent: extent.first))
 
 
-def _extent(text: str, start: int, end: int, names: frozenset[str]) -> Extent:
-    first = text.count("\n", 0, start)
-    return Extent(first, first + text.count("\n", start, end), names)
+def _extent(newlines: Sequence[int], start: int, end: int, names: frozenset[str]) -> Extent:
+    return Extent(bisect_left(newlines, start), bisect_left(newlines, end), names)
 
 
 class Scope:
@@ -148,10 +157,12 @@ class Scope:
         return any(self._modelled(layout(text), line) for text, lines in sides for line in lines)
 
     def _modelled(self, found: Layout, line: int) -> bool:
+        if found.is_frame(line):
+            return False
         function = found.function(line)
         if function is not None:
             return bool(function.names & self._functions)
-        return bool(found.outside(line) & self._used)
+        return found.fills_table(line) or bool(found.outside(line) & self._used)
 
 
 def not_looked_at(touches: Iterable[Touch], scope: Scope) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from iretrace.linux.archive import Progress, is_looked_at, open_archive
-from iretrace.linux.patch import PatchedFile, apply_patches
+from iretrace.linux.patch import PatchedFile, Record, apply_patches
 from iretrace.verdict import InputError
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -29,13 +29,14 @@ class NothingInScope(InputError):
 class Tree:
     """The texts of a tree, by path from its root (with /). Make one with open_tree.
 
-    version: "6.1.192", from the top Makefile. patched: what patches changed, by path.
+    version: "6.1.192", from the top Makefile. patched: what patches changed, by path. record: of their hunks.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.version = ""
         self.patched: dict[str, PatchedFile] = {}
+        self.record = Record()
         self._real_root = os.path.realpath(root)
         self._texts: dict[str, str | None] = {}
         self._inside: set[str] = set()
@@ -152,7 +153,7 @@ def open_tree(path: Path, patches: Sequence[tuple[str, str]] = (), progress: Pro
     tree = Tree(open_archive(path, progress) if path.is_file() else path)
     tree.version = tree_version(tree.root)
     if patches:
-        tree.patched = apply_patches(tree.text, patches, is_looked_at)
+        tree.patched = apply_patches(tree.text, patches, is_looked_at, tree.record)
         tree = _with_patches(tree)
     if tree.text(SVM) is None:
         raise InputError(f"{path}: Linux {tree.version} without {SVM}; unpack the tree completely")
@@ -172,6 +173,7 @@ def _with_patches(unpatched: Tree) -> Tree:
     """A tree that has read nothing yet, so that no unpatched text lingers."""
     tree = Tree(unpatched.root)
     tree.patched = unpatched.patched
+    tree.record = unpatched.record
     tree.version = _version(tree)
     return tree
 
