@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from iretrace.cli.sources import NO_PATCHES, AboutPatches
 from iretrace.world.protocol import Hypervisor
 from tests.world.small import Small
 
@@ -17,6 +18,7 @@ class SmallSource:
     def __init__(self, mistake: str, reads: Mapping[str, str] | None = None) -> None:
         self.mistake = mistake
         self.reads = dict(reads or {"a.c": "1"})
+        self.patches = NO_PATCHES
         self.opened: list[str] = []
 
     def identity(self) -> Any:
@@ -38,6 +40,10 @@ class SmallSource:
     def still_reads(self, digests: Mapping[str, str]) -> bool:
         """As it was told."""
         return digests == self.reads
+
+    def about_patches(self, progress: Callable[[str], None]) -> AboutPatches:
+        """As it was told."""
+        return self.patches
 
     def unanswered(self) -> str:
         """None."""

@@ -14,13 +14,14 @@ import pytest
 
 from iretrace.cli.driver import Request, run, tasks
 from iretrace.cli.main import main, one_line, read_patch, status_of
-from iretrace.cli.sources import integer, unreadable_is_input_error
+from iretrace.cli.sources import AboutPatches, integer, unreadable_is_input_error
 from iretrace.linux.ctree import Pos
 from iretrace.linux.cursor import ParseError
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.litmus.corpus import select
 from iretrace.verdict import InputError, Result, Verdict
 from tests.cli.small_source import SmallSource
+from tests.linux.mini import SVM, write_tree
 
 TEST = "nmi-complete-then-spin"
 MAKEFILE = "VERSION = {}\nPATCHLEVEL = 1\nSUBLEVEL = 0\n"
@@ -288,13 +289,60 @@ def test_text_from_a_tree_cannot_move_the_cursor() -> None:
 
 def test_a_patch_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("diff é".encode("latin-1"))))
-    assert read_patch("-") == ("<stdin>", "diff é")
+    assert read_patch("-") == [("<stdin>", "diff é")]
 
 
 def test_a_patch_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iretrace.cli.main.MAX_PATCH_BYTES", 1 << 10)
     with pytest.raises(InputError, match="larger than"):
         read_patch("/dev/zero")
+
+
+@pytest.fixture
+def mini(tmp_path: Path) -> Path:
+    """A small tree that is read from source."""
+    return write_tree(tmp_path / "linux", {SVM: "int of_no_use;\n"})
+
+
+@pytest.mark.parametrize("path", [SVM, "Documentation/virt/evil\x1b[2Jname.rst"])
+def test_a_patch_that_changes_nothing_modelled_is_no_pass(
+    path: str, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.patch").write_text(
+        f"Subject: [PATCH] \x1b[31mred\n\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-int of_no_use;\n+int of_none;\n"
+    )
+    assert main(["check", str(mini), "--patch", str(tmp_path / "a.patch")]) == 4
+    output = capsys.readouterr()
+    assert output.out == ""
+    remark, end = output.err.splitlines()
+    assert remark.startswith(f"iretrace: {tmp_path}/a.patch: [PATCH] [31mred: ")
+    assert remark.endswith(": hunk 1 not looked at: not modelled")
+    assert end == "iretrace: the patches change nothing that is modelled; no test was run"
+    assert "\x1b" not in output.err
+
+
+def test_remarks_on_patches_are_part_of_the_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = SmallSource("")
+    source.patches = AboutPatches(True, ("a.patch: a.c: hunk 1 applied 2 lines further down", "\x1b[2J: not looked at"))
+    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: source)
+    (tmp_path / "a.patch").write_text("")
+    assert main(["check", ".", "--test", TEST, "--patch", str(tmp_path / "a.patch")]) == 0
+    assert capsys.readouterr().out.endswith(
+        "\na.patch: a.c: hunk 1 applied 2 lines further down\n\\x1b[2J: not looked at\n"
+        "0 new, 0 known, 0 undetermined, 1 hold\n"
+    )
+
+
+def test_a_patch_that_does_not_apply_is_one_line_without_escapes(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.patch").write_text(f"--- a/{SVM}\n+++ b/{SVM}\n@@ -1 +1 @@\n-\x1b[2J\n+b\n")
+    assert main(["check", str(mini), "--patch", str(tmp_path / "a.patch")]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"a.patch: {SVM}: hunk 1 (@@ -1 +1 @@) does not apply; wrong version?\n")
+    assert error.count("\n") == 1
 
 
 def test_tests_are_listed_with_one_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # The rooms are imported where they are used, so that `iretrace --help` is quick.
 
-MAX_PATCH_BYTES = 64 << 20
+MAX_PATCH_BYTES = 16 << 20
 INDENT = "    "
 
 
@@ -46,8 +47,13 @@ def status_of(results: Sequence[Result]) -> Status:
     return Status.HOLDS
 
 
-def read_patch(name: str) -> tuple[str, str]:
-    """(name, text) of a patch file, or of standard input for "-". The text is data: it is applied in memory only."""
+def read_patch(name: str) -> list[tuple[str, str]]:
+    """(name, text) of each patch in a file, or on standard input for "-": a diff, a mail or a mailbox of a series.
+
+    The text is data: it is applied in memory only.
+    """
+    from iretrace.linux.mail import patches_in
+
     shown = "<stdin>" if name == "-" else name
     try:
         if name == "-":
@@ -59,10 +65,7 @@ def read_patch(name: str) -> tuple[str, str]:
         raise InputError(f"{shown}: cannot be read: {error.strerror}") from None
     if len(content) > MAX_PATCH_BYTES:
         raise InputError(f"{shown}: larger than {MAX_PATCH_BYTES >> 20} MiB; give one patch or one mailbox of patches")
-    try:
-        return shown, content.decode("utf-8")
-    except UnicodeDecodeError:
-        return shown, content.decode("latin-1")
+    return patches_in(content, shown)
 
 
 def look_for(arguments: argparse.Namespace) -> Look:
@@ -76,6 +79,7 @@ def look_for(arguments: argparse.Namespace) -> Look:
 def check(arguments: argparse.Namespace) -> int:
     """`iretrace check`."""
     from iretrace.cli.driver import Request, run, source_of
+    from iretrace.cli.sources import NO_PATCHES
     from iretrace.cli.stored import Stored, cache_directory
     from iretrace.explore.graph import Limits
     from iretrace.litmus.corpus import select
@@ -86,7 +90,7 @@ def check(arguments: argparse.Namespace) -> int:
         tree=arguments.tree,
         tests=select(arguments.test),
         revision=arguments.revision,
-        patches=[read_patch(name) for name in arguments.patch],
+        patches=[patch for name in arguments.patch for patch in read_patch(name)],
         vcpus=arguments.vcpu,
         hosts=[arguments.host] if arguments.host else [],
         rules=arguments.rules,
@@ -101,7 +105,12 @@ def check(arguments: argparse.Namespace) -> int:
         write(rows or "Every name that these tests need is answered; nothing to add.\n")
         return Status.UNDETERMINED if rows else Status.HOLDS
     with Progress(sys.stderr) as progress:
+        about = source.about_patches(progress) if request.patches else NO_PATCHES
+    if not about.in_scope:
+        return nothing_in_scope(about.remarks)
+    with Progress(sys.stderr) as progress:
         report = run(request, source, progress, None if arguments.no_cache else Stored(cache_directory()))
+    report = replace(report, remarks=about.remarks)
     if not report.results:
         print("iretrace: no test is about such a vCPU; iretrace tests lists what there is", file=sys.stderr)
         return Status.NOTHING_IN_SCOPE
@@ -109,6 +118,13 @@ def check(arguments: argparse.Namespace) -> int:
         report = report.without_known()
     show(report, arguments)
     return status_of(report.results) if report.results else Status.HOLDS
+
+
+def nothing_in_scope(remarks: Sequence[str]) -> int:
+    """Say that patches change nothing that is modelled: that is no pass."""
+    for remark in (*remarks, "the patches change nothing that is modelled; no test was run"):
+        print(f"iretrace: {one_line(remark)}", file=sys.stderr)
+    return Status.NOTHING_IN_SCOPE
 
 
 def show(report: Report, arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iretrace.cli.stored import digest_of
 from iretrace.verdict import InputError
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 
 EVENT_FILES = ("arch/x86/kvm/svm", "arch/x86/kvm/x86.c", "arch/x86/kvm/lapic.c")
 """Trees that differ here have results of their own; one does not replace the other's."""
+
+
+class AboutPatches(NamedTuple):
+    """What is to be said of patches: whether they change anything that is modelled, and sentences, e.g. on what they
+    change besides."""
+
+    in_scope: bool
+    remarks: tuple[str, ...] = ()
+
+
+NO_PATCHES = AboutPatches(True)
 
 
 class Source(Protocol):
@@ -44,6 +55,10 @@ class Source(Protocol):
 
     def still_reads(self, digests: Mapping[str, str]) -> bool:
         """Whether all this would be read again, just so."""
+        ...
+
+    def about_patches(self, progress: Callable[[str], None]) -> AboutPatches:
+        """What to say of the patches that were given."""
         ...
 
     def unanswered(self) -> str:
@@ -83,11 +98,25 @@ class TreeSource:
         return ["tree", self.tree.version, digest_of(texts), digest_of([*self._patches]), rules, self._options]
 
     def read(self) -> None:
-        """Index the tree."""
+        """Index the tree, once."""
         from iretrace.linux.machine import Machine
 
+        if self._machine is None:
+            with unreadable_is_input_error():
+                self._machine = Machine(self.tree, self._rules, self._options)
+
+    def about_patches(self, progress: Callable[[str], None]) -> AboutPatches:
+        """Which hunks had moved, and which are not looked at."""
+        from iretrace.linux.scope import Scope, not_looked_at
+
+        progress(f"looking for what the patches change in {self.name}")
+        self.read()
+        assert self._machine is not None
         with unreadable_is_input_error():
-            self._machine = Machine(self.tree, self._rules, self._options)
+            scope = Scope(self.tree, self._machine.closure())
+        record = self.tree.record
+        in_scope = any(scope.looks_at(touch) for touch in record.touches)
+        return AboutPatches(in_scope, (*record.remarks, *not_looked_at(record.touches, scope)))
 
     def open(self, vcpu: str) -> Hypervisor:
         """Create a vCPU and run it to its first VMRUN."""
@@ -149,6 +178,10 @@ class BuiltinSource:
     def still_reads(self, digests: Mapping[str, str]) -> bool:
         """Only nothing is still the same nothing."""
         return not digests
+
+    def about_patches(self, progress: Callable[[str], None]) -> AboutPatches:
+        """It cannot be patched."""
+        return NO_PATCHES
 
     def unanswered(self) -> str:
         """None: nothing is left open."""

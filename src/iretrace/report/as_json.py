@@ -37,6 +37,7 @@ def document(report: Report, version: str) -> dict[str, Any]:
             {"name": name, "statements": statements(results), "assumptions": len(assumptions(results))}
             for name, results in report.by_hypervisor().items()
         ],
+        "remarks": list(report.remarks),
         "results": [_result(result) for result in report.results],
     }
 

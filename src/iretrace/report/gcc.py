@@ -29,7 +29,11 @@ def gcc_summary(report: Report) -> str:
     """The lines for standard error: what it rests on, and how many."""
     look = Look(ascii_only=True)
     lines = [f"{look.clean(name)}: {executed(results)}" for name, results in report.by_hypervisor().items()]
-    return "".join(f"iretrace: {line}\n" for line in (*lines, reuse(report), summary(report)) if line)
+    return "".join(
+        f"iretrace: {line}\n"
+        for line in (*lines, *map(look.clean, report.remarks), reuse(report), summary(report))
+        if line
+    )
 
 
 def _lines(result: Result) -> Iterator[str]:

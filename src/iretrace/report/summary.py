@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iretrace.verdict import Assumption, Result, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The results to show. hidden: known defects that --new-only leaves out. reused: results of an earlier run."""
+    """The results to show. hidden: known defects that --new-only leaves out. reused: results of an earlier run.
+
+    remarks: sentences on the patches that were applied; they hold foreign names."""
 
     results: Sequence[Result]
     hidden: int = 0
     reused: int = 0
+    remarks: Sequence[str] = ()
 
     def without_known(self) -> Report:
         """The same, known defects not shown."""
         shown = [result for result in self.results if not result.known]
-        return Report(shown, self.hidden + len(self.results) - len(shown), self.reused)
+        return replace(self, results=shown, hidden=self.hidden + len(self.results) - len(shown))
 
     def by_hypervisor(self) -> dict[str, list[Result]]:
         """The results of each hypervisor, in the order of first use."""

@@ -38,6 +38,8 @@ def check_report(report: Report, look: Look | None = None, detail: bool = False)
     for results in report.by_hypervisor().values():
         lines += hypervisor_report(results, look, detail)
         lines.append("")
+    for remark in report.remarks:
+        lines += wrap(look.clean(remark), rest="    ")
     lines += [line for line in (reuse(report), summary(report)) if line]
     return "\n".join(lines) + "\n"
 
