@@ -23,6 +23,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -54,7 +55,6 @@ enum kind { NMI, IRQ, SIGNAL };
 #define MSI_NMI 0x400
 
 #define MS 1000000ull
-#define ARMED_LIMIT (2000 * MS) /* a guest that has not begun by then hangs */
 #define QUIET (8 * MS)
 #define QUIET_LIMIT (500 * MS)
 #define TICKS 3
@@ -106,6 +106,7 @@ static volatile int exited;  /* KVM_RUN came back by itself */
 static volatile int fired[MAX_ARRIVALS];
 static volatile uint64_t cut_time;
 static int at_port, is_init;
+static pthread_attr_t ordinary; /* of the vCPU's thread: no priority */
 static uint64_t random_state;
 
 /* Output and errors. ------------------------------------------------------------------------------------------------ */
@@ -169,7 +170,7 @@ static uint64_t random_number(void)
 /* 0 to 4 ms, every order of magnitude as likely as the next. */
 static uint64_t random_delay(void)
 {
-	return random_number() % (1ull << (10 + random_number() % 13));
+	return random_number() % (1ull << (7 + random_number() % 16));
 }
 
 static void rest(uint64_t nanoseconds)
@@ -177,6 +178,25 @@ static void rest(uint64_t nanoseconds)
 	struct timespec time = { 0, nanoseconds };
 
 	nanosleep(&time, NULL);
+}
+
+/*
+ * Sleep, so that on a single processor a timer interrupts the guest. This thread then goes first (go_first), and what it
+ * sends arrives where the guest was interrupted.
+ */
+static void sleep_until(uint64_t due)
+{
+	struct timespec time = { due / (1000 * MS), due % (1000 * MS) };
+
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL);
+}
+
+static void go_first(void)
+{
+	struct sched_param first = { .sched_priority = 10 };
+
+	prctl(PR_SET_TIMERSLACK, 1);
+	sched_setscheduler(0, SCHED_FIFO, &first); /* refused to a user: then it goes first a little later */
 }
 
 /* How far it is. ---------------------------------------------------------------------------------------------------- */
@@ -430,22 +450,10 @@ static void on_signal(int number)
 	(void)number;
 }
 
-/* Wait for the guest to begin; 0 if it does not. */
-static int wait_armed(void)
-{
-	uint64_t limit = now() + ARMED_LIMIT;
-	volatile uint32_t *armed = (void *)(memory + ARMED);
-
-	while (!*armed && !stopped)
-		if (now() > limit)
-			return 0;
-	return 1;
-}
-
 static void wait_cut(uint64_t limit)
 {
 	for (limit += now(); !cut_time && !stopped && now() < limit;)
-		;
+		rest(MS / 50);
 }
 
 /* Send everything that is not bound to a place, in any order, at any distance; then wait for what is bound to one. */
@@ -467,9 +475,7 @@ static void send_all(void)
 	if (cuts && random_number() & 1)
 		wait_cut(CUT_LIMIT / 4);
 	for (unsigned n = 0; n < count; n++) {
-		uint64_t due = now() + random_delay();
-		while (now() < due && !stopped)
-			;
+		sleep_until(now() + random_delay());
 		send(order[n]);
 	}
 	if (cuts)
@@ -499,7 +505,7 @@ static void start_vcpu(void)
 {
 	stop = stopped = 0;
 	run->immediate_exit = 0;
-	if (pthread_create(&vcpu_thread, NULL, vcpu_loop, NULL))
+	if (pthread_create(&vcpu_thread, &ordinary, vcpu_loop, NULL))
 		fail("pthread_create");
 }
 
@@ -600,11 +606,9 @@ static void run_once(unsigned repetition)
 	} else {
 		start_at(guest->entry, guest->rflags);
 		start_vcpu();
-		int armed = wait_armed();
-		if (armed)
-			send_all();
+		send_all();
 		int rounds = settle(&seen);
-		if (armed)
+		if (*(volatile uint32_t *)(memory + ARMED) || exited || refused)
 			print_run(repetition, &seen, rounds);
 		else
 			put("run %u %u end=hangs reason=0\n", guest->number, repetition);
@@ -671,6 +675,9 @@ static void prepare(void)
 	struct sigaction action = { .sa_handler = on_signal };
 
 	sigaction(SIGUSR1, &action, NULL);
+	pthread_attr_init(&ordinary);
+	pthread_attr_setinheritsched(&ordinary, PTHREAD_EXPLICIT_SCHED);
+	go_first();
 	must(kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	must(run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
 	memory = mmap(NULL, MEMORY_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -237,8 +237,8 @@ def _tss() -> bytes:
 
 
 def _idt(test: Test, addresses: list[int]) -> bytes:
-    """Interrupt gates; vectors that the test has no handler for are not present."""
-    idt = bytearray(256 * 16)
+    """Interrupt gates; those of vectors that the test has no handler for are not present."""
+    idt = bytearray(struct.pack("<HHBBHII", 0, CODE_SELECTOR, 0, 0x0E, 0, 0, 0) * 256)
     names = {vector: name for name, vector in VECTORS.items()}
     for vector, start in test.handlers:
         address = addresses[start] - len(_entry_stub(vector, test))
