@@ -419,11 +419,12 @@ class TreeHypervisor:
         ]
 
     def _saved_on_exit(self, run: KernelRun) -> tuple[int, ...]:
-        """Words of vcpu->arch.regs that svm_vcpu_run() writes on every #VMEXIT of a guest that is not encrypted."""
+        """Words of vcpu->arch that svm_vcpu_run() writes on every #VMEXIT of a guest that is not encrypted."""
         if self.vm.vcpu != "plain":
             return ()
-        numbers = [self.machine.layout.enumerator(f"VCPU_REGS_{name}") for name in ("RAX", "RSP", "RIP")]
-        return tuple(self._spot(f"svm.vcpu.arch.regs[{number}]", run) for number in numbers)
+        rax, rsp, rip = (self.machine.layout.enumerator(f"VCPU_REGS_{name}") for name in ("RAX", "RSP", "RIP"))
+        places = [f"regs[{rax}]", f"regs[{rsp}]", "rip" if rip is None else f"regs[{rip}]"]
+        return tuple(self._spot(f"svm.vcpu.arch.{place}", run) for place in places)
 
     def _spot(self, place: str, run: KernelRun) -> int:
         spot = self.places.find(run, place)
