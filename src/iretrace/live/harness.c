@@ -13,6 +13,7 @@
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -106,7 +107,7 @@ static volatile int exited;  /* KVM_RUN came back by itself */
 static volatile int fired[MAX_ARRIVALS];
 static volatile uint64_t cut_time;
 static int at_port, is_init;
-static pthread_attr_t ordinary; /* of the vCPU's thread: no priority */
+static sem_t go, done;
 static uint64_t random_state;
 
 /* Output and errors. ------------------------------------------------------------------------------------------------ */
@@ -359,27 +360,6 @@ static void load_memory(void)
 	}
 }
 
-/*
- * Have the guest write to all of its pages, so that later no nested page fault disturbs, but for those that the test
- * calls cold and those at whose first instruction an event is to arrive.
- */
-static int warm_up(void)
-{
-	start_at(WARM_UP, 2);
-	while (ioctl(vcpu, KVM_RUN, 0) < 0)
-		if (errno != EINTR && errno != EAGAIN)
-			return -errno;
-	if (run->exit_reason != KVM_EXIT_IO)
-		return -1000 - (int)run->exit_reason;
-	for (unsigned n = 0; n < 8; n++)
-		if (guest->cold >> n & 1)
-			must(madvise(memory + MAIN_STACK_TOP - PAGE + 2 * n * PAGE, PAGE, MADV_DONTNEED), "madvise");
-	for (unsigned i = 0; i < guest->arrivals; i++)
-		if (guest->arrival[i].cut)
-			must(mprotect(memory + guest->arrival[i].cut, PAGE, PROT_NONE), "mprotect");
-	return 0;
-}
-
 /* Events. ----------------------------------------------------------------------------------------------------------- */
 
 static void send(unsigned i)
@@ -423,14 +403,13 @@ static void open_cuts(void)
 			mprotect(memory + guest->arrival[i].cut, PAGE, PROT_READ | PROT_WRITE);
 }
 
-static void *vcpu_loop(void *unused)
+static void run_guest(void)
 {
-	(void)unused;
 	for (;;) {
 		int result = ioctl(vcpu, KVM_RUN, 0);
 		if (result < 0 && (errno == EINTR || errno == EAGAIN)) {
 			if (stop)
-				break;
+				return;
 			continue;
 		}
 		if (result < 0 && errno == EFAULT && cross_cut())
@@ -439,9 +418,24 @@ static void *vcpu_loop(void *unused)
 			refused = errno;
 		else
 			exited = 1;
-		break;
+		return;
 	}
-	stopped = 1;
+}
+
+/*
+ * The one thread that calls KVM_RUN. A vCPU that changes its thread waits for a grace period of RCU, and whatever is to
+ * meet the guest's first instructions would come too early; here only the warm-up waits.
+ */
+static void *vcpu_loop(void *unused)
+{
+	(void)unused;
+	for (;;) {
+		while (sem_wait(&go))
+			;
+		run_guest();
+		stopped = 1;
+		sem_post(&done);
+	}
 	return NULL;
 }
 
@@ -505,8 +499,13 @@ static void start_vcpu(void)
 {
 	stop = stopped = 0;
 	run->immediate_exit = 0;
-	if (pthread_create(&vcpu_thread, &ordinary, vcpu_loop, NULL))
-		fail("pthread_create");
+	sem_post(&go);
+}
+
+static void wait_vcpu(void)
+{
+	while (sem_wait(&done))
+		;
 }
 
 static void stop_vcpu(void)
@@ -523,7 +522,7 @@ static void stop_vcpu(void)
 		pthread_kill(vcpu_thread, SIGUSR1);
 		rest(MS / 20);
 	}
-	pthread_join(vcpu_thread, NULL);
+	wait_vcpu();
 }
 
 static int same(const struct seen *a, const struct seen *b)
@@ -590,6 +589,29 @@ static void print_run(unsigned repetition, const struct seen *seen, int rounds)
 	print_log(seen);
 }
 
+/*
+ * Have the guest write to all of its pages, so that later no nested page fault disturbs, but for those that the test
+ * calls cold and those at whose first instruction an event is to arrive. 0 if it went well.
+ */
+static int warm_up(void)
+{
+	start_at(WARM_UP, 2);
+	start_vcpu();
+	wait_vcpu();
+	if (refused)
+		return refused;
+	if (run->exit_reason != KVM_EXIT_IO)
+		return 1000 + run->exit_reason;
+	for (unsigned n = 0; n < 8; n++)
+		if (guest->cold >> n & 1)
+			must(madvise(memory + MAIN_STACK_TOP - PAGE + 2 * n * PAGE, PAGE, MADV_DONTNEED), "madvise");
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].cut)
+			must(mprotect(memory + guest->arrival[i].cut, PAGE, PROT_NONE), "mprotect");
+	exited = 0;
+	return 0;
+}
+
 static void run_once(unsigned repetition)
 {
 	struct seen seen = { 0 };
@@ -601,8 +623,8 @@ static void run_once(unsigned repetition)
 	load_memory();
 	make_vm();
 	int warm = warm_up();
-	if (warm < 0) {
-		put("run %u %u end=cold reason=%d\n", guest->number, repetition, -warm);
+	if (warm) {
+		put("run %u %u end=cold reason=%d\n", guest->number, repetition, warm);
 	} else {
 		start_at(guest->entry, guest->rflags);
 		start_vcpu();
@@ -675,8 +697,10 @@ static void prepare(void)
 	struct sigaction action = { .sa_handler = on_signal };
 
 	sigaction(SIGUSR1, &action, NULL);
-	pthread_attr_init(&ordinary);
-	pthread_attr_setinheritsched(&ordinary, PTHREAD_EXPLICIT_SCHED);
+	sem_init(&go, 0, 0);
+	sem_init(&done, 0, 0);
+	if (pthread_create(&vcpu_thread, NULL, vcpu_loop, NULL))
+		fail("pthread_create");
 	go_first();
 	must(kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	must(run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
