@@ -37,4 +37,5 @@ def test_an_entry_that_is_listed_twice_is_refused() -> None:
 
 def test_a_bug_that_is_not_fixed_upstream_says_so() -> None:
     (bug, *_) = load(TEXT, TESTS)
-    assert "fixed upstream: not yet" in render([{**bug, "fixed": {}}])
+    affected = [{**tree, "state": "affected"} for tree in bug["trees"]]
+    assert "fixed upstream: not in the trees below" in render([{**bug, "fixed": {}, "trees": affected}])
