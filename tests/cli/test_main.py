@@ -457,3 +457,78 @@ def test_gcc_writes_its_summary_to_standard_error(
     output = capsys.readouterr()
     assert f"error: [{TEST}] " in output.out
     assert output.err.endswith("iretrace: 1 new, 0 known, 0 undetermined, 0 hold\n")
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("ktap", "KTAP version 1\n1..1\n"),
+        ("junit", '<?xml version="1.0" '),
+        ("sarif", '{\n "$schema": '),
+        ("b4", '[\n {\n  "tool": "iretrace",\n  "status": "fail"'),
+    ],
+)
+def test_a_format_is_all_that_there_is_on_standard_output(
+    form: str, start: str, tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST, "--format", form]) == 1
+    output = capsys.readouterr()
+    assert output.out.startswith(start)
+    assert output.err == ""
+
+
+@pytest.mark.parametrize(
+    ("mail", "status", "out"),
+    [
+        ("Subject: [PATCH 0/2] cover\n\nNo diff.\n", 4, "[]\n"),
+        (f"Subject: [PATCH] x\n\n--- a/{SVM}\n+++ b/{SVM}\n@@ -1 +1 @@\n-int of_no_use;\n+int b;\n", 4, "[]\n"),
+        (f"Subject: [PATCH] x\n\n--- a/{SVM}\n+++ b/{SVM}\n@@ -1 +1 @@\n-other\n+b\n", 2, None),
+    ],
+)
+def test_b4_gets_an_answer_to_every_mail(
+    mail: str, status: int, out: str | None, mini: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(mail.encode())))
+    assert main(["check", str(mini), "--patch", "-", "--format", "b4"]) == status
+    written = capsys.readouterr().out
+    if out is not None:
+        assert written == out
+    else:
+        (entry,) = json.loads(written)
+        assert entry["status"] == "warn"
+        assert "does not apply" in entry["summary"]
+
+
+def test_ktap_skips_what_is_not_in_scope(tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    tree("")
+    assert main(["check", ".", "--test", TEST, "--vcpu", "plain", "--format", "ktap"]) == 4
+    assert capsys.readouterr().out.startswith("KTAP version 1\n1..0 # SKIP no test is about")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "arguments", "status"),
+    [
+        ("", [], 0),
+        ("defer", [], 1),
+        ("", ["--max-states", "2"], 125),
+        ("", ["--vcpu", "plain"], 125),
+        ("", ["--patch", "no/such.patch"], 125),
+    ],
+)
+def test_git_bisect_is_told_good_bad_or_to_skip(
+    mistake: str, arguments: list[str], status: int, tree: Callable[[str], None]
+) -> None:
+    tree(mistake)
+    assert main(["check", ".", "--test", TEST, "--bisect", *arguments]) == status
+
+
+def test_a_mistake_in_the_command_line_stops_a_bisection(tree: Callable[[str], None]) -> None:
+    tree("")
+    assert main(["check", ".", "--bisect", "--bogus"]) == 128
+
+
+def test_a_mistake_of_ours_is_skipped_by_a_bisection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: 1 // 0)
+    assert main(["check", ".", "--test", TEST, "--bisect"]) == 125

@@ -110,7 +110,7 @@ def test_some_patches_of_a_series_may_be_given_alone() -> None:
         (["[PATCH 1/3] a", "[PATCH 3/3] c"], r"\[PATCH 2/3\] is missing"),
         (["[PATCH 1/2] a", "[PATCH 1/2] b"], r"\[PATCH 1/2\] is there twice"),
         (["[PATCH 1/2] a", "[PATCH 2/3] b"], "mails of 2 different series"),
-        (["Re: [PATCH] a"], "no unified diff inside"),
+        (["Re: [PATCH] a"], "no patch in this mail"),
     ],
 )
 def test_what_is_no_series_is_refused_in_one_line(subjects: list[str], complaint: str) -> None:

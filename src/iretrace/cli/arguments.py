@@ -31,6 +31,9 @@ examples:
   b4 am -o - MESSAGE-ID | iretrace check ~/src/linux --patch -"""
 
 
+FORMATS = ("text", "gcc", "json", "ktap", "junit", "sarif", "b4")
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -108,7 +111,8 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("--max-states", metavar="N", type=_at_least_one, default=2_000_000, help="give up beyond (default 2,000,000)")
     add("--no-cache", action="store_true", help="reuse and keep no results")
     add("--timeout", metavar="S", type=_seconds, default=0.0, help="seconds for each test; 0: no limit (default)")
-    add("--format", choices=["text", "gcc", "json"], default="text", help="default: text; json: see docs/json.md")
+    add("--format", choices=FORMATS, default="text", help="default: text; docs/formats.md explains them")
+    add("--bisect", action="store_true", help="exit status for git bisect run: 125 for what cannot be judged")
     add("--all", action="store_true", help="text: tell each test in full, those that hold too")
     add("--new-only", action="store_true", help="leave known defects out of the output and of the exit status")
     add("--verbose", action="store_true", help="every assumption and statement, not only what tells")

@@ -16,6 +16,7 @@ from iretrace.cli.terminal import Progress, only_ascii, wants_color
 from iretrace.verdict import InputError, Result, Verdict
 
 if TYPE_CHECKING:
+    from iretrace.litmus.test import Test
     from iretrace.report.summary import Report
     from iretrace.report.terminal import Look
 
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 MAX_PATCH_BYTES = 16 << 20
 INDENT = "    "
+
+UNTOUCHED = "the patches change nothing that is modelled; no test was run"
+
+CANNOT_BE_BISECTED = 125
+"""`git bisect run` leaves such a commit out."""
+
+STOPS_BISECTION = 128
+"""A mistake in the command line is the same for every commit."""
 
 
 class Status(IntEnum):
@@ -107,42 +116,44 @@ def check(arguments: argparse.Namespace) -> int:
     with Progress(sys.stderr) as progress:
         about = source.about_patches(progress) if request.patches else NO_PATCHES
     if not about.in_scope:
-        return nothing_in_scope(about.remarks)
+        return nothing_in_scope(about.remarks, UNTOUCHED, arguments.format)
     with Progress(sys.stderr) as progress:
         report = run(request, source, progress, None if arguments.no_cache else Stored(cache_directory()))
     report = replace(report, remarks=about.remarks)
     if not report.results:
-        print("iretrace: no test is about such a vCPU; iretrace tests lists what there is", file=sys.stderr)
-        return Status.NOTHING_IN_SCOPE
+        return nothing_in_scope(
+            (), "no test is about such a vCPU; iretrace tests lists what there is", arguments.format
+        )
     if arguments.new_only:
         report = report.without_known()
-    show(report, arguments)
+    show(report, arguments, request.tests)
     return status_of(report.results) if report.results else Status.HOLDS
 
 
-def nothing_in_scope(remarks: Sequence[str]) -> int:
-    """Say that patches change nothing that is modelled: that is no pass."""
-    for remark in (*remarks, "the patches change nothing that is modelled; no test was run"):
+def nothing_in_scope(remarks: Sequence[str], reason: str, form: str) -> int:
+    """Say why nothing was run: that is no pass."""
+    from iretrace.cli.formats import nothing
+
+    write(nothing(form, reason))
+    for remark in (*remarks, reason):
         print(f"iretrace: {one_line(remark)}", file=sys.stderr)
     return Status.NOTHING_IN_SCOPE
 
 
-def show(report: Report, arguments: argparse.Namespace) -> None:
+def show(report: Report, arguments: argparse.Namespace, tests: Sequence[Test]) -> None:
     """Write a report in the format that was asked for."""
-    if arguments.format == "json":
-        from iretrace import __version__
-        from iretrace.report.as_json import json_report
+    from iretrace.cli.formats import FORMATS
 
-        write(json_report(report, __version__))
-    elif arguments.format == "gcc":
-        from iretrace.report.gcc import gcc_report, gcc_summary
-
-        write(gcc_report(report))
-        sys.stderr.write(gcc_summary(report))
-    else:
+    if arguments.format == "text":
         from iretrace.report.text import check_report
 
         write(check_report(report, look_for(arguments), arguments.all))
+        return
+    write(FORMATS[arguments.format](report, tests))
+    if arguments.format == "gcc":
+        from iretrace.report.gcc import gcc_summary
+
+        sys.stderr.write(gcc_summary(report))
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -218,19 +229,26 @@ def write(text: str) -> None:
 
 def out_of_scope(error: InputError) -> bool:
     """Whether the input is sound but holds nothing that Iretrace is about."""
+    from iretrace.linux.mail import NoPatch
     from iretrace.linux.tree import NothingInScope
 
-    return isinstance(error, NothingInScope)
+    return isinstance(error, NothingInScope | NoPatch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = argparse.Namespace()
     try:
         parsed = make_parser().parse_args(arguments)
-        return int(COMMANDS[parsed.command](parsed))
+        return _exit_status(int(COMMANDS[parsed.command](parsed)), parsed)
     except InputError as error:
         print(f"iretrace: {one_line(str(error))}", file=sys.stderr)
-        return Status.NOTHING_IN_SCOPE if out_of_scope(error) else Status.BAD_INPUT
+        status = Status.NOTHING_IN_SCOPE if out_of_scope(error) else Status.BAD_INPUT
+        _write_refusal(str(error), status, parsed)
+        if not vars(parsed) and "--bisect" in arguments:
+            return STOPS_BISECTION
+        return _exit_status(status, parsed)
     except KeyboardInterrupt:
         print("iretrace: interrupted", file=sys.stderr)
         return 130
@@ -239,7 +257,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         what = one_line(f"{type(error).__name__}: {error}")
         print(f"iretrace: {what}; this is a bug of iretrace (IRETRACE_DEBUG=1 shows where)", file=sys.stderr)
-        return Status.BAD_INPUT
+        return _exit_status(Status.BAD_INPUT, parsed)
+
+
+def _exit_status(status: int, parsed: argparse.Namespace) -> int:
+    """The exit status that the user asked for: `git bisect run` wants 125 for what cannot be judged."""
+    if getattr(parsed, "bisect", False) and status not in (Status.HOLDS, Status.COUNTEREXAMPLE):
+        return CANNOT_BE_BISECTED
+    return status
+
+
+def _write_refusal(reason: str, status: Status, parsed: argparse.Namespace) -> None:
+    """What a format has for input that cannot be judged, if it has anything."""
+    from iretrace.cli.formats import nothing, refused
+
+    form = getattr(parsed, "format", "")
+    write(nothing(form, reason) if status is Status.NOTHING_IN_SCOPE else refused(form, reason))
 
 
 def one_line(text: str) -> str:

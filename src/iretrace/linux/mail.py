@@ -31,6 +31,10 @@ _DIFF = re.compile(r"^(diff --git |--- .*\n\+\+\+ )", re.MULTILINE)
 _SIGNATURE = "-- "
 
 
+class NoPatch(InputError):
+    """Mail without a patch: a cover letter, a reply."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mail:
     """One mail with a diff. number, total: of [PATCH number/total], 0 where it has none. version: of [PATCH v2]."""
@@ -45,14 +49,14 @@ class Mail:
 def patches_in(content: bytes, name: str) -> list[tuple[str, str]]:
     """(name, text) of each patch in a file, in the order to apply; replies, covers and other mails are passed over.
 
-    InputError: mails of a series that are missing, there twice, or of different series; no diff at all.
+    InputError: mails of a series that are missing, there twice, or of different series. NoPatch: there is none.
     """
     content = content.replace(b"\r\n", b"\n")
     if not _ENVELOPE.match(content) and not _HEADER.match(content):
         return [(name, decoded(content, "utf-8"))]
     mails = list(_mails(content, name))
     if not mails:
-        raise InputError(f"{name}: no unified diff inside; give the output of git format-patch or diff -u")
+        raise NoPatch(f"{name}: no patch in this mail; give the output of git format-patch or diff -u")
     return [(f"{name}: {mail.subject}" if mail.subject else name, mail.text) for mail in _in_order(mails, name)]
 
 

@@ -22,7 +22,7 @@ PLACE_IN_REASON = re.compile(r"([\w./+-]+\.[ch]:\d+): (.+)")
 
 def gcc_report(report: Report) -> str:
     """The lines for standard output; empty if everything holds."""
-    return "".join(f"{line}\n" for result in report.results for line in _lines(result))
+    return "".join(f"{line}\n" for result in report.results for line in gcc_lines(result))
 
 
 def gcc_summary(report: Report) -> str:
@@ -36,7 +36,8 @@ def gcc_summary(report: Report) -> str:
     )
 
 
-def _lines(result: Result) -> Iterator[str]:
+def gcc_lines(result: Result) -> Iterator[str]:
+    """The lines about one result; none if it holds."""
     if result.verdict is Verdict.VIOLATED:
         trace = result.trace or Trace((), (), result.reason)
         cause = trace.cause or result.reason or "no cause was given"
