@@ -126,6 +126,12 @@ def test_a_subject_is_printable_and_short() -> None:
     assert len(name) <= 72
 
 
+def test_parts_within_parts_without_end_are_refused() -> None:
+    parts = "".join(f"Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n" for n in range(3000))
+    with pytest.raises(InputError, match="a mail in it is damaged"):
+        patches_in(f"Subject: [PATCH] x\n{parts}".encode(), "x")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_patches_or_refused(content: bytes) -> None:

@@ -68,13 +68,12 @@ def _mails(content: bytes, name: str) -> Iterator[Mail]:
         raise InputError(f"{name}: more than {MAX_MAILS} mails; give one series")
     seen: set[str] = set()
     for start, end in zip(starts, [*ends, len(content)], strict=True):
-        message = _parsed(content[start:end])
+        message, text = _read(content[start:end], name)
         identity = str(message.get("Message-ID", ""))
         if identity and identity in seen:
             continue
         seen.add(identity)
         subject = _subject(message)
-        text = "\n".join(_texts(message))
         if _REPLY.match(subject) or not _DIFF.search(text):
             continue
         tag = _TAG.search(subject)
@@ -108,11 +107,13 @@ def _in_order(mails: Sequence[Mail], name: str) -> list[Mail]:
     return series
 
 
-def _parsed(content: bytes) -> Message:
+def _read(content: bytes, name: str) -> tuple[Message, str]:
+    """A mail and its texts. InputError: one that cannot be read, such as parts within parts without end."""
     try:
-        return BytesParser().parsebytes(content)
-    except (errors.MessageError, ValueError, LookupError, RecursionError):
-        return Message()
+        message = BytesParser().parsebytes(content)
+        return message, "\n".join(_texts(message))
+    except (errors.MessageError, ValueError, LookupError, TypeError, RecursionError):
+        raise InputError(f"{name}: a mail in it is damaged and cannot be read; give the patch as a file") from None
 
 
 def _subject(message: Message) -> str:
