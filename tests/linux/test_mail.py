@@ -71,6 +71,13 @@ def test_transfer_encodings_are_undone(encode: str) -> None:
     assert applied(mail("[PATCH] x", FIRST, "Content-Type: text/plain; charset=utf-8", encode=encode)) == SEVEN
 
 
+@pytest.mark.parametrize("encoding", ["base64", "quoted-printable"])
+def test_a_body_that_is_decoded_in_spite_of_its_header_is_read(encoding: str) -> None:
+    """b4 hands mails to its checks like that."""
+    content = f"Subject: [PATCH] x\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: {encoding}\n\n"
+    assert applied((content + FIRST).encode()) == SEVEN
+
+
 def test_other_character_sets_and_line_ends_are_undone() -> None:
     body = FIRST.replace("\n", "\r\n").encode("latin-1")
     head = b"Subject: [PATCH] x\r\nContent-Type: text/plain; charset=iso-8859-1\r\n\r\n"

@@ -28,6 +28,9 @@ _TAG = re.compile(r"\[([^\]]*\bPATCH\b[^\]]*)\]", re.IGNORECASE)
 _NUMBER = re.compile(r"\b(\d{1,4})/(\d{1,4})\b")
 _VERSION = re.compile(r"\bv(\d{1,3})\b", re.IGNORECASE)
 _DIFF = re.compile(r"^(diff --git |--- .*\n\+\+\+ )", re.MULTILINE)
+_NOT_QUOTED = re.compile(r"=(?![0-9A-Fa-f]{2}|[ \t]*\n)")
+"""An equals sign that quoted-printable does not allow."""
+
 _SIGNATURE = "-- "
 
 
@@ -133,13 +136,23 @@ def _texts(message: Message) -> Iterator[str]:
         is_patch = (part.get_filename() or "").endswith((".patch", ".diff"))
         if part.is_multipart() or (part.get_content_maintype() != "text" and not is_patch) or kind == "text/html":
             continue
-        content = part.get_payload(decode=True)
-        if not isinstance(content, bytes):
+        plain, content = part.get_payload(), part.get_payload(decode=True)
+        if not isinstance(content, bytes) or not isinstance(plain, str):
             continue
         text = decoded(content, part.get_content_charset() or "utf-8").replace("\r\n", "\n")
+        if _is_decoded_already(part, plain):
+            text = plain
         if str(part.get_param("format", "")).lower() == "flowed":
             text = _unflowed(text, str(part.get_param("delsp", "")).lower() == "yes")
         yield text
+
+
+def _is_decoded_already(part: Message, plain: str) -> bool:
+    """Whether the body is plain text in spite of its header: b4 hands mails on like that."""
+    encoding = str(part.get("Content-Transfer-Encoding", "")).strip().lower()
+    if encoding == "quoted-printable":
+        return _DIFF.search(plain) is not None and _NOT_QUOTED.search(plain) is not None
+    return encoding == "base64" and _DIFF.search(plain) is not None
 
 
 def decoded(content: bytes, charset: str) -> str:
