@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iretrace.live.explain import Explainer
 from iretrace.live.guests import Guest
-from iretrace.live.observed import TOO_LONG, Delivery, Mark, Run, digits, read_run
+from iretrace.live.observed import MORE, Delivery, Mark, Run, digits, read_run
 from iretrace.verdict import Outcome
 from tests.live.guests import TWO_NMIS, first_guest
 
@@ -58,7 +58,7 @@ def test_a_failing_kvm_run_is_no_outcome() -> None:
 def test_what_comes_after_an_overflow_is_left_out() -> None:
     run = read("2:{0:x}:2:0:0;1:{0:x}:102:0:ffffffffffff0000;", 5)
     assert run.history == (Delivery(2, 0, 0, 0),)
-    assert run.outcome() == Outcome((TOO_LONG,), "spins")
+    assert run.outcome() == Outcome((MORE,), "spins")
 
 
 def test_an_nmi_that_comes_before_the_record_is_taken_is_put_behind_the_delivery_that_it_interrupts() -> None:
@@ -66,6 +66,18 @@ def test_an_nmi_that_comes_before_the_record_is_taken_is_put_behind_the_delivery
     start = guest.program.stubs[1][0]
     run = read(f"2:{start:x}:2:0:0;1:{{0:x}}:102:0:1;", 1 * 9 + 2)
     assert run.history == (Delivery(1, 0, 0x100, 0), Delivery(2, 4, 0, 0), N, S)
+
+
+def test_two_nmis_before_the_record_is_taken_are_both_put_behind_it() -> None:
+    guest = first_guest()
+    start = guest.program.stubs[1][0]
+    run = read(f"2:{start:x}:2:0:0;2:{start:x}:2:0:1;1:{{0:x}}:102:0:a;", 10 * 9 + 2)
+    assert [event.vector for event in run.history if isinstance(event, Delivery)] == [1, 2, 2]
+
+
+def test_a_shutdown_loses_the_marks_behind_the_last_delivery() -> None:
+    run = read("2:{0:x}:2:0:0;1:{0:x}:102:0:1;", 0, end="exit", reason="8")
+    assert run.outcome() == Outcome(("n", MORE), "shutdown")
 
 
 def test_an_nmi_that_comes_after_the_record_is_taken_leaves_its_marks_to_itself() -> None:

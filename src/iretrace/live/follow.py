@@ -71,17 +71,18 @@ class Follower:
     def objection(self, run: Run) -> str:
         """Why the model does not have this run, for any value of the disputed rules; "" if it has."""
         best = ""
+        deadline = time.monotonic() + SECONDS
         for product in self._products:
-            said = _objection(product, run)
+            said = _objection(product, run, deadline)
             if not said or not product.consulted():
                 return said
             best = max(best, said, key=len)
         return best
 
 
-def _objection(product: Product, run: Run) -> str:
+def _objection(product: Product, run: Run, deadline: float) -> str:
     product.monitor = History(product, run)
-    found, shown, gave_up = _search(product, run)
+    found, shown, gave_up = _search(product, run, deadline)
     if found:
         return ""
     if gave_up:
@@ -91,7 +92,7 @@ def _objection(product: Product, run: Run) -> str:
     return f"in the model it is not the end that the guest {run.ending}"
 
 
-def _search(product: Product, run: Run) -> tuple[bool, int, str]:
+def _search(product: Product, run: Run, deadline: float) -> tuple[bool, int, str]:
     """(whether the model has the run, how many of its events it can show, which limit was hit or "").
 
     States that have shown most are looked at first: what is sought is one way through, not all of them."""
@@ -100,7 +101,6 @@ def _search(product: Product, run: Run) -> tuple[bool, int, str]:
     waiting: list[tuple[int, int, Point]] = [(0, 0, first)]
     met, dead = {first}, set[Hashable]()
     shown = 0
-    deadline = time.monotonic() + SECONDS
     while waiting:
         _, _, state = heappop(waiting)
         shown = max(shown, state.monitor)

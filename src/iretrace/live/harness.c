@@ -43,6 +43,7 @@
 #define MAIN_STACK_TOP 0x11000
 #define LOG 0x40000
 #define LOG_END 0x44000
+#define MAIN_STUB 11 /* bytes in front of main's first instruction */
 #define CODE_SELECTOR 0x10
 #define DATA_SELECTOR 0x18
 #define TSS_SELECTOR 0x20
@@ -450,6 +451,15 @@ static void wait_cut(uint64_t limit)
 		rest(MS / 50);
 }
 
+/* Something has to come before main's first instruction, so the rest comes later. */
+static int placed_at_start(void)
+{
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].strict && guest->arrival[i].cut == guest->entry + MAIN_STUB)
+			return 1;
+	return 0;
+}
+
 /* Send everything that is not bound to a place, in any order, at any distance; then wait for what is bound to one. */
 static void send_all(void)
 {
@@ -466,7 +476,7 @@ static void send_all(void)
 		order[i - 1] = order[other];
 		order[other] = kept;
 	}
-	if (cuts && random_number() & 1)
+	if (cuts && (placed_at_start() || random_number() & 1))
 		wait_cut(CUT_LIMIT / 4);
 	for (unsigned n = 0; n < count; n++) {
 		sleep_until(now() + random_delay());

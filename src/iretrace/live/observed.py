@@ -15,8 +15,8 @@ EXIT_SHUTDOWN, EXIT_INTERNAL_ERROR = 8, 17
 SHOWN_RECORDS = 48
 TF_AND_IF = 0x300
 
-TOO_LONG = "(more than the log holds)"
-"""Stands for the marks of a history that is not known as a whole."""
+MORE = "..."
+"""Stands for the marks that the log did not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Run:
     def outcome(self) -> Outcome:
         """The marks in order and how it ends."""
         marks = tuple(self.guest.test.marks[event.number] for event in self.history if isinstance(event, Mark))
-        return Outcome(marks if self.complete else (TOO_LONG,), self.ending)
+        return Outcome(marks if self.complete else (*marks, MORE), self.ending)
 
 
 def read_run(line: str, guests: Mapping[int, Guest]) -> Run:
@@ -109,14 +109,16 @@ def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], b
     """
     texts = [text for text in fields["log"].split(";") if text]
     records = _in_order(guest.program, [tuple(int(number, 16) for number in text.split(":")) for text in texts])
-    final = digits(int(fields["marks"], 16))
+    # A shutdown resets the registers: the marks behind the last delivery are lost.
+    reset = fields["end"] == "exit" and int(fields["reason"]) == EXIT_SHUTDOWN
+    final = digits(records[-1][4] if reset and records else int(fields["marks"], 16))
     so_far = [digits(record[4]) for record in records] + [final]
     for number in range(len(records), 0, -1):
         # A delivery inside a stub is logged with the marks of what came later: the earlier marks are right.
         if len(so_far[number - 1]) > len(so_far[number]):
             so_far[number - 1] = so_far[number]
     known = _plausible(so_far, len(guest.test.marks))
-    complete = known == len(so_far) and 0 <= int(fields["records"]) <= SHOWN_RECORDS
+    complete = known == len(so_far) and 0 <= int(fields["records"]) <= SHOWN_RECORDS and not reset
     events: list[Event] = []
     made = 0
     for record, marks in list(zip(records, so_far, strict=False))[:known]:
@@ -142,9 +144,10 @@ def _plausible(so_far: list[tuple[int, ...]], marks: int) -> int:
 def _in_order(program: Program, records: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Records in the order of the deliveries: one that comes before another could take a record is logged too early."""
     ordered = list(records)
-    for number in range(len(ordered) - 1):
+    for number in range(len(ordered)):
         rip = ordered[number][1]
         for vector, (start, _) in program.stubs.items():
-            if vector != MAIN_STUB and start <= rip < start + claimed_after() and ordered[number + 1][0] == vector:
-                ordered[number], ordered[number + 1] = ordered[number + 1], ordered[number]
+            if vector != MAIN_STUB and start <= rip < start + claimed_after():
+                later = next((n for n in range(number, len(ordered)) if ordered[n][0] == vector), number)
+                ordered.insert(number, ordered.pop(later))
     return ordered
