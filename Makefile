@@ -1,6 +1,7 @@
 # Every target sets up what it needs: a virtual environment in .venv, kernel sources in ~/.cache/iretrace.
 #   TREES=DIR    use the kernel source trees in DIR (or DIR itself) instead of downloading Debian's
 #   TREE=DIR     make demo: show it on this Linux source tree
+#   LIVE="6.1"   the kernels for make live
 #   PYTHON=...   the Python (3.11 or newer) to start from
 
 SHELL := /bin/bash
@@ -8,6 +9,7 @@ PYTHON ?= python3
 TREES ?=
 TREE ?=
 PYTEST_ARGS ?=
+LIVE ?= 6.1 6.12 7.3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.iretrace-installed
@@ -16,7 +18,7 @@ FETCH := $(PYTHON) tools/fetch_trees.py --trees "$(TREES)"
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11) and "iretrace needs Python 3.11 or newer; try make PYTHON=python3.11")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench trees clean
+.PHONY: help demo test test-fast live lint bench trees clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
@@ -39,6 +41,12 @@ lint: $(STAMP) ## style, types, the restricted Python, the order of the rooms, g
 	$(BIN)/python tools/bugs.py --check
 	$(BIN)/python tools/rules.py --check
 	$(BIN)/python tools/verdicts.py --check
+
+live: $(STAMP) ## every test that can run on real KVMs (Debian's 6.1, 6.12 and 7.3 under QEMU), beside their models
+	@for series in $(LIVE); do \
+		tree="$$($(FETCH) --path $$series)" && \
+		$(BIN)/python -m iretrace run --on qemu:$$series --compare "$$tree"; [ $$? -le 1 ] || exit 1; \
+	done
 
 bench: $(STAMP) ## how fast it is here
 	@trees="$$($(FETCH) --path 6.1)" && $(BIN)/python tools/bench.py "$$trees"
