@@ -11,7 +11,7 @@ from dataclasses import asdict
 from iretrace.litmus.test import Test
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import unpack
-from iretrace.world.protocol import NO_SENDER, Hypervisor
+from iretrace.world.protocol import NO_SENDER, ComparableHypervisor, Hypervisor
 from iretrace.world.vcpu import Phase, Vcpu
 
 COMPARED = (
@@ -27,7 +27,9 @@ Pair = tuple[int, int, int]
 """Core of the one, core of the other, senders that have been."""
 
 
-def difference(test: Test, kind: str, first: Hypervisor, second: Hypervisor, limit: int = 5000) -> str:
+def difference(
+    test: Test, kind: str, first: ComparableHypervisor, second: ComparableHypervisor, limit: int = 5000
+) -> str:
     """The first difference that is found, in words; "" if there is none within so many states."""
     one, two = Vcpu(test, kind, first, 0), Vcpu(test, kind, second, 0)
     start = one.start(0), two.start(0)
@@ -35,7 +37,7 @@ def difference(test: Test, kind: str, first: Hypervisor, second: Hypervisor, lim
     seen: set[Pair] = set(todo)
     while todo and len(seen) < limit:
         pair = todo.popleft()
-        found = _differs(one, two, pair)
+        found = _differs(one, two, first, second, pair)
         if found:
             return found
         for after in _next(test, one, two, pair):
@@ -47,11 +49,11 @@ def difference(test: Test, kind: str, first: Hypervisor, second: Hypervisor, lim
     return ""
 
 
-def _differs(one: Vcpu, two: Vcpu, pair: Pair) -> str:
+def _differs(one: Vcpu, two: Vcpu, first: ComparableHypervisor, second: ComparableHypervisor, pair: Pair) -> str:
     cores = one.core(pair[0]), two.core(pair[1])
     if cores[0].phase != cores[1].phase:
         return f"phase {cores[0].phase} and {cores[1].phase}"
-    if one.cpu(pair[0]) is None or cores[0].phase == Phase.HOST:
+    if cores[0].phase == Phase.HOST:
         return ""
     vmcbs = one.vmcb(pair[0]), two.vmcb(pair[1])
     protected = ("rip",) if one.machine.sev_es else ()
@@ -59,11 +61,12 @@ def _differs(one: Vcpu, two: Vcpu, pair: Pair) -> str:
         mine, theirs = getattr(vmcbs[0], name), getattr(vmcbs[1], name)
         if mine != theirs:
             return f"vmcb.{name}: {mine:#x} and {theirs:#x} (phase {cores[0].phase})"
-    views = [asdict(vcpu.hypervisor.view(vcpu.private(core))) for vcpu, core in zip((one, two), pair, strict=False)]
+    views = [asdict(vcpu.hypervisor.view(vcpu.private(core))) for vcpu, core in ((one, pair[0]), (two, pair[1]))]
     for name, value in views[0].items():
         if name not in UNCOMPARED_VIEW and views[1][name] != value:
             return f"view: {name}: {value} and {views[1][name]} (phase {cores[0].phase})"
-    return ""
+    mine, theirs = first.compare(one.private(pair[0])), second.compare(two.private(pair[1]))
+    return f"{mine} and {theirs} (phase {cores[0].phase})" if mine != theirs else ""
 
 
 def _next(test: Test, one: Vcpu, two: Vcpu, pair: Pair) -> list[Pair]:
