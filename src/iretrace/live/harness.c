@@ -622,6 +622,14 @@ static int warm_up(void)
 	return 0;
 }
 
+/* The guest has made its first store, or an event came before it. */
+static int has_begun(void)
+{
+	const struct record *first = (const void *)(memory + LOG);
+
+	return *(volatile uint32_t *)(memory + ARMED) || first->rip;
+}
+
 static void run_once(unsigned repetition)
 {
 	struct seen seen = { 0 };
@@ -640,7 +648,7 @@ static void run_once(unsigned repetition)
 		start_vcpu();
 		send_all();
 		int rounds = settle(&seen);
-		if (*(volatile uint32_t *)(memory + ARMED) || exited || refused)
+		if (has_begun() || exited || refused)
 			print_run(repetition, &seen, rounds);
 		else
 			put("run %u %u end=hangs reason=0\n", guest->number, repetition);
