@@ -38,13 +38,14 @@ COMPARED_ALWAYS = (
 COMPARED_UNPROTECTED = ("rip", "rflags", "dr6", "dr7", "efer")
 """Register state that the hypervisor can read and write: not an SEV-ES guest's."""
 
+Label = tuple[tuple[str, Hashable], ...]
+"""What is compared of a state, as (name, value)."""
+
 DEFECT = "defect"
 UNMODELLED = "unmodelled"
 PROGRESS = {UNSTARTED: "", FINISHED: "done"}
+UNKNOWN: Label = (("ends", UNMODELLED),)
 MAX_PAIRS = 200_000
-
-Label = tuple[tuple[str, Hashable], ...]
-"""What is compared of a state, as (name, value)."""
 
 Half = frozenset[Point]
 """The states that one side can be in."""
@@ -114,6 +115,8 @@ def agree(
             halves = tuple(found.get(label, frozenset()) for found in classes)
             if not all(halves):
                 only = 0 if halves[0] else 1
+                if UNKNOWN in classes[1 - only] or label == UNKNOWN:
+                    continue  # what is not modelled is not known to differ; it is listed
                 close = _closest(label, classes[1 - only])
                 path = (*_path(parents, before), letter) if letter else ()
                 made.differences.append(Difference(path, sides[only].name, label, close))
@@ -231,6 +234,8 @@ class Side:
             return (("ends", self._defects[point]),)
         core = self.product.core(point)
         half_way = any(sender >= 0 for sender in point.senders)
+        # After the guest's shutdown nothing runs any more; the reset that KVM does then is not compared.
+        half_way = half_way or core.phase == Phase.ENDED
         running = core.phase == Phase.HOST and core.cause != Cause.RERUN
         key = (point.core, half_way or running)
         known = self._labels.get(key)
