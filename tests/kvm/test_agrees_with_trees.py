@@ -23,10 +23,11 @@ def differences(kind: str, kvm: BuiltinHypervisor, tree: TreeHypervisor) -> dict
 @pytest.mark.slow
 @pytest.mark.parametrize("revision", REVISIONS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"vgif": 0, "nrips": 0}])
-def test_every_hand_over_is_the_same(
-    revision: str, kind: str, options: dict[str, int], request: pytest.FixtureRequest
+def test_every_hand_over_is_the_same_on_a_machine_without_vgif_and_nrips(
+    revision: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
+    """With both, tests/trees/test_agreement.py does more."""
+    options = {"vgif": 0, "nrips": 0}
     root: Path = request.getfixturevalue("tree_" + revision.removeprefix("v").replace(".", "_"))
     tree = TreeHypervisor(open_tree(root), options=options, vcpu=kind)
     assert differences(kind, BuiltinHypervisor(revision, kind, options), tree) == {}
