@@ -6,11 +6,13 @@ import argparse
 import hashlib
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from iretrace.cli.driver import Request, run, source_of
 from iretrace.cli.stored import Stored, cache_directory
+from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.emulation import excuse
@@ -29,6 +31,8 @@ Say = Callable[[str], None]
 
 DEFAULT_KERNEL = "6.1"
 HOSTS = ("tickless", "ticking")
+LIMITS = Limits(timeout=30.0)
+"""For one verdict of the model; the histories have limits of their own."""
 
 
 def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
@@ -38,11 +42,12 @@ def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
     with workplace() as directory:
         where, start, version = _place(arguments.on, arguments.seed, directory, progress)
 
-        def excuse_for(run: Run) -> str:
-            return excuse(run, version) if version else ""
+        def excuse_for(run: Run, late: bool = False) -> str:
+            return excuse(run, version, late) if version else ""
 
         session = run_tests(tests, arguments.repeat, start, excuse_for, progress)
-    compared = _compare(session, arguments.compare, excuse_for, progress) if arguments.compare else {}
+    late = partial(excuse_for, late=True)
+    compared = _compare(session, arguments.compare, late, progress) if arguments.compare else {}
     return LiveReport(where, _observed(session, compared), session.left_out, session.broken)
 
 
@@ -95,7 +100,9 @@ def hash_of(test: Test) -> str:
 
 def _compare(session: Session, tree: Path, excuse_for: Excuse, progress: Say) -> dict[str, Compared]:
     """By test: what the model of this tree says, tickless and ticking, beside what was seen."""
-    request = Request(tree=tree, tests=[seen.test for seen in session.seen], vcpus=["plain"], hosts=HOSTS)
+    request = Request(
+        tree=tree, tests=[seen.test for seen in session.seen], vcpus=["plain"], hosts=HOSTS, limits=LIMITS
+    )
     source = source_of(request)
     results = run(request, source, progress, Stored(cache_directory())).results
     source.read()
@@ -104,9 +111,12 @@ def _compare(session: Session, tree: Path, excuse_for: Excuse, progress: Say) ->
     for seen in session.seen:
         progress(f"{seen.test.name}: looking for what was seen in the model")
         follower = Follower(seen.test, hypervisor)
-        # What is the machine's own fault is not KVM's, and no model of KVM has it.
-        histories = [(one, count) for one, count in distinct(seen.runs) if not excuse_for(one)]
-        beyond = [Strange(one.outcome(), why, count) for one, count in histories if (why := follower.objection(one))]
+        histories = distinct(seen.runs)
+        beyond = [
+            Strange(one.outcome(), why, count, excuse_for(one))
+            for one, count in histories
+            if (why := follower.objection(one))
+        ]
         mine = [result for result in results if result.test == seen.test.name]
         modelled = {outcome for result in mine for outcome in result.outcomes}
         unseen = sorted(modelled - set(seen.outcomes), key=lambda outcome: (outcome.marks, outcome.ending))

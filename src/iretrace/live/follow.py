@@ -23,7 +23,7 @@ from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor
 from iretrace.world.reference import Ref
 
-SECONDS = 40.0
+SECONDS = 15.0
 """For one history."""
 
 MAX_REST = 20_000

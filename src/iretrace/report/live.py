@@ -42,21 +42,25 @@ class Observed:
     @property
     def unclear(self) -> bool:
         """Some run has shown nothing, or something that the model of this kernel does not have."""
-        return not self.outcomes or bool(self.failures) or (self.compared is not None and bool(self.compared.beyond))
+        return not self.outcomes or bool(self.failures) or (self.compared is not None and self.compared.new)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
     """What the model of this kernel's source says. verdicts: one for each host, in words.
 
-    histories: how many different ones were seen and looked for in the model; not those that are the machine's own
-    fault. beyond: those that it does not have. unseen: outcomes of the model, as far as they are known, that were not
-    seen; that refutes nothing."""
+    histories: how many different ones were seen and looked for in the model. beyond: those that it does not have.
+    unseen: outcomes of the model, as far as they are known, that were not seen; that refutes nothing."""
 
     verdicts: Sequence[str]
     histories: int
     beyond: Sequence[Strange] = ()
     unseen: Sequence[Outcome] = ()
+
+    @property
+    def new(self) -> bool:
+        """Something was seen that neither the model has nor a known fault of the machine explains."""
+        return any(not strange.excuse for strange in self.beyond)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,8 @@ def _compared_lines(compared: Compared, look: Look) -> list[str]:
     lines.append(f"Model has {known} of {compared.histories} histories seen")
     for strange in compared.beyond:
         text = look.clean(f"{say_outcome(strange.outcome)} ({strange.count} times): {strange.why}")
+        if strange.excuse:
+            text += look.clean(f"; {strange.excuse}")
         line, *rest = wrap(text, "Not in the model: ", "    ")
         lines += [line.replace("Not in the model:", look.paint("Not in the model:", YELLOW), 1), *rest]
     if compared.unseen:
@@ -147,5 +153,5 @@ def _summary(report: LiveReport) -> str:
         parts.append(f"{unclear} without an outcome")
     compared = [observed.compared for observed in report.observed if observed.compared is not None]
     if compared:
-        parts.append(f"{sum(1 for c in compared if c.beyond)} beyond the model")
+        parts.append(f"{sum(1 for c in compared if c.new)} beyond the model")
     return ", ".join([*parts, f"{len(report.left_out)} not runnable here"])
