@@ -75,6 +75,13 @@ def test_two_nmis_before_the_record_is_taken_are_both_put_behind_it() -> None:
     assert [event.vector for event in run.history if isinstance(event, Delivery)] == [1, 2, 2]
 
 
+def test_what_is_ambiguous_in_the_log_is_left_out() -> None:
+    guest = first_guest()
+    start = guest.program.stubs[1][0]
+    run = read(f"2:{{0:x}}:2:0:0;2:{start:x}:2:0:1;1:{{0:x}}:102:0:a;1:{{0:x}}:102:0:a;", 10 * 9 + 2)
+    assert (run.history, run.complete) == ((Delivery(2, 0, 0, 0),), False)
+
+
 def test_a_shutdown_loses_the_marks_behind_the_last_delivery() -> None:
     run = read("2:{0:x}:2:0:0;1:{0:x}:102:0:1;", 0, end="exit", reason="8")
     assert run.outcome() == Outcome(("n", MORE), "shutdown")

@@ -62,7 +62,7 @@ def test_the_lost_nmis_are_strange() -> None:
 
 def test_a_test_for_encrypted_guests_only_is_left_out_with_the_reason() -> None:
     text = TWO_NMIS.replace("plain", "sev-es")
-    assert reason_not_to_run(make_test(text)) == "sev-es need an AMD host with encrypted guests"
+    assert reason_not_to_run(make_test(text)) == "for sev-es, which needs an AMD host"
 
 
 def test_every_instruction_is_a_place_for_an_nmi() -> None:

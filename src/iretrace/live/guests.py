@@ -33,7 +33,7 @@ class Guest:
 def reason_not_to_run(test: Test) -> str:
     """Why this test cannot run on a real KVM under emulated SVM; "" if it can."""
     if "plain" not in test.vcpus:
-        return f"{' and '.join(test.vcpus)} need an AMD host with encrypted guests"
+        return f"for {' and '.join(test.vcpus)}, which needs an AMD host"
     if len(test.outside) > MAX_ARRIVALS:
         return f"more than {MAX_ARRIVALS} arrivals"
     for arrival in test.outside:

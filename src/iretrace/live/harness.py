@@ -53,14 +53,17 @@ def build_harness(directory: Path) -> Path:
 
 def spawn(command: list[str], complaints: Path) -> subprocess.Popen[bytes]:
     """Start a program whose output is read. However this process ends, the program ends with it."""
-    with open(complaints, "wb") as stderr:
-        return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            process_group=0,
-        )
+    try:
+        with open(complaints, "wb") as stderr:
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                process_group=0,
+            )
+    except FileNotFoundError:
+        raise Unavailable("setpriv not found; apt install util-linux") from None
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

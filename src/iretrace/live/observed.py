@@ -108,17 +108,19 @@ def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], b
     The number that holds the marks overflows in a guest that marks on and on: what follows is left out.
     """
     texts = [text for text in fields["log"].split(";") if text]
-    records = _in_order(guest.program, [tuple(int(number, 16) for number in text.split(":")) for text in texts])
+    logged = [tuple(int(number, 16) for number in text.split(":")) for text in texts]
+    records, certain = _in_order(guest.program, logged)
     # A shutdown resets the registers: the marks behind the last delivery are lost.
     reset = fields["end"] == "exit" and int(fields["reason"]) == EXIT_SHUTDOWN
-    final = digits(records[-1][4] if reset and records else int(fields["marks"], 16))
+    lost = reset or not certain
+    final = digits((records[-1][4] if records else 0) if lost else int(fields["marks"], 16))
     so_far = [digits(record[4]) for record in records] + [final]
     for number in range(len(records), 0, -1):
         # A delivery inside a stub is logged with the marks of what came later: the earlier marks are right.
         if len(so_far[number - 1]) > len(so_far[number]):
             so_far[number - 1] = so_far[number]
     known = _plausible(so_far, len(guest.test.marks))
-    complete = known == len(so_far) and 0 <= int(fields["records"]) <= SHOWN_RECORDS and not reset
+    complete = known == len(so_far) and 0 <= int(fields["records"]) <= SHOWN_RECORDS and not lost
     events: list[Event] = []
     made = 0
     for record, marks in list(zip(records, so_far, strict=False))[:known]:
@@ -141,13 +143,18 @@ def _plausible(so_far: list[tuple[int, ...]], marks: int) -> int:
     return len(so_far)
 
 
-def _in_order(program: Program, records: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Records in the order of the deliveries: one that comes before another could take a record is logged too early."""
+def _in_order(program: Program, records: list[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], bool]:
+    """(records in the order of the deliveries, as far as it is known; whether that is all of them).
+
+    A delivery that comes before another could take a record is logged too early. Which of several was interrupted is
+    not in the log."""
     ordered = list(records)
     for number in range(len(ordered)):
         rip = ordered[number][1]
         for vector, (start, _) in program.stubs.items():
             if vector != MAIN_STUB and start <= rip < start + claimed_after():
-                later = next((n for n in range(number, len(ordered)) if ordered[n][0] == vector), number)
-                ordered.insert(number, ordered.pop(later))
-    return ordered
+                later = [n for n in range(number, len(ordered)) if ordered[n][0] == vector]
+                if len(later) != 1:
+                    return ordered[:number], False
+                ordered.insert(number, ordered.pop(later[0]))
+    return ordered, True

@@ -1,0 +1,53 @@
+"""The text of `iretrace run`."""
+
+from __future__ import annotations
+
+from iretrace.report.live import Compared, LiveReport, Observed, Strange, live_report
+from iretrace.verdict import Outcome
+
+GOOD, BAD = Outcome(("n", "n"), "spins"), Outcome(("n",), "spins")
+
+EXPECTED = """\
+kvm_amd of Linux 6.1
+
+Test two-nmis
+States 2
+9 :> n n; spins
+1 :> n; spins
+always n n
+Observation two-nmis Sometimes 9 1
+Defect: n; spins (1 times): an NMI is lost
+Model: ticking: holds
+Model has 1 of 2 histories seen
+Not in the model: n; spins (1 times): it does not end here
+Hash abc
+
+Not runnable here: they need an AMD host: vc-inside-nmi, nmi-inside-vc
+
+Broke: QEMU aborted
+1 tests, 10 runs, 1 with a defect confirmed, 1 beyond the model, 2 not runnable here
+"""
+
+
+def observed(excuse: str = "") -> Observed:
+    compared = Compared(["ticking: holds"], 2, [Strange(BAD, "it does not end here", 1, excuse)])
+    strange = [Strange(BAD, "an NMI is lost", 1, excuse)]
+    return Observed("two-nmis", "abc", [(GOOD, 9), (BAD, 1)], [("always", ("n", "n"))], strange, compared=compared)
+
+
+def test_a_live_report_is_a_block_for_each_test() -> None:
+    left_out = [("vc-inside-nmi", "they need an AMD host"), ("nmi-inside-vc", "they need an AMD host")]
+    assert live_report(LiveReport("kvm_amd of Linux 6.1", [observed()], left_out, ["QEMU aborted"])) == EXPECTED
+
+
+def test_a_known_fault_of_the_emulation_is_no_defect() -> None:
+    one = observed("known of QEMU 7.2: it loses NMIs")
+    text = live_report(LiveReport("kvm_amd of Linux 6.1", [one]))
+    assert "Emulation: n; spins (1 times): an NMI is lost\n    known of QEMU 7.2: it loses NMIs" in text
+    assert not one.defect and not one.unclear
+
+
+def test_a_test_without_any_outcome_is_unclear() -> None:
+    one = Observed("two-nmis", "abc", [], failures=[("KVM_RUN fails with errno 14", 10)])
+    assert one.unclear
+    assert "Not run: KVM_RUN fails with errno 14 (10 times)" in live_report(LiveReport("here", [one]))
