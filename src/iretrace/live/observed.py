@@ -148,13 +148,24 @@ def _in_order(program: Program, records: list[tuple[int, ...]]) -> tuple[list[tu
 
     A delivery that comes before another could take a record is logged too early. Which of several was interrupted is
     not in the log."""
-    ordered = list(records)
-    for number in range(len(ordered)):
-        rip = ordered[number][1]
-        for vector, (start, _) in program.stubs.items():
-            if vector != MAIN_STUB and start <= rip < start + claimed_after():
-                later = [n for n in range(number, len(ordered)) if ordered[n][0] == vector]
-                if len(later) != 1:
-                    return ordered[:number], False
-                ordered.insert(number, ordered.pop(later[0]))
+    ordered: list[tuple[int, ...]] = []
+    waiting = list(records)
+    moved = -1
+    while waiting:
+        unlogged = _not_logged_at(program, waiting[0][1])
+        if unlogged >= 0 and unlogged != moved:
+            later = [number for number, record in enumerate(waiting) if record[0] == unlogged]
+            if len(later) != 1:
+                return ordered, False
+            ordered.append(waiting.pop(later[0]))
+        ordered.append(waiting.pop(0))
+        moved = unlogged
     return ordered, True
+
+
+def _not_logged_at(program: Program, rip: int) -> int:
+    """The vector whose delivery has not taken its record yet where this RIP is, or -1."""
+    for vector, (start, _) in program.stubs.items():
+        if vector != MAIN_STUB and start <= rip < start + claimed_after():
+            return vector
+    return -1
