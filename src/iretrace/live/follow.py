@@ -95,7 +95,7 @@ def _objection(product: Product, run: Run, deadline: float) -> str:
 def _search(product: Product, run: Run, deadline: float) -> tuple[bool, int, str]:
     """(whether the model has the run, how many of its events it can show, which limit was hit or "").
 
-    States that have shown most are looked at first: what is sought is one way through, not all of them."""
+    States that have shown most are looked at first, of these the newest: one way through is sought, not all of them."""
     first = product.initial().target
     assert isinstance(first, Point)
     waiting: list[tuple[int, int, Point]] = [(0, 0, first)]
@@ -111,7 +111,7 @@ def _search(product: Product, run: Run, deadline: float) -> tuple[bool, int, str
                 return True, shown, ""
             if isinstance(edge.target, Point) and edge.target not in met:
                 met.add(edge.target)
-                heappush(waiting, (-edge.target.monitor, len(met), edge.target))
+                heappush(waiting, (-edge.target.monitor, -len(met), edge.target))
         if time.monotonic() > deadline:
             return False, shown, f"the time limit of {SECONDS:g} s"
     return False, shown, ""
