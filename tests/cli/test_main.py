@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import iretrace.cli.demo  # noqa: F401  (bound to the real sources before a test puts others in their place)
 from iretrace.cli.driver import Request, run, tasks
 from iretrace.cli.main import main, one_line, read_patch, status_of
 from iretrace.cli.sources import AboutPatches, integer, unreadable_is_input_error
