@@ -154,3 +154,6 @@ NO_REQUEST_FOR_NMIS = (Edit(X86, "process_nmi", "kvm_make_request(KVM_REQ_EVENT,
 
 BOOLEAN_PENDING = (Edit(X86, "process_nmi", "+= atomic_xchg", "|= !!atomic_xchg"),)
 """Pending is yes or no, as before Linux 3.2: two NMIs at once become one."""
+
+NMI_COMPLETE_UNKNOWN = (Edit(SEV, "sev_es_validate_vmgexit", "case SVM_VMGEXIT_NMI_COMPLETE:", ""),)
+"""NMI_COMPLETE is not among the events that KVM knows: the GHCB comes back with an error."""

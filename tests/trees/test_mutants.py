@@ -106,6 +106,13 @@ def test_nmis_that_are_counted_but_not_examined_are_convicted(request: pytest.Fi
     assert "nmi_masked" not in result.reason
 
 
+@trees
+def test_an_error_in_the_ghcb_for_nmi_complete_is_convicted(tree_6_12: Path) -> None:
+    result = judge(tree_6_12, shipped("nmi-complete-first"), edits.NMI_COMPLETE_UNKNOWN)
+    assert result.verdict is Verdict.VIOLATED
+    assert "VMGEXIT(0x80000003) is not done but answered with an error" in result.reason
+
+
 TWICE = "int f(int a)\n{\n\ta = 1;\n\ta = 1;\n\treturn a;\n}\n"
 
 

@@ -165,6 +165,7 @@ class Small:
         if vmcb.exit_code == SVM_EXIT_HLT:
             state.halted = 1
         if vmcb.exit_code == SVM_EXIT_VMGEXIT and ghcb.sw_exit_code == SVM_VMGEXIT_NMI_COMPLETE:
+            vmcb.exit_code = SVM_VMGEXIT_NMI_COMPLETE  # KVM too handles it as an exit of its own
             if self.mistake == "error":
                 ghcb.sw_exit_info_1 = 2
             if self.mistake == "defer":

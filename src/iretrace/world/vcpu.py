@@ -216,7 +216,7 @@ class Vcpu:
         pause = self.hypervisor.start()
         if not pause.unmodelled and not self.machine.sev_es:
             pause = replace(pause, vmcb=self._set_registers(pause.vmcb))
-        return self._hand_over(self.cpus(self.first), 0, (UNSTARTED,) * arrivals, (), pause)
+        return self._hand_over(self.cpus(self.first), 0, (UNSTARTED,) * arrivals, (), pause, False)
 
     def _set_registers(self, packed: tuple[int, ...]) -> tuple[int, ...]:
         """What the VMM's KVM_SET_REGS before the first KVM_RUN comes to at the first VMRUN."""
@@ -262,18 +262,22 @@ class Vcpu:
 
     def handed_over(self, core: int, senders: Senders, schedule: Schedule, pause: Pause) -> HostStep:
         """What becomes of a core by a step of the hypervisor."""
-        return self._hand_over(self.cores.values[core].cpu, self._faulted_page(core), senders, schedule, pause)
+        vmcb, cause = self.vmcb(core), self.cores.values[core].cause
+        faulted_page = vmcb.exit_info_2 >> PAGE_SHIFT
+        asked = cause == Cause.VMEXIT and vmcb.exit_code == SVM_EXIT_VMGEXIT
+        return self._hand_over(self.cores.values[core].cpu, faulted_page, senders, schedule, pause, asked)
 
-    def _faulted_page(self, core: int) -> int:
-        """The stack page of the nested page fault that a host step was entered for."""
-        return self.vmcb(core).exit_info_2 >> PAGE_SHIFT
-
-    def _hand_over(self, cpu: int, page: int, senders: Senders, schedule: Schedule, pause: Pause) -> HostStep:
+    def _hand_over(
+        self, cpu: int, page: int, senders: Senders, schedule: Schedule, pause: Pause, asked: bool
+    ) -> HostStep:
+        """page: the stack page of the nested page fault that the step was entered for. asked: or it was a VMGEXIT."""
         label = ("host", schedule)
         if pause.unmodelled:
             return HostStep(label, -1, senders, (), unmodelled=pause.unmodelled)
         if pause.defects:
             return HostStep(label, -1, senders, (), defect=pause.defects[0][0])
+        if asked and (refusal := _refusal(unpack(Ghcb, pause.ghcb))):
+            return HostStep(label, -1, senders, (), defect=refusal)
         made = HostStep(label, -1, self._senders_after(senders, pause), pause.log)
         core = Core(
             Phase.HOST,
@@ -312,7 +316,7 @@ class Vcpu:
         return known
 
     def _enter(self, core: Core, made: HostStep) -> None:
-        """VMRUN: a refusal is a defect, and so is an error in the GHCB."""
+        """VMRUN: a refusal is a defect."""
         read_dr6 = self._dr6_as_read(core)
         key = (core.cpu, core.vmcb, read_dr6)
         if key not in self._entered:
@@ -326,9 +330,6 @@ class Vcpu:
         if entered is None:
             made.defect = "the processor refuses this VMRUN: #VMEXIT(INVALID)"
             return
-        made.defect = self._refusal(core)
-        if made.defect:
-            return
         made.core = self.cores(Core(Phase.GUEST, 0, *entered, core.ghcb, core.private))
 
     def _dr6_as_read(self, core: Core) -> int:
@@ -340,16 +341,6 @@ class Vcpu:
             answered = (vmcb.intercept_dr >> INTERCEPT_DR6_READ) & 1 != 0 and not self.machine.sev_es
             known = self._shows_dr6[core.vmcb] = enters and answered
         return self.hypervisor.view(self.privates.values[core.private]).dr6_active ^ DR6_RESET if known else 0
-
-    def _refusal(self, core: Core) -> str:
-        """What the guest asks for by VMGEXIT here has a contract, so that it has to be done: SW_EXITINFO1 is 0."""
-        if unpack(Vmcb, self.vmcbs.values[core.vmcb]).exit_code != SVM_EXIT_VMGEXIT:
-            return ""
-        ghcb = unpack(Ghcb, self.ghcbs.values[core.ghcb])
-        if ghcb.sw_exit_info_1 == 0:
-            return ""
-        result = f"SW_EXITINFO1 {ghcb.sw_exit_info_1:#x}, SW_EXITINFO2 {ghcb.sw_exit_info_2:#x}"
-        return f"the guest's VMGEXIT({ghcb.sw_exit_code:#x}) is not done but answered with an error: {result}"
 
     def _to_userspace(self, core: Core, reason: int, made: HostStep) -> None:
         """KVM_RUN returned. After a signal it is called again; errors are defects; the rest is not modelled."""
@@ -367,6 +358,14 @@ class Vcpu:
             made.defect = f"KVM_RUN fails with errno {-reason}"
         else:
             made.unmodelled = f"KVM_RUN returns to userspace with exit reason {reason}; no VMM for it is modelled"
+
+
+def _refusal(ghcb: Ghcb) -> str:
+    """What the guest asks for by VMGEXIT here has a contract, so that it has to be done: SW_EXITINFO1 is 0."""
+    if ghcb.sw_exit_info_1 == 0:
+        return ""
+    result = f"SW_EXITINFO1 {ghcb.sw_exit_info_1:#x}, SW_EXITINFO2 {ghcb.sw_exit_info_2:#x}"
+    return f"the guest's VMGEXIT({ghcb.sw_exit_code:#x}) is not done but answered with an error: {result}"
 
 
 def _continued(schedule: Schedule, landing: Landing) -> Landing | None:
