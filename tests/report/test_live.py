@@ -16,7 +16,7 @@ States 2
 1 :> n; spins
 always n n
 Observation two-nmis Sometimes 9 1
-Defect: n; spins (1 times): an NMI is lost
+Confirmed defect of KVM: n; spins (1 times): an NMI is lost
 Model: ticking: holds
 Model has 1 of 2 histories seen
 Not in the model: n; spins (1 times): it does not end here

@@ -23,6 +23,8 @@ this machine. Each test runs at random moments, and with an event placed before 
 instructions. What comes out is held against what the processor alone can show, and with
 --compare TREE also against what the model says that this very kernel does."""
 
+ON = "qemu[:6.1|6.12|7.3|FILE.deb|DIR] (default qemu:6.1), qemu-machine for QEMU without KVM, or host"
+
 EXAMPLES = """\
 examples:
   iretrace check
@@ -125,7 +127,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("tests", metavar="NAME|FILE|DIR", nargs="*", help="default: every shipped test")
-    add("--on", metavar="WHERE", default="qemu", help="qemu[:6.1|6.12|7.3|FILE.deb|DIR] (default qemu:6.1), or host")
+    add("--on", metavar="WHERE", default="qemu", help=ON)
     add("--repeat", metavar="N", type=_at_least_one, default=10, help="runs at random moments (default 10)")
     add("--seed", metavar="N", type=_at_least_one, default=1, help="of the random moments (default 1)")
     add("--compare", metavar="TREE", type=Path, help="the source of this kernel, for what the model says of it")

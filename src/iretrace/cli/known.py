@@ -26,10 +26,15 @@ def bugs() -> tuple[dict[str, Any], ...]:
 
 def known_id(result: Result) -> str:
     """The id of the entry that names this test, vCPU kind and host as showing the bug on this series; "" if none."""
+    return listed(result.test, result.vcpu, result.host, result.hypervisor.split()[-1])
+
+
+def listed(test: str, vcpu: str, host: str, version: str) -> str:
+    """The same, for a version such as 6.1.192 or v6.1."""
     for bug in bugs():
         shown = {(by["test"], by["vcpu"], by["host"]) for by in bug["shown_by"]}
         affected = {_series(tree["version"]) for tree in bug["trees"] if tree["state"] == "affected"}
-        if (result.test, result.vcpu, result.host) in shown and _series(result.hypervisor.split()[-1]) in affected:
+        if (test, vcpu, host) in shown and _series(version) in affected:
             return str(bug["id"])
     return ""
 

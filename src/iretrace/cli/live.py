@@ -6,15 +6,18 @@ import argparse
 import hashlib
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from iretrace.cli.driver import Request, run, source_of
+from iretrace.cli.known import listed
 from iretrace.cli.stored import Stored, cache_directory
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
+from iretrace.live.bare import build_firmware, run_bare
 from iretrace.live.emulation import excuse
 from iretrace.live.follow import Follower
 from iretrace.live.guests import pack
@@ -23,32 +26,51 @@ from iretrace.live.host import host_kernel, run_here
 from iretrace.live.observed import Run
 from iretrace.live.packages import find_kernel
 from iretrace.live.qemu import boot, qemu_version
-from iretrace.live.session import Excuse, Session, Start, distinct, run_tests
+from iretrace.live.session import Excuse, Seen, Session, Start, distinct, run_tests
 from iretrace.report.live import Compared, LiveReport, Observed, Strange
 from iretrace.verdict import InputError, Result, Verdict
 
 Say = Callable[[str], None]
 
 DEFAULT_KERNEL = "6.1"
+ALONE = "qemu-machine"
 HOSTS = ("tickless", "ticking")
 LIMITS = Limits(timeout=30.0)
 """For one verdict of the model; the histories have limits of their own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where tests run. say: in words. qemu, linux: the version, or "" if there is none."""
+
+    say: str
+    start: Start
+    qemu: str = ""
+    linux: str = ""
+
+    @property
+    def alone(self) -> bool:
+        """No KVM."""
+        return not self.linux
+
+    def excuse(self, run: Run, late: bool = False) -> str:
+        """What is known to be wrong with the machine and may be behind this run."""
+        return excuse(run, self.qemu, late, self.alone) if self.qemu else ""
+
+
 def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
     """What `iretrace run` is asked for. InputError where it cannot be had."""
     tests = select(arguments.tests)
+    if arguments.compare and arguments.on == ALONE:
+        raise InputError(f"--compare: on {ALONE} there is no kernel to compare with; leave one of the two out")
     signal.signal(signal.SIGTERM, _terminated)
     with workplace() as directory:
-        where, start, version = _place(arguments.on, arguments.seed, directory, progress)
-
-        def excuse_for(run: Run, late: bool = False) -> str:
-            return excuse(run, version, late) if version else ""
-
-        session = run_tests(tests, arguments.repeat, start, excuse_for, progress)
-    late = partial(excuse_for, late=True)
+        place = _place(arguments.on, arguments.seed, directory, progress)
+        session = run_tests(tests, arguments.repeat, place.start, place.excuse, progress)
+    late = partial(place.excuse, late=True)
     compared = _compare(session, arguments.compare, late, progress) if arguments.compare else {}
-    return LiveReport(where, _observed(session, compared), session.left_out, session.broken)
+    accused = "QEMU" if place.alone else "KVM"
+    return LiveReport(place.say, _observed(session, compared, place), session.left_out, session.broken, accused)
 
 
 def _terminated(_number: int, _frame: object) -> NoReturn:
@@ -56,35 +78,46 @@ def _terminated(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _place(on: str, seed: int, directory: Path, progress: Say) -> tuple[str, Start, str]:
-    """(where the tests run, how, the version of QEMU or "")."""
+def _place(on: str, seed: int, directory: Path, progress: Say) -> Place:
+    """InputError where this place cannot be had."""
     kind, _, wanted = on.partition(":")
-    if kind == "host" and not wanted:
+    if on == "host":
         release = host_kernel()
         harness = build_harness(directory)
-        return f"kvm_amd of this host, Linux {release}", lambda gs: run_here(harness, pack(gs, seed), directory), ""
-    if kind != "qemu":
-        raise InputError(f"--on {on}: write qemu, qemu:KERNEL or host")
+        where = f"kvm_amd of this host, Linux {release}"
+        return Place(where, lambda gs: run_here(harness, pack(gs, seed), directory), linux=release)
+    if on != ALONE and kind != "qemu":
+        raise InputError(f"--on {on}: write qemu, qemu:KERNEL, {ALONE} or host")
     version = qemu_version()
+    if on == ALONE:
+        firmware = build_firmware(directory)
+        where = f"the processor of QEMU {version} alone, without KVM"
+        return Place(where, lambda gs: run_bare(firmware, gs, seed, version, directory), version)
     kernel = find_kernel(wanted or DEFAULT_KERNEL, progress)
     harness = build_harness(directory)
     where = f"kvm_amd of Debian's Linux {kernel.version}, on QEMU {version} (emulated SVM), vcpu plain"
-    return where, lambda gs: boot(kernel, harness, pack(gs, seed), directory), version
+    return Place(where, lambda gs: boot(kernel, harness, pack(gs, seed), directory), version, kernel.upstream)
 
 
-def _observed(session: Session, compared: dict[str, Compared]) -> list[Observed]:
+def _observed(session: Session, compared: dict[str, Compared], place: Place) -> list[Observed]:
     return [
         Observed(
             seen.test.name,
             hash_of(seen.test),
             sorted(seen.outcomes.items(), key=lambda item: (-item[1], item[0].marks)),
             [(clause.quantifier, clause.marks) for clause in seen.test.clauses],
-            [Strange(outcome, why, count, known) for (outcome, why, known), count in seen.strange.items()],
+            _strange(seen, place),
             sorted(seen.failures.items()),
             compared.get(seen.test.name),
         )
         for seen in session.seen
     ]
+
+
+def _strange(seen: Seen, place: Place) -> list[Strange]:
+    """Runs that the processor could not show, with the key of the known bug that this test shows on this kernel."""
+    known = listed(seen.test.name, "plain", "ticking", place.linux) if place.linux else ""
+    return [Strange(outcome, why, count, fault, known) for (outcome, why, fault), count in seen.strange.items()]
 
 
 def hash_of(test: Test) -> str:

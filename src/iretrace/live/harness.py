@@ -51,13 +51,13 @@ def build_harness(directory: Path) -> Path:
     return target
 
 
-def spawn(command: list[str], complaints: Path) -> subprocess.Popen[bytes]:
+def spawn(command: list[str], complaints: Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """Start a program whose output is read. However this process ends, the program ends with it."""
     try:
         with open(complaints, "wb") as stderr:
             return subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *command],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 process_group=0,
@@ -70,8 +70,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """Nothing of the program is left."""
     process.kill()
     process.wait()
-    assert process.stdout is not None, "asked for a pipe"
-    process.stdout.close()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def read_lines(process: subprocess.Popen[bytes]) -> Iterator[str]:

@@ -29,8 +29,9 @@ SECTION_SPACE = 0x2000
 
 CODE_SELECTOR, TSS_SELECTOR = 0x10, 0x20
 RECORD_BYTES = 32
+LOG, LOG_END = 0x40000, 0x44000
 WRAP_BIT = 14
-"""The log lies from 0x40000 to 0x44000: clearing bit 14 of a pointer behind its end leads to its beginning."""
+"""Clearing this bit of a pointer behind the log's end leads to its beginning."""
 
 MAX_MARK = 8
 BASE = MAX_MARK + 1

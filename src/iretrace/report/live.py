@@ -14,12 +14,14 @@ from iretrace.verdict import Outcome
 class Strange:
     """Runs that the processor alone could not have shown. why: the first event that is wrong.
 
-    excuse: what is known to be wrong with the machine that ran it; "" if nothing is, and KVM has a defect."""
+    excuse: what is known to be wrong with the machine that ran it; "" if nothing is, and what ran has a defect.
+    known: the entry of docs/bugs.toml that this test shows on this kernel; "" if there is none."""
 
     outcome: Outcome
     why: str
     count: int
     excuse: str = ""
+    known: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,13 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class LiveReport:
-    """A whole live run. where: kernel and machine. broken: what ended before it should."""
+    """A whole live run. where: kernel and machine. broken: what ended before it should. accused: whose defects."""
 
     where: str
     observed: Sequence[Observed]
     left_out: Sequence[tuple[str, str]] = ()
     broken: Sequence[str] = field(default=())
+    accused: str = "KVM"
 
 
 def live_report(report: LiveReport, look: Look | None = None) -> str:
@@ -78,7 +81,7 @@ def live_report(report: LiveReport, look: Look | None = None) -> str:
     look = look or Look()
     lines = [*wrap(look.clean(report.where), rest="    "), ""]
     for observed in report.observed:
-        lines += [*observed_block(observed, look), ""]
+        lines += [*observed_block(observed, look, report.accused), ""]
     lines += _left_out(report.left_out, look)
     for what in report.broken:
         lines += wrap(look.clean(what), "Broke: ", "    ")
@@ -86,7 +89,7 @@ def live_report(report: LiveReport, look: Look | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def observed_block(observed: Observed, look: Look) -> list[str]:
+def observed_block(observed: Observed, look: Look, accused: str = "KVM") -> list[str]:
     """The lines about one test."""
     lines = [*wrap(f"Test {look.clean(observed.test)}", rest="    "), f"States {len(observed.outcomes)}"]
     width = max((len(str(count)) for _, count in observed.outcomes), default=1)
@@ -101,18 +104,20 @@ def observed_block(observed: Observed, look: Look) -> list[str]:
     for what, count in observed.failures:
         lines += wrap(look.clean(f"{what} ({count} times)"), "Not run: ", "    ")
     for strange in observed.strange:
-        lines += _strange_lines(strange, look)
+        lines += _strange_lines(strange, look, accused)
     if observed.compared is not None:
         lines += _compared_lines(observed.compared, look)
     return [*lines, f"Hash {observed.hash}"]
 
 
-def _strange_lines(strange: Strange, look: Look) -> list[str]:
+def _strange_lines(strange: Strange, look: Look, accused: str) -> list[str]:
     text = look.clean(f"{say_outcome(strange.outcome)} ({strange.count} times): {strange.why}")
     if strange.excuse:
         return [*wrap(text, "Emulation: ", "    "), *wrap(look.clean(strange.excuse), "    ", "    ")]
-    label, *rest = wrap(text, "Defect: ", "    ")
-    return [label.replace("Defect:", look.paint("Defect:", RED), 1), *rest]
+    head = f"Confirmed defect of {accused}:"
+    label, *rest = wrap(text, f"{head} ", "    ")
+    known = [f"    known as {look.clean(strange.known)}"] if strange.known else []
+    return [label.replace(head, look.paint(head, RED), 1), *rest, *known]
 
 
 def _compared_lines(compared: Compared, look: Look) -> list[str]:

@@ -1,0 +1,238 @@
+"""The machine alone: the guests of a live run directly on QEMU's processor, without KVM.
+
+What QEMU's processor does is held against the rules of the processor as KVM is. A debugger outside of the machine
+stops it where an event is to come, and sends the event as an MSI, written to the bus as a device would.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import subprocess
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iretrace.live.gdb import Debugger
+from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest
+from iretrace.live.harness import Broken, end, last_line, spawn
+from iretrace.live.machine_code import LOG, LOG_END, MEMORY_END, RECORD_BYTES
+from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS
+from iretrace.live.packages import Unavailable
+
+SOURCE = Path(__file__).with_name("bare.S")
+
+MACHINE = "-machine q35,accel=tcg,pit=off,hpet=off -cpu max,+svm -m 16".split()
+MACHINE += "-nodefaults -no-user-config -display none".split()
+
+MAIL, START, SHUT_DOWN = 0x8000, 1, 3
+"""As in bare.S: state, RFLAGS, entry."""
+
+MSI = 0xFEE00000
+MESSAGES = {"nmi": 0x400, "irq": 0x30}
+"""What a device writes for it. A signal is for a VMM, and here is none."""
+
+QUIET = 0.01
+"""Seconds in which a guest comes as far as it will."""
+
+REACH = 0.01
+"""Seconds in which a guest reaches an instruction, or does not reach it now."""
+
+TRIES = 4
+
+MAX_LOOKS = 12
+
+START_LIMIT = 10.0
+"""Seconds for the firmware."""
+
+
+@dataclass(slots=True)
+class Look:
+    """Where a stopped guest is."""
+
+    registers: dict[str, int]
+    log: bytes
+    mail: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells that it goes on."""
+        return self.registers["r14"], self.registers["r15"], self.registers["hlt"], self.mail
+
+
+def build_firmware(directory: Path) -> Path:
+    """Assemble bare.S into this directory; Unavailable if there is no compiler."""
+    target = directory / "firmware"
+    command = ["gcc", "-nostdlib", "-static", "-Wl,-Ttext=0xf0000,-e,0xf0000,--oformat=binary,--build-id=none"]
+    try:
+        done = subprocess.run(
+            [*command, "-o", str(target), str(SOURCE)], capture_output=True, text=True, check=False, timeout=60
+        )
+    except FileNotFoundError:
+        raise Unavailable("gcc not found; the program that starts guests needs it: apt install gcc") from None
+    if done.returncode:
+        raise Unavailable(f"gcc cannot build {SOURCE.name}: {done.stderr.strip().splitlines()[-1]}")
+    return target
+
+
+def run_bare(
+    firmware: Path, guests: Sequence[Guest], seed: int, version: str, directory: Path
+) -> Generator[str, None, None]:
+    """Lines as those of harness.c. Broken when QEMU ends, or does not answer, before all guests have run."""
+    complaints = directory / "complaints"
+    command = ["qemu-system-x86_64", *MACHINE, *_one_by_one(version), "-bios", str(firmware), "-S", "-gdb", "stdio"]
+    process = spawn(command, complaints, stdin=subprocess.PIPE)
+    try:
+        debugger = Debugger(process)
+        debugger.physical_memory()
+        for guest in guests:
+            yield f"begin {guest.number}"
+            _load(debugger, guest)
+            for repetition in range(guest.repeat):
+                chance = random.Random(f"{seed} {guest.number} {repetition}")
+                yield _Run(debugger, guest, chance).line(repetition)
+    except Broken as error:
+        raise Broken(f"{error}{last_line(complaints)}") from None
+    finally:
+        end(process)
+
+
+def _one_by_one(version: str) -> list[str]:
+    """Each instruction is translated for itself, so that events can come before any."""
+    numbers = [int(number) for number in version.split(".") if number.isdigit()]
+    return ["-singlestep"] if numbers < [8, 1] else ["-accel", "tcg,one-insn-per-tb=on"]
+
+
+def _load(debugger: Debugger, guest: Guest) -> None:
+    """The guest's memory; stacks and log are cleared by the firmware."""
+    for address, data in guest.program.chunks.items():
+        debugger.write(address, data)
+
+
+class _Run:
+    """One run of a guest."""
+
+    def __init__(self, debugger: Debugger, guest: Guest, chance: random.Random) -> None:
+        self._debugger = debugger
+        self._guest = guest
+        self._places: dict[int, list[int]] = {}
+        """Address -> arrivals that come before the instruction there."""
+        self._at_any_time: list[int] = []
+        self._sent = 0
+        self._taken = 0
+        """r14, the place in the log, when the last NMI was sent."""
+        self._chance = chance
+        for number, (arrival, at) in enumerate(zip(guest.test.outside, guest.cuts, strict=True)):
+            if arrival.kind not in MESSAGES or not (arrival.promised or at >= 0 or chance.random() < 0.5):
+                continue
+            if at < 0 and chance.random() < 0.5:
+                at = chance.randrange(len(guest.test.code))
+            if at >= 0:
+                self._places.setdefault(guest.program.addresses[at], []).append(number)
+            else:
+                self._at_any_time.append(number)
+        chance.shuffle(self._at_any_time)
+
+    def line(self, repetition: int) -> str:
+        """Run it."""
+        self._start()
+        if self._at_any_time and self._chance.random() < 0.5:
+            self._go(REACH / 4)
+        for number in self._at_any_time:
+            self._go(2.0 ** -self._chance.randrange(7, 20))
+            self._send(number)
+        while self._places and self._go(REACH):
+            pass
+        for address, numbers in list(self._places.items()):
+            # What the test binds to a place comes there or not at all; the rest is only late.
+            if all(self._guest.test.outside[number].at < 0 for number in numbers):
+                self._arrive_at(address)
+        look = self._settle()
+        for address in self._places:
+            self._debugger.breakpoint(address, there=False)
+        return self._line(repetition, look)
+
+    def _start(self) -> None:
+        test, debugger = self._guest.test, self._debugger
+        debugger.monitor("system_reset")
+        rflags = RFLAGS | (RFLAGS_IF if test.interrupts else 0)
+        entry = self._guest.program.entry
+        debugger.write(MAIL, struct.pack("<3Q", START, rflags, entry))
+        debugger.breakpoint(entry, there=True)
+        if not debugger.go(START_LIMIT):
+            raise Broken("QEMU does not come as far as the guest")
+        debugger.breakpoint(entry, there=False)
+        for address in self._places:
+            debugger.breakpoint(address, there=True)
+
+    def _go(self, seconds: float) -> bool:
+        """Let it run; send what comes where it stops. Whether it stopped at such a place."""
+        if not self._debugger.go(seconds):
+            return False
+        self._arrive_at(self._debugger.registers().get("rip", 0))
+        return True
+
+    def _arrive_at(self, address: int) -> None:
+        numbers = self._places.pop(address, [])
+        if numbers:
+            self._debugger.breakpoint(address, there=False)
+        for number in numbers:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
+        kind = self._guest.test.outside[number].kind
+        if kind == "nmi":
+            self._wait_for_the_last_nmi()
+        self._debugger.write_word(MSI, MESSAGES[kind])
+        self._sent |= 1 << number
+        self._taken = self._debugger.registers().get("r14", 0) if kind == "nmi" else self._taken
+
+    def _wait_for_the_last_nmi(self) -> None:
+        """Two NMIs in front of one instruction are one, for any processor: the second waits until the first is taken.
+
+        Where it is not taken it is held, and the second merges into it, as the reference has it, too."""
+        for _ in range(TRIES):
+            if self._debugger.registers().get("r14", 0) != self._taken:
+                return
+            self._go(QUIET / TRIES)
+
+    def _settle(self) -> Look:
+        """Run until looks in a row see the same, two if the guest is at rest, else more. The last look."""
+        before, equal = self._look(), 0
+        for _ in range(MAX_LOOKS):
+            self._go(QUIET)
+            look = self._look()
+            equal = equal + 1 if look.key == before.key else 0
+            before = look
+            if equal == (1 if self._at_rest(look) else 4):
+                break
+        return before
+
+    def _look(self) -> Look:
+        registers = self._debugger.registers()
+        if "rip" not in registers:  # in the firmware, which has seen a second reset
+            registers = {"rip": 0, "rfl": 0, "r14": 0, "r15": 0, "hlt": 0}
+        mail = self._debugger.read(MAIL, 1)[0]
+        return Look(registers, self._debugger.read(LOG, RECORD_BYTES * SHOWN_RECORDS), mail)
+
+    def _at_rest(self, look: Look) -> bool:
+        rip = look.registers["rip"]
+        if look.mail == SHUT_DOWN or look.registers["hlt"]:
+            return True
+        return rip < MEMORY_END and self._debugger.read(rip, 2) == b"\xeb\xfe"
+
+    def _line(self, repetition: int, look: Look) -> str:
+        at = look.registers
+        shut_down = look.mail == SHUT_DOWN
+        how = f"end=exit reason={EXIT_SHUTDOWN}" if shut_down else "end=runs reason=0"
+        state = MP_STATE_HALTED if at["hlt"] else 0
+        where = f"rip={at['rip']:x} rflags={at['rfl']:x} marks={at['r15']:x} mp={state}"
+        records = [struct.unpack("<QQQII", look.log[n : n + RECORD_BYTES]) for n in range(0, len(look.log), 32)]
+        known = [record for record in records if record[0]]
+        count = -1 if self._wrapped() else len(known) if shut_down else (at["r14"] - LOG) // RECORD_BYTES
+        log = "".join(f"{vector:x}:{rip:x}:{flags:x}:{error:x}:{r15:x};" for rip, flags, r15, vector, error in known)
+        head = f"run {self._guest.number} {repetition} {how} errno=0 {where}"
+        return f"{head} sent={self._sent:x} records={count} log={log}"
+
+    def _wrapped(self) -> bool:
+        return any(self._debugger.read(LOG_END - RECORD_BYTES, 8))
