@@ -28,7 +28,20 @@ from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import unpack
 from iretrace.verdict import Assumption, InputError, Result
-from iretrace.world.protocol import NO_SENDER, Cause, Executed, Landing, Pause, Private, SenderState, Sent, View
+from iretrace.world.protocol import (
+    NO_HOST_DEBUG,
+    NO_SENDER,
+    Cause,
+    Debug,
+    Executed,
+    Landing,
+    Pause,
+    Private,
+    Processor,
+    SenderState,
+    Sent,
+    View,
+)
 
 TEST = "nmi-complete-then-spin"
 LIMITS = Limits(max_states=5_000)
@@ -88,10 +101,11 @@ class Watched:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         """See Hypervisor."""
         before = (self.inner.view(private), cause, vmcb.exit_code, vmcb.exit_int_info, vmcb.int_state)
-        pause = self.inner.step(private, vmcb, ghcb, cause, senders, schedule)
+        pause = self.inner.step(private, vmcb, ghcb, cause, senders, schedule, debug)
         landed = tuple((number, steps) for _, number, steps in schedule)
         self.note(("step", before, landed, self._hand_over(pause)))
         return pause
@@ -118,6 +132,11 @@ class Watched:
         """See Hypervisor."""
         return self.inner.name
 
+    @property
+    def processor(self) -> Processor:
+        """See Hypervisor."""
+        return self.inner.processor
+
     def sender(self, kind: str) -> SenderState:
         """See Hypervisor."""
         return self.inner.sender(kind)
@@ -138,9 +157,10 @@ class Watched:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Executed:
         """See Hypervisor."""
-        return self.inner.explain(private, vmcb, ghcb, cause, senders, schedule)
+        return self.inner.explain(private, vmcb, ghcb, cause, senders, schedule, debug)
 
     def statements(self) -> int:
         """See Hypervisor."""

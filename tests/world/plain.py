@@ -42,12 +42,16 @@ from iretrace.machine.vmcb import (
 from iretrace.subset import pack, record, u1, u8, u16, u32, unpack
 from iretrace.verdict import Assumption
 from iretrace.world.protocol import (
+    NO_HOST_DEBUG,
     NO_SENDER,
+    PROCESSOR,
     Cause,
+    Debug,
     Executed,
     Landing,
     Pause,
     PauseKind,
+    Processor,
     SenderState,
     Sent,
     View,
@@ -126,6 +130,7 @@ class Plain:
 
     mistake: str = ""
     name: str = "small and plain"
+    processor: Processor = PROCESSOR
 
     def __post_init__(self) -> None:
         assert self.mistake in MISTAKES
@@ -177,6 +182,7 @@ class Plain:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         assert isinstance(private, tuple)
         run = self._run(unpack(State, private), senders, schedule)
@@ -405,6 +411,7 @@ class Plain:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Executed:
         return Executed((HERE,))
 

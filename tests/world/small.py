@@ -26,12 +26,16 @@ from iretrace.machine.vmcb import (
 from iretrace.subset import pack, record, u1, u8, u32, unpack
 from iretrace.verdict import Assumption, CLine, InputError
 from iretrace.world.protocol import (
+    NO_HOST_DEBUG,
     NO_SENDER,
+    PROCESSOR,
     Cause,
+    Debug,
     Executed,
     Landing,
     Pause,
     PauseKind,
+    Processor,
     SenderState,
     Sent,
     View,
@@ -102,6 +106,7 @@ class Small:
 
     mistake: str = ""
     name: str = "small"
+    processor: Processor = PROCESSOR
 
     def __post_init__(self) -> None:
         assert self.mistake in MISTAKES
@@ -136,6 +141,7 @@ class Small:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         assert isinstance(private, tuple)
         run = self._run(unpack(State, private), senders, schedule)
@@ -282,6 +288,7 @@ class Small:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Executed:
         return Executed((HERE,))
 

@@ -45,14 +45,17 @@ from iretrace.machine.vmcb import (
 from iretrace.subset import pack, unpack
 from iretrace.verdict import Assumption, InputError
 from iretrace.world.protocol import (
+    NO_HOST_DEBUG,
     Cause,
     Comparison,
+    Debug,
     Executed,
     Landing,
     Packed,
     Pause,
     PauseKind,
     Private,
+    Processor,
     SenderState,
     Sent,
     View,
@@ -135,6 +138,11 @@ class BuiltinHypervisor:
         """For the verdict table."""
         return f"built-in {self.revision.name}"
 
+    @property
+    def processor(self) -> Processor:
+        """The processor that it runs on."""
+        return Processor()
+
     def start(self) -> Pause:
         """Create the vCPU and run it to its first VMRUN."""
         return self._start()
@@ -153,6 +161,7 @@ class BuiltinHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         """Run from a hand-over to the next one."""
         key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule)
@@ -204,6 +213,7 @@ class BuiltinHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Executed:
         """The statements of a step, those that change the view, and what became of a waiting event."""
         tracer = Tracer(_view_now)

@@ -29,15 +29,18 @@ from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import SVM_EVTINJ_VALID, Vmcb
 from iretrace.verdict import Assumption, CLine, InputError
 from iretrace.world.protocol import (
+    NO_HOST_DEBUG,
     NO_SENDER,
     Cause,
     Comparison,
+    Debug,
     Executed,
     Landing,
     Packed,
     Pause,
     PauseKind,
     Private,
+    Processor,
     SenderState,
     Sent,
     View,
@@ -141,6 +144,11 @@ class TreeHypervisor:
         """For the verdict table."""
         return f"Linux {self.machine.tree.version}"
 
+    @property
+    def processor(self) -> Processor:
+        """The processor that it runs on."""
+        return Processor()
+
     def start(self) -> Pause:
         """The first VMRUN."""
         return self._start
@@ -159,6 +167,7 @@ class TreeHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         """Run from a hand-over to the next one."""
         packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
@@ -204,6 +213,7 @@ class TreeHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Executed:
         """The statements of a step, those that change the view, and what became of a waiting event."""
         packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ VMCB_FIELDS: dict[str, str] = {
     "intercept_word4": "control.intercepts[4]",
     "intercept_word5": "control.intercepts[5]",
     "vmsa_pa": "control.vmsa_pa",
+    "allowed_sev_features": "control.allowed_sev_features",
     **{
         name: f"control.{name}"
         for name in (
@@ -31,6 +32,9 @@ VMCB_FIELDS: dict[str, str] = {
 
 RENAMED = {"control.nested_ctl": "control.misc_ctl", "control.virt_ext": "control.misc_ctl2"}
 """Members that were renamed after Linux 6.12."""
+
+LATER = ("allowed_sev_features",)
+"""Fields that older trees do not have: 0."""
 
 WRITTEN_ON_EXIT = ("exit_code", "exit_info_1", "exit_info_2", "exit_int_info", "exit_int_info_err")
 """What the CPU writes on every #VMEXIT: nobody can see what was there at VMRUN."""
@@ -57,6 +61,9 @@ class Record:
         self.fields: list[tuple[int, int, int]] = []
         for name in names:
             spot = find(fields[name]) or find(RENAMED.get(fields[name], fields[name]))
+            if spot is None and name in LATER:
+                self.fields.append((0, 0, 0))
+                continue
             if spot is None:
                 raise ValueError(f"struct without {fields[name]}")
             width = WIDTHS.get(name, spot.width)
@@ -79,7 +86,8 @@ class Record:
         for word, mask in self.words.items():
             m[word] = m.get(word, 0) & ~mask
         for (word, shift, mask), value in zip(self.fields, packed, strict=True):
-            m[word] |= (value & mask) << shift
+            if mask:
+                m[word] |= (value & mask) << shift
 
 
 def vmcb_record(find: Callable[[str], Spot | None]) -> Record:

@@ -107,6 +107,8 @@ VIEW_FIELDS = (
     "irq_injected",
     "exception_pending",
     "dr6_active",
+    "guest_debug",
+    "switch_db_regs",
 )
 """What `reach:` may ask about: the fields of world.protocol.View (a test compares)."""
 

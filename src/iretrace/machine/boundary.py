@@ -140,7 +140,7 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     see_nothing(cpu)
     if cpu.event_inj != 0:
         take_injected(m, cpu, vmcb)
-    elif cpu.trap:
+    elif cpu.trap != 0:
         take_debug_trap(m, cpu, vmcb)
     elif intr_exit_due(m, cpu, vmcb):
         take_intr_exit(m, cpu, vmcb)
@@ -158,7 +158,7 @@ def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     see_nothing(cpu)
     if cpu.shutdown:
         return
-    if cpu.trap:
+    if cpu.trap != 0:
         take_debug_trap(m, cpu, vmcb)
     elif nmi_due(m, cpu):
         take_nmi(m, cpu, vmcb)

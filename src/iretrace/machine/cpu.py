@@ -16,6 +16,7 @@ X86_EFLAGS_RF = 0x10000
 # DR6 (arch/x86/include/uapi/asm/debugreg.h).
 DR6_RESET = 0xFFFF_0FF0
 DR6_BS = 0x4000
+DR7_RESET = 0x400
 
 # Vectors (arch/x86/include/asm/trapnr.h).
 DB_VECTOR = 1
@@ -130,9 +131,19 @@ class Cpu:
     rip: u16
     rsp: u16
     rflags: u32
+    rax: u64
+    """The one general register that guests use."""
+    dr0: u64
+    dr1: u64
+    dr2: u64
+    dr3: u64
+    """Breakpoint addresses: an instruction index or a word address, as the breakpoint's type has it."""
     dr6: u32
-    trap: u1
-    """The instruction before was single-stepped (TF): #DB is due at this boundary."""
+    dr7: u32
+    debug_swap: u1
+    """SEV_FEATURES.DebugSwap of the guest's VMSA: its debug registers are its own."""
+    trap: u32
+    """#DB is due at this boundary: the bits that it sets in DR6. BS: the instruction before was single-stepped."""
     shadow: u8
     halted: u1
     shutdown: u1

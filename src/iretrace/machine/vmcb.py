@@ -37,6 +37,8 @@ class Vmcb:
     clean: u32 = 0
     next_rip: u64 = 0
     vmsa_pa: u64 = 0
+    allowed_sev_features: u64 = 0
+    """Bit 63: the other bits are all that SEV_FEATURES of the VMSA may have. 0 where a kernel does not know it."""
     cpl: u8 = 0
     efer: u64 = 0
     dr6: u64 = 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
@@ -28,6 +28,44 @@ SenderState = Hashable
 """What a started or fresh sender has done so far: opaque, hashable. NO_SENDER once it is done."""
 
 NO_SENDER: SenderState = None
+
+
+class Debug(NamedTuple):
+    """What the physical CPU has of debug registers beside the VMCB: DR0-3, their address masks and DR7."""
+
+    dr: tuple[int, int, int, int]
+    masks: tuple[int, int, int, int]
+    """DR0_ADDR_MASK to DR3_ADDR_MASK (MSRs C001_1027, C001_1019 to C001_101B)."""
+    dr7: int
+
+
+HOST_DEBUG = Debug((0x8001, 0x8002, 0x8003, 0x8004), (1, 2, 3, 4), 0x4AA)
+"""A host that uses all its breakpoints: in these tests its values are no guest's."""
+
+NO_HOST_DEBUG = Debug((0, 0, 0, 0), (0, 0, 0, 0), 0x400)
+"""A host that uses none."""
+
+
+class Processor(NamedTuple):
+    """The processor that a hypervisor runs on, as far as it is not the same for all."""
+
+    nested_data_bp: bool = True
+    """Without CPUID NoNestedDataBp (8000_0021h EAX[0]): a data breakpoint that is hit while #DB is delivered raises #DB
+    again, and nothing can come between."""
+    host_debug: Debug = NO_HOST_DEBUG
+    """The host's own debug registers, as they are before the first guest and must be after each."""
+
+
+PROCESSOR = Processor()
+
+
+class GuestDebug(NamedTuple):
+    """struct kvm_guest_debug: what a VMM asks for by KVM_SET_GUEST_DEBUG."""
+
+    control: int
+    """KVM_GUESTDBG_*; 0 detaches."""
+    dr: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dr7: int = 0
 
 
 class Cause(IntEnum):
@@ -82,6 +120,10 @@ class View:
     """An exception is queued or to be re-injected."""
     dr6_active: int = 0
     """DR6 as the hypervisor answers a guest's read of it, exclusive or its reset value (DR6_ACTIVE_LOW)."""
+    guest_debug: int = 0
+    """kvm_vcpu.guest_debug: a debugger is attached."""
+    switch_db_regs: int = 0
+    """kvm_vcpu_arch.switch_db_regs: 1 breakpoints are enabled, 2 the guest has its debug registers (WONT_EXIT)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +165,17 @@ class Pause:
     """Always-defects met in the step: WARN / BUG / KVM_BUG_ON reached, host state not restored: (sentence, place)."""
     unmodelled: str = ""
     """Not empty: the step met something that is not modelled (and this says what, with C line and what to do)."""
+    debug: Debug = NO_HOST_DEBUG
+    """The physical CPU's debug registers at the hand-over: at VMRUN what the guest finds in DR0-3, unless DebugSwap
+    loads the guest's own."""
+    host_area: Debug = NO_HOST_DEBUG
+    """At VMRUN: what the hypervisor has put into the host save area, which #VMEXIT loads where DebugSwap is on (swap
+    type B: DR0-3 and the masks)."""
+    sev_features: int = 0
+    """SEV_FEATURES of the VMSA that the hypervisor launched the guest with: the processor's at the first VMRUN."""
+    host: Debug | None = None
+    """The physical CPU's debug registers when the host was itself again after the #VMEXIT of this step (it enables
+    interrupts); None if the step was entered without one, or its hypervisor has no such state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +214,11 @@ class Hypervisor(Protocol):
         """For the verdict table, e.g. "Linux 6.1.192" or "built-in v6.12"."""
         ...
 
+    @property
+    def processor(self) -> Processor:
+        """The processor that it runs on (options of the hypervisor)."""
+        ...
+
     def start(self) -> Pause:
         """Create and reset the vCPU, launch it, and run to the first hand-over. No sender is around yet."""
         ...
@@ -178,8 +236,11 @@ class Hypervisor(Protocol):
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
-        """Run from a hand-over to the next one, with sender steps landing where the schedule says."""
+        """Run from a hand-over to the next one, with sender steps landing where the schedule says.
+
+        debug: the physical CPU's debug registers as #VMEXIT left them; for other causes as the last pause had them."""
         ...
 
     def send(self, private: Private, sender: SenderState) -> Sent:
@@ -202,6 +263,7 @@ class Hypervisor(Protocol):
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug = NO_HOST_DEBUG,
     ) -> Executed:
         """The statements that `step` with the same arguments executes."""
         ...
@@ -220,4 +282,12 @@ class ComparableHypervisor(Hypervisor, Protocol):
 
     def compare(self, private: Private) -> Comparison:
         """What agreement of two hypervisors is about, beside the VMCB (KVM_GET_VCPU_EVENTS on a copy of the state)."""
+        ...
+
+
+class DebuggableHypervisor(Hypervisor, Protocol):
+    """A hypervisor whose VMM can attach a debugger to the guest."""
+
+    def set_guest_debug(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, wanted: GuestDebug, debug: Debug) -> Pause:
+        """The VMM calls KVM_SET_GUEST_DEBUG between two KVM_RUNs: a pause in userspace, exit_reason 0 or -errno."""
         ...
