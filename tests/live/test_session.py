@@ -97,10 +97,3 @@ def test_an_interrupt_in_a_shadow_is_a_known_fault_of_an_old_qemu_only() -> None
     run = read_run(line(guest, f"30:{guest.program.addresses[1]:x}:202:0:0;", 1), {0: guest})
     assert excuse(run, "7.2.22").startswith("known of QEMU 7.2.22: QEMU takes a virtual interrupt inside")
     assert excuse(run, "11.1.0") == ""
-
-
-def test_that_qemu_is_late_excuses_a_run_before_a_model_only() -> None:
-    guest = first_guest(SHADOW)
-    run = read_run(line(guest, f"30:{guest.program.addresses[2]:x}:202:0:0;", 1), {0: guest})
-    assert excuse(run, "11.1.0") == ""
-    assert "translation block" in excuse(run, "11.1.0", late=True)

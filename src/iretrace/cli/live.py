@@ -7,7 +7,6 @@ import hashlib
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,9 +52,9 @@ class Place:
         """No KVM."""
         return not self.linux
 
-    def excuse(self, run: Run, late: bool = False) -> str:
+    def excuse(self, run: Run) -> str:
         """What is known to be wrong with the machine and may be behind this run."""
-        return excuse(run, self.qemu, late, self.alone) if self.qemu else ""
+        return excuse(run, self.qemu, self.alone) if self.qemu else ""
 
 
 def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
@@ -67,8 +66,7 @@ def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
     with workplace() as directory:
         place = _place(arguments.on, arguments.seed, directory, progress)
         session = run_tests(tests, arguments.repeat, place.start, place.excuse, progress)
-    late = partial(place.excuse, late=True)
-    compared = _compare(session, arguments.compare, late, progress) if arguments.compare else {}
+    compared = _compare(session, arguments.compare, place.excuse, progress) if arguments.compare else {}
     accused = "QEMU" if place.alone else "KVM"
     return LiveReport(place.say, _observed(session, compared, place), session.left_out, session.broken, accused)
 

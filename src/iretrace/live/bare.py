@@ -118,7 +118,8 @@ class _Run:
         self._places: dict[int, list[int]] = {}
         """Address -> arrivals that come before the instruction there."""
         self._at_any_time: list[int] = []
-        self._sent = 0
+        self._after: dict[int, int] = {}
+        """Of each arrival that was sent: how many deliveries the guest had logged."""
         self._taken = 0
         """r14, the place in the log, when the last NMI was sent."""
         self._chance = chance
@@ -136,6 +137,8 @@ class _Run:
     def line(self, repetition: int) -> str:
         """Run it."""
         self._start()
+        if self._bound_to_the_start():
+            self._go(START_LIMIT)
         if self._at_any_time and self._chance.random() < 0.5:
             self._go(REACH / 4)
         for number in self._at_any_time:
@@ -151,6 +154,10 @@ class _Run:
         for address in self._places:
             self._debugger.breakpoint(address, there=False)
         return self._line(repetition, look)
+
+    def _bound_to_the_start(self) -> bool:
+        """Something has to come before main's first instruction, so nothing may come while its stub runs."""
+        return any(arrival.at == self._guest.test.main for arrival in self._guest.test.outside)
 
     def _start(self) -> None:
         test, debugger = self._guest.test, self._debugger
@@ -183,9 +190,10 @@ class _Run:
         kind = self._guest.test.outside[number].kind
         if kind == "nmi":
             self._wait_for_the_last_nmi()
+        here = self._debugger.registers().get("r14", LOG)
+        self._after[number] = (here - LOG) // RECORD_BYTES
         self._debugger.write_word(MSI, MESSAGES[kind])
-        self._sent |= 1 << number
-        self._taken = self._debugger.registers().get("r14", 0) if kind == "nmi" else self._taken
+        self._taken = here if kind == "nmi" else self._taken
 
     def _wait_for_the_last_nmi(self) -> None:
         """Two NMIs in front of one instruction are one, for any processor: the second waits until the first is taken.
@@ -232,7 +240,8 @@ class _Run:
         count = -1 if self._wrapped() else len(known) if shut_down else (at["r14"] - LOG) // RECORD_BYTES
         log = "".join(f"{vector:x}:{rip:x}:{flags:x}:{error:x}:{r15:x};" for rip, flags, r15, vector, error in known)
         head = f"run {self._guest.number} {repetition} {how} errno=0 {where}"
-        return f"{head} sent={self._sent:x} records={count} log={log}"
+        after = "".join(f"{self._after.get(number, -1)}," for number in range(len(self._guest.test.outside)))
+        return f"{head} after={after} records={count} log={log}"
 
     def _wrapped(self) -> bool:
         return any(self._debugger.read(LOG_END - RECORD_BYTES, 8))

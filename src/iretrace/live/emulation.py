@@ -23,8 +23,6 @@ class Fault:
     before: tuple[int, ...]
     excuses: Callable[[Run], bool]
     """Whether a run that the processor could not show may come from this."""
-    late: bool = False
-    """It makes events late only. The processor may be late, so this excuses nothing before it, only before a model."""
     in_svm: bool = False
     """It is a fault of the emulated virtualisation: the machine alone does not have it."""
 
@@ -54,26 +52,18 @@ def _steps_over_sti(run: Run) -> bool:
     return Op.STI in ops and any(f", {flag}" in i.text for i in run.guest.test.code for flag in ("TF", str(TF)))
 
 
-def _waits_behind_sti(run: Run) -> bool:
-    """An interrupt may wait for the end of an STI shadow. What follows in the same block hides that end from QEMU."""
-    ops = {instruction.op for instruction in run.guest.test.code}
-    return Op.STI in ops and any(arrival.kind == "irq" for arrival in run.guest.test.outside)
-
-
 FAULTS = (
     Fault("QEMU takes a virtual interrupt inside an interrupt shadow", (11, 1), _irq_in_shadow, in_svm=True),
     Fault("QEMU does not hold NMIs in the shadow of STI or MOV SS", (), _nmi_in_shadow),
-    Fault("QEMU takes interrupts only where a translation block begins, so late", (), _waits_behind_sti, late=True),
     Fault("QEMU raises no single-step trap after STI", (11, 1), _steps_over_sti),
 )
 
 
-def excuse(run: Run, version: str, late: bool = False, alone: bool = False) -> str:
-    """The known fault of this version of QEMU that may be behind a run; "" if there is none. late: that it is late
-    counts, because it is held against a model that is not. alone: without KVM."""
+def excuse(run: Run, version: str, alone: bool = False) -> str:
+    """The known fault of this version of QEMU that may be behind a run; "" if there is none. alone: without KVM."""
     numbers = tuple(int(number) for number in version.split(".") if number.isdigit())
     for fault in FAULTS:
         known = not fault.before or numbers < fault.before
-        if known and (late or not fault.late) and not (alone and fault.in_svm) and fault.excuses(run):
+        if known and not (alone and fault.in_svm) and fault.excuses(run):
             return f"known of QEMU {version}: {fault.name}"
     return ""

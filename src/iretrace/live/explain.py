@@ -32,7 +32,7 @@ class Explainer:
 def _objection(model: Alone, run: Run) -> str:
     initial = model.initial().target
     assert isinstance(initial, State)
-    states = _closed(model, {initial})
+    states = _closed(model, {initial}, not_yet(run, 0))
     for number, event in enumerate(run.history):
         after = {
             state._replace(reference=target)
@@ -42,7 +42,7 @@ def _objection(model: Alone, run: Run) -> str:
         }
         if not after:
             return f"event {number + 1}, {say(run, event)}, cannot come here"
-        states = _closed(model, after)
+        states = _closed(model, after, not_yet(run, number + 1))
     if not run.complete:
         return ""
     if any(_ends(model, state, run) for state in states):
@@ -50,8 +50,13 @@ def _objection(model: Alone, run: Run) -> str:
     return f"after these it cannot be that the guest {run.ending} and no more comes"
 
 
-def _closed(model: Alone, states: set[State]) -> set[State]:
-    """With all that can happen unseen: arrivals, latching, instructions that show nothing, and PUSHFQ."""
+def not_yet(run: Run, shown: int) -> int:
+    """The arrivals that came after more than this many events of the history, as bits."""
+    return sum(1 << number for number, events in enumerate(run.after) if events > shown)
+
+
+def _closed(model: Alone, states: set[State], barred: int) -> set[State]:
+    """With all that can happen unseen: arrivals but those barred, latching, instructions that show nothing, PUSHFQ."""
     pending, met = list(states), set(states)
     while pending:
         state = pending.pop()
@@ -61,7 +66,7 @@ def _closed(model: Alone, states: set[State]) -> set[State]:
                 targets.append(state._replace(reference=target))
         for after in targets:
             assert isinstance(after, State)
-            if after not in met:
+            if after not in met and not after.started & barred:
                 met.add(after)
                 pending.append(after)
     return met

@@ -44,6 +44,8 @@ class History(Monitor[Ref]):
     def observe(self, number: int, observation: Hashable) -> int:
         """The next event of the history, or none. What PUSHFQ shows is not in the log."""
         assert isinstance(observation, tuple)
+        if number == EMPTY:
+            return EMPTY
         if observation[0] == SEEN_FLAGS:
             return number
         history = self.run.history
@@ -52,8 +54,9 @@ class History(Monitor[Ref]):
         return number + 1 if matches(history[number], observation) else EMPTY
 
     def stamp(self, number: int, event: Stamp) -> int:
-        """Arrivals are free."""
-        return number
+        """Arrivals are free, but for what is known to have come before them."""
+        what, which = event
+        return EMPTY if what == "start" and number < self.run.after[which] else number
 
     def allowed(self, number: int) -> list[Hashable]:
         """Never asked for in words."""
@@ -109,7 +112,7 @@ def _search(product: Product, run: Run, deadline: float) -> tuple[bool, int, str
         for edge in product.edges(state):
             if edge.defect and state.monitor == len(run.history) and _came_back(run):
                 return True, shown, ""
-            if isinstance(edge.target, Point) and edge.target not in met:
+            if isinstance(edge.target, Point) and edge.target.monitor != EMPTY and edge.target not in met:
                 met.add(edge.target)
                 heappush(waiting, (-edge.target.monitor, -len(met), edge.target))
         if time.monotonic() > deadline:
@@ -150,8 +153,10 @@ class Rest:
         return Edge(Kind.RUN, "rest", self._state)
 
     def edges(self, state: Hashable) -> Iterator[Edge]:
-        """As in the product."""
-        return self._product.edges(state)
+        """As in the product, without what the history excludes."""
+        for edge in self._product.edges(state):
+            if not isinstance(edge.target, Point) or edge.target.monitor != EMPTY:
+                yield edge
 
     def owed(self, state: Hashable) -> bool:
         """As in the product."""

@@ -63,6 +63,7 @@ enum kind { NMI, IRQ, SIGNAL };
 #define STOP_LIMIT (3000 * MS)
 #define MAX_ROUNDS 12
 #define CUT_LIMIT (4 * MS) /* a label that the guest has not reached by then it does not reach now */
+#define START_LIMIT (500 * MS)
 
 struct arrival {
 	uint32_t kind;
@@ -106,6 +107,7 @@ static volatile int stop, stopped;
 static volatile int refused; /* errno of KVM_RUN, 0 if it went well */
 static volatile int exited;  /* KVM_RUN came back by itself */
 static volatile int fired[MAX_ARRIVALS];
+static volatile unsigned sent_after[MAX_ARRIVALS]; /* how many deliveries the guest had logged */
 static volatile uint64_t cut_time;
 static int at_port, is_init;
 static sem_t go, done;
@@ -363,10 +365,21 @@ static void load_memory(void)
 
 /* Events. ----------------------------------------------------------------------------------------------------------- */
 
+static unsigned logged(void)
+{
+	const volatile struct record *record = (const void *)(memory + LOG), *end = (const void *)(memory + LOG_END);
+	unsigned count = 0;
+
+	while (record + count < end && record[count].rip)
+		count++;
+	return count;
+}
+
 static void send(unsigned i)
 {
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = guest->arrival[i].kind == NMI ? MSI_NMI : IRQ_VECTOR };
 
+	sent_after[i] = logged();
 	fired[i] = 1;
 	if (guest->arrival[i].kind == SIGNAL)
 		pthread_kill(vcpu_thread, SIGUSR1);
@@ -451,7 +464,7 @@ static void wait_cut(uint64_t limit)
 		rest(MS / 50);
 }
 
-/* Something has to come before main's first instruction, so the rest comes later. */
+/* Something has to come before main's first instruction, so the rest comes later: not while main's stub runs. */
 static int placed_at_start(void)
 {
 	for (unsigned i = 0; i < guest->arrivals; i++)
@@ -476,7 +489,9 @@ static void send_all(void)
 		order[i - 1] = order[other];
 		order[other] = kept;
 	}
-	if (cuts && (placed_at_start() || random_number() & 1))
+	if (placed_at_start())
+		wait_cut(START_LIMIT);
+	else if (cuts && random_number() & 1)
 		wait_cut(CUT_LIMIT / 4);
 	for (unsigned n = 0; n < count; n++) {
 		sleep_until(now() + random_delay());
@@ -594,6 +609,9 @@ static void print_run(unsigned repetition, const struct seen *seen, int rounds)
 	put("run %u %u end=%s reason=%u errno=%d rip=%llx rflags=%llx marks=%llx mp=%u rounds=%d sent=%x",
 	    guest->number, repetition, end, run->exit_reason, refused, (unsigned long long)seen->regs.rip,
 	    (unsigned long long)seen->regs.rflags, (unsigned long long)seen->regs.r15, seen->mp.mp_state, rounds, sent);
+	put(" after=");
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		put("%d,", fired[i] ? (int)sent_after[i] : -1);
 	put(" nmi=%u%u%u irq=%u exception=%u", seen->events.nmi.pending, seen->events.nmi.injected,
 	    seen->events.nmi.masked, seen->events.interrupt.injected, seen->events.exception.injected);
 	print_log(seen);

@@ -15,6 +15,9 @@ EXIT_SHUTDOWN, EXIT_INTERNAL_ERROR = 8, 17
 SHOWN_RECORDS = 48
 TF_AND_IF = 0x300
 
+NEVER = 1 << 30
+"""More events than any history has."""
+
 MORE = "..."
 """Stands for the marks that the log did not hold."""
 
@@ -50,6 +53,8 @@ class Run:
     ending: str
     place: int
     """The instruction at which it spins, is halted or loops, or -1."""
+    after: tuple[int, ...] = ()
+    """Of each arrival: how many events of the history certainly came before it; NEVER for one that was not sent."""
     failure: str = ""
     """Not empty: the harness or KVM could not run the guest as it should; there is no outcome."""
 
@@ -66,15 +71,36 @@ def read_run(line: str, guests: Mapping[int, Guest]) -> Run:
     fields = dict(word.partition("=")[::2] for word in words[3:])
     end, reason = fields["end"], int(fields["reason"])
     if end == "cold":
-        return Run(guest, repetition, (), False, "", -1, f"the guest's pages cannot be mapped (exit {reason})")
+        return _failed(guest, repetition, f"the guest's pages cannot be mapped (exit {reason})")
     if end == "hangs":
-        return Run(guest, repetition, (), False, "", -1, "the guest did not begin in time")
+        return _failed(guest, repetition, "the guest did not begin in time")
     if end == "refused":
-        return Run(guest, repetition, (), False, "", -1, f"KVM_RUN fails with errno {fields['errno']}")
+        return _failed(guest, repetition, f"KVM_RUN fails with errno {fields['errno']}")
     rip = int(fields["rip"], 16)
-    history, complete = _history(guest, fields)
+    history, complete, shown_with = _history(guest, fields)
     ending = _ending(guest, end, reason, int(fields["mp"]), rip)
-    return Run(guest, repetition, history, complete, ending, guest.program.place(rip))
+    after = _after(guest.test, fields.get("after", ""), shown_with)
+    return Run(guest, repetition, history, complete, ending, guest.program.place(rip), after)
+
+
+def _failed(guest: Guest, repetition: int, failure: str) -> Run:
+    return Run(guest, repetition, (), False, "", -1, failure=failure)
+
+
+def _after(test: Test, text: str, shown_with: list[int]) -> tuple[int, ...]:
+    """How much of the history came before each arrival. Arrivals alike cannot be told apart: the earlier number stands
+    for the earlier one. What is bound to a place comes there, whatever was logged."""
+    counts = [int(word) for word in text.split(",") if word] or [0] * len(test.outside)
+    after = [0] * len(counts)
+    alike: dict[tuple[str, bool], list[int]] = {}
+    for number, arrival in enumerate(test.outside):
+        if arrival.at < 0:
+            alike.setdefault((arrival.kind, arrival.promised), []).append(number)
+    for numbers in alike.values():
+        shown = [NEVER if counts[n] < 0 else max(shown_with[: counts[n]], default=0) for n in numbers]
+        for number, events in zip(numbers, sorted(shown), strict=True):
+            after[number] = events
+    return tuple(after)
 
 
 def _ending(guest: Guest, end: str, reason: int, mp_state: int, rip: int) -> str:
@@ -102,14 +128,15 @@ def digits(number: int) -> tuple[int, ...]:
     return tuple(reversed(found))
 
 
-def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], bool]:
-    """(deliveries and marks in order, whether that is all of them).
+def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], bool, list[int]]:
+    """(deliveries and marks in order, whether that is all of them, for each logged record: how many events it ends).
 
     The number that holds the marks overflows in a guest that marks on and on: what follows is left out.
     """
     texts = [text for text in fields["log"].split(";") if text]
     logged = [tuple(int(number, 16) for number in text.split(":")) for text in texts]
-    records, certain = _in_order(guest.program, logged)
+    order, certain = _in_order(guest.program, logged)
+    records = [logged[number] for number in order]
     # A shutdown resets the registers: the marks behind the last delivery are lost.
     reset = fields["end"] == "exit" and int(fields["reason"]) == EXIT_SHUTDOWN
     lost = reset or not certain
@@ -122,15 +149,17 @@ def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], b
     known = _plausible(so_far, len(guest.test.marks))
     complete = known == len(so_far) and 0 <= int(fields["records"]) <= SHOWN_RECORDS and not lost
     events: list[Event] = []
+    shown_with = [0] * len(logged)
     made = 0
-    for record, marks in list(zip(records, so_far, strict=False))[:known]:
-        events += [Mark(number) for number in marks[made:]]
+    for number, record, marks in list(zip(order, records, so_far, strict=False))[:known]:
+        events += [Mark(mark) for mark in marks[made:]]
         made = len(marks)
         vector, rip, rflags, error = record[:4]
         events.append(Delivery(vector, guest.program.place(rip), rflags & TF_AND_IF, error))
+        shown_with[number] = len(events)
     if complete:
         events += [Mark(number) for number in final[made:]]
-    return tuple(events), complete
+    return tuple(events), complete, shown_with
 
 
 def _plausible(so_far: list[tuple[int, ...]], marks: int) -> int:
@@ -143,18 +172,18 @@ def _plausible(so_far: list[tuple[int, ...]], marks: int) -> int:
     return len(so_far)
 
 
-def _in_order(program: Program, records: list[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], bool]:
-    """(records in the order of the deliveries, as far as it is known; whether that is all of them).
+def _in_order(program: Program, records: list[tuple[int, ...]]) -> tuple[list[int], bool]:
+    """(the numbers of the records in the order of the deliveries, as far as it is known; whether that is all of them).
 
     A delivery that comes before another could take a record is logged too early. Which of several was interrupted is
     not in the log."""
-    ordered: list[tuple[int, ...]] = []
-    waiting = list(records)
+    ordered: list[int] = []
+    waiting = list(range(len(records)))
     moved = -1
     while waiting:
-        unlogged = _not_logged_at(program, waiting[0][1])
+        unlogged = _not_logged_at(program, records[waiting[0]][1])
         if unlogged >= 0 and unlogged != moved:
-            later = [number for number, record in enumerate(waiting) if record[0] == unlogged]
+            later = [place for place, number in enumerate(waiting) if records[number][0] == unlogged]
             if len(later) != 1:
                 return ordered, False
             ordered.append(waiting.pop(later[0]))
