@@ -8,9 +8,10 @@ from iretrace.linux import prims
 from iretrace.linux.answers import Site
 from iretrace.linux.ctree import Pos
 from iretrace.linux.memory import ReadCheck, Space, WriteCheck
+from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE
 from iretrace.linux.unmodelled import Unmodelled
-from iretrace.world.protocol import PauseKind
+from iretrace.world.protocol import HOST_DEBUG, NO_HOST_DEBUG, PauseKind
 
 
 class FakeRun:
@@ -32,6 +33,11 @@ class FakeRun:
         self.announced: list[tuple[int, int, str]] = []
         self.findings: list[str] = []
         self.paused: list[PauseKind] = []
+        self.physical = DebugRegisters(HOST_DEBUG, HOST_DEBUG)
+        self.itself = 0
+
+    def interrupts_are_on(self) -> None:
+        self.itself += 1
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         self.announced.append((address, mask, "write" if write else "read"))
@@ -172,3 +178,36 @@ def test_mapping_the_ghcb_gives_its_address() -> None:
     assert run.m[0x108] == run.ghcb
     prims.unmap_ghcb(run, 0, 0x100)
     assert run.m[0x108] == 0
+
+
+def test_the_host_restores_all_its_debug_registers() -> None:
+    run = FakeRun()
+    for number in range(4):
+        prims.set_debugreg(run, number, 0x7000 + number)
+    prims.set_debugreg(run, 7, 0)
+    assert [prims.get_debugreg(run, number) for number in (0, 3, 7)] == [0x7000, 0x7003, 0x400]
+    prims.hw_breakpoint_restore(run)
+    assert run.physical.now() == HOST_DEBUG
+
+
+def test_a_host_without_breakpoints_has_none_active() -> None:
+    run = FakeRun()
+    assert prims.hw_breakpoint_active(run) == 1
+    run.physical = DebugRegisters(NO_HOST_DEBUG, NO_HOST_DEBUG)
+    assert prims.hw_breakpoint_active(run) == 0
+
+
+def test_dr6_of_the_host_cannot_be_read() -> None:
+    with pytest.raises(Unmodelled, match="DR6"):
+        prims.get_debugreg(FakeRun(), 6)
+
+
+def test_the_host_is_itself_again_when_it_enables_interrupts_with_gif_set() -> None:
+    run = FakeRun()
+    prims.clgi(run)
+    prims.irq_enable(run)
+    assert run.itself == 0
+    prims.irq_disable(run)
+    prims.stgi(run)
+    prims.irq_enable(run)
+    assert run.itself == 1

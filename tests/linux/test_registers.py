@@ -13,7 +13,7 @@ from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import pack
 from iretrace.world.protocol import Packed, Pause, PauseKind
 
-RIP, RSP, RFLAGS = MOVED
+RIP, RSP, RFLAGS, RAX = MOVED
 WORD = 0x1000
 SAVED = 0x2000
 OTHER = 0x3000

@@ -157,3 +157,34 @@ BOOLEAN_PENDING = (Edit(X86, "process_nmi", "+= atomic_xchg", "|= !!atomic_xchg"
 
 NMI_COMPLETE_UNKNOWN = (Edit(SEV, "sev_es_validate_vmgexit", "case SVM_VMGEXIT_NMI_COMPLETE:", ""),)
 """NMI_COMPLETE is not among the events that KVM knows: the GHCB comes back with an error."""
+
+# Historical defects in debug events and re-delivery, put back (tools/results.py has the entry of each). --------
+
+STEPPING_SHOWS_TF = (Edit(SVM, "svm_get_rflags", "if (svm->nmi_singlestep) {", "if (0) {"),)
+"""KVM takes the TF that it has set for the guest's own, and leaves it behind when it stops stepping."""
+
+STEPPING_ACROSS_AN_INJECTION = (
+    Edit(SVM, "svm_vcpu_run", "disable_nmi_singlestep(svm); force_immediate_exit = true;", ";"),
+)
+"""KVM keeps single-stepping while it injects an event: the frame on the guest's stack has KVM's TF."""
+
+NO_UNWIND = (
+    Edit(
+        SVM,
+        "svm_complete_interrupts",
+        "if (soft_int_injected) svm_complete_soft_interrupt(vcpu, vector, type);",
+        "",
+    ),
+)
+"""A software interrupt that was to be injected and was not leaves RIP behind the instruction."""
+
+SOFT_INTERRUPT_RETRIED = (
+    Edit(SVM, "svm_complete_interrupts", "kvm_queue_interrupt(vcpu, vector, true);", ""),
+)
+"""INTn whose delivery was cut off is not injected again: the guest executes it again."""
+
+DB_NOT_INTERCEPTED = (Edit(SVM, "init_vmcb", "set_exception_intercept(svm, DB_VECTOR);", ""),)
+"""#DB goes to the guest, KVM's own single step included, and with the DR6 that KVM has loaded."""
+
+DR6_NOT_CLEARED = (Edit(SVM, "svm_vcpu_run", "svm_set_dr6(vcpu, DR6_ACTIVE_LOW);", ";"),)
+"""The guest runs with the DR6 of its last #DB instead of an empty one: causes add up."""

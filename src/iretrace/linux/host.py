@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 
 from iretrace.linux.answers import Site
+from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import Program, Run
 from iretrace.linux.sender import Access, EventSender, Hook, Senders
 from iretrace.verdict import CLine
-from iretrace.world.protocol import NO_SENDER, Landing, PauseKind, SenderState
+from iretrace.world.protocol import NO_SENDER, Debug, Landing, PauseKind, SenderState
 
 NEVER = 1 << 62
 
@@ -33,6 +34,8 @@ class KernelRun(Run):
         self.warm = False
         self.findings: list[tuple[str, CLine]] = []
         self.paused = PauseKind.USERSPACE
+        self.physical = DebugRegisters()
+        self.host: Debug | None = None
 
     def finding(self, what: str, site: Site) -> None:
         """Notes a WARN or BUG that was reached."""
@@ -58,6 +61,11 @@ class KernelRun(Run):
     def hand_over(self, kind: PauseKind) -> None:
         """The vCPU thread is about to pause."""
         self.paused = kind
+
+    def interrupts_are_on(self) -> None:
+        """The host is itself again after an exit, for the first time: its debug registers are noted."""
+        if self.host is None:
+            self.host = self.physical.now()
 
 
 class HostRun(KernelRun):

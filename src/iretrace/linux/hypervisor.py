@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -14,8 +14,10 @@ from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
 from iretrace.linux.changes import NotedMemory, handling, view_changes
 from iretrace.linux.comparison import Comparer
+from iretrace.linux.debugger import Debugger
 from iretrace.linux.host import HostRun, KernelRun, SenderRun
 from iretrace.linux.machine import ACCEPT, RUN, SIGNAL, Machine, exit_handlers
+from iretrace.linux.physical import DebugRegisters, saved_debug
 from iretrace.linux.prims import THREAD_FLAGS, TIF_SIGPENDING, Bug
 from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import WRITTEN_ON_EXIT, ghcb_record, vmcb_record
@@ -29,12 +31,14 @@ from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import SVM_EVTINJ_VALID, Vmcb
 from iretrace.verdict import Assumption, CLine, InputError
 from iretrace.world.protocol import (
+    HOST_DEBUG,
     NO_HOST_DEBUG,
     NO_SENDER,
     Cause,
     Comparison,
     Debug,
     Executed,
+    GuestDebug,
     Landing,
     Packed,
     Pause,
@@ -106,6 +110,7 @@ class TreeHypervisor:
         self.vm = Vm(self.machine, vcpu)
         self.program = self.machine.program
         self._reduce = reduce
+        self._processor = self._find_processor()
         self._states: dict[Hashable, State] = {}
         self._steps = Memo()
         self._sends: dict[tuple[Private, SenderState], Sent] = {}
@@ -134,6 +139,7 @@ class TreeHypervisor:
         self._exit_reason = self._spot("run.exit_reason", run)
         self._viewer = Viewer(places, run, self._svm)
         self._comparer = Comparer(self.vm, places, run)
+        self._debugger = Debugger(self.vm)
         self._sender = self._senders()
         self._start = self._first_pause(run.findings)
 
@@ -147,7 +153,7 @@ class TreeHypervisor:
     @property
     def processor(self) -> Processor:
         """The processor that it runs on."""
-        return Processor()
+        return self._processor
 
     def start(self) -> Pause:
         """The first VMRUN."""
@@ -171,11 +177,11 @@ class TreeHypervisor:
     ) -> Pause:
         """Run from a hand-over to the next one."""
         packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
-        key = (private, packed[1], cause, senders, schedule)
+        key = (private, packed[1], cause, senders, schedule, debug)
         known = self._steps.find(key, packed[0])
         if known is None:
             hidden = Hidden(self._registers, self._saved)
-            known, moved, _ = self._step(private, *packed, cause, senders, schedule, hidden)
+            known, moved, _ = self._step(private, *packed, cause, senders, schedule, debug, hidden)
             self._steps.add(key, packed[0], MOVED if known.unmodelled else hidden.looked, Found(known, moved))
         return known
 
@@ -186,6 +192,21 @@ class TreeHypervisor:
         if known is None:
             known = self._sends[key] = self._send(private, sender)
         return known
+
+    def set_guest_debug(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, wanted: GuestDebug, debug: Debug) -> Pause:
+        """KVM_SET_GUEST_DEBUG between two KVM_RUNs."""
+        packed, shared = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
+        run = self._host_run((), ())
+        run.physical = DebugRegisters(debug, self._processor.host_debug)
+        self._restore(run, private)
+        self._vmcb.write(run.m, packed)
+        self._ghcb.write(run.m, shared)
+        try:
+            result = self._debugger.set(run, wanted)
+        except Unmodelled as error:
+            return self._unmodelled(run, private, error, packed)
+        run.host = None
+        return replace(self._pause(run, 0), exit_reason=result)
 
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken: its task state says that it runs."""
@@ -228,7 +249,7 @@ class TreeHypervisor:
             for operation, waits in ASKS.items():
                 seen = partial(_refused, refusals, waits)
                 watching.enter_context(self.program.watched(*self.machine.target(operation), seen))
-            pause, _, run = self._step(private, *packed, cause, senders, schedule, Hidden({}, ()), note)
+            pause, _, run = self._step(private, *packed, cause, senders, schedule, debug, Hidden({}, ()), note)
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private), UNTOLD)
         handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
@@ -271,6 +292,7 @@ class TreeHypervisor:
 
         found: the WARNs and BUGs that creating the vCPU reached."""
         run = self._host_run((), ())
+        run.physical = DebugRegisters(self._processor.host_debug, self._processor.host_debug)
         run.findings = list(found)
         run.m = dict(self._base)
         result = run.call(RUN, self._svm)
@@ -280,6 +302,7 @@ class TreeHypervisor:
         self._freeze_tables()
         self._base_stack = [word for word in self._base if self._is_stack(word)]
         run.m = dict(self._base)
+        run.host = None
         self._sender = self._senders()
         return self._pause(run, result)
 
@@ -323,11 +346,13 @@ class TreeHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        debug: Debug,
         hidden: Hidden,
         note: Callable[[dict[int, int]], dict[int, int]] = dict,
     ) -> tuple[Pause, tuple[tuple[int, int], ...], HostRun]:
         """The result, where registers were moved to, and the run."""
         run = self._host_run(senders, schedule)
+        run.physical = DebugRegisters(debug, self._processor.host_debug)
         self._restore(run, private)
         self._vmcb.write(run.m, vmcb)
         self._ghcb.write(run.m, ghcb)
@@ -338,6 +363,8 @@ class TreeHypervisor:
             with suppress(Bug):
                 result = run.call(RUN, self._svm) if cause == Cause.RERUN else run.resume()
             moved = hidden.reveal(run.m, enters=result is PAUSE and run.paused == PauseKind.ENTER)
+            if cause != Cause.VMEXIT:
+                run.host = None
         except Retry:
             unforeseen = Unmodelled("a function pauses through a call that was not foreseen (linux/sleepers.py)")
             return self._unmodelled(run, private, unforeseen, vmcb), (), run
@@ -367,7 +394,26 @@ class TreeHypervisor:
             warm=run.warm,
             exit_reason=self._reason(run, result) if kind == PauseKind.USERSPACE else 0,
             defects=tuple(run.findings),
+            debug=run.physical.now(),
+            host_area=self._host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
+            sev_features=self._sev_features(run),
+            host=run.host,
         )
+
+    def _host_area(self, run: KernelRun) -> Debug:
+        if self.vm.vcpu == "plain":
+            return NO_HOST_DEBUG
+        return saved_debug(run, self.vm.address("host_save_area"), self.machine.member)
+
+    def _sev_features(self, run: KernelRun) -> int:
+        spot = None if self.vm.vcpu == "plain" else self.places.find(run, "svm.sev_es.vmsa->sev_features")
+        return 0 if spot is None else memory.load(run, spot.address, spot.bit, spot.width)
+
+    def _find_processor(self) -> Processor:
+        rules = self.machine.rules
+        breakpoints = rules.global_("host_breakpoints", "")
+        no_nested = self.vm.feature_named("X86_FEATURE_NO_NESTED_DATA_BP")
+        return Processor(not no_nested, HOST_DEBUG if breakpoints else NO_HOST_DEBUG)
 
     def _handle_signal(self, run: HostRun) -> None:
         """On the way to userspace the kernel has the thread handle its signals."""
@@ -394,6 +440,7 @@ class TreeHypervisor:
             exit_reason=0,
             defects=(),
             unmodelled=describe(error),
+            debug=run.physical.now(),
         )
 
     def _intern(self, run: KernelRun) -> State:

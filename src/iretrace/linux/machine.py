@@ -29,6 +29,9 @@ RUN = "kvm_arch_vcpu_ioctl_run"
 ACCEPT = "__apic_accept_irq"
 """A sender's function: how an NMI or IRQ reaches a vCPU inside the kernel (irqfd, MSI, another vCPU's ICR)."""
 
+SET_GUEST_DEBUG = "kvm_arch_vcpu_ioctl_set_guest_debug"
+"""What KVM_SET_GUEST_DEBUG calls."""
+
 SIGNAL = "signal_wake_up_state"
 """A sender's function: how a signal reaches a thread (kernel/signal.c; a model answers)."""
 
@@ -92,6 +95,10 @@ class Machine:
             raise Unmodelled(f"whether the {who} has {name} is not known", row=row)
         return on
 
+    def feature_name(self, number: int) -> str:
+        """The name of a CPU feature, or ""."""
+        return self._features.get(number, "")
+
     def member(self, struct: str, name: str) -> int:
         """Offset of a struct's member in bytes."""
         key = struct, name
@@ -116,7 +123,7 @@ class Machine:
 
     def closure(self) -> Closure:
         """Everything that the event path reaches, found without running it."""
-        roots = [RUN, ACCEPT]
+        roots = [RUN, ACCEPT, SET_GUEST_DEBUG]
         roots += [row.name for row in self.rules.table("initial") if "call" in row.keys]
         targets = vendor_targets(self.index, "svm_x86_ops")
         roots += sorted(exit_handlers(self.index))
@@ -125,6 +132,6 @@ class Machine:
 
 def exit_handlers(index: Index) -> set[str]:
     """Handlers of the exits that a guest of this slice causes."""
-    events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "ud", "stgi", "clgi")
+    events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "dr", "ud", "stgi", "clgi")
     wanted = {f"{event}_interception" for event in events} | EXITS
     return {name for name in wanted if index.function(name) is not None}

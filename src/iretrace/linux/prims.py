@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from iretrace.linux.answers import Site
 from iretrace.linux.memory import ReadCheck, WriteCheck
+from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.world.protocol import PauseKind
@@ -56,6 +57,8 @@ class KvmRun(Protocol):
     warm: bool
     ghcb: int
     """The address of the GHCB object."""
+    physical: DebugRegisters
+    """The debug registers of the vCPU thread's CPU."""
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         """Announces an access of a shared word."""
@@ -65,6 +68,9 @@ class KvmRun(Protocol):
 
     def finding(self, what: str, site: Site) -> None:
         """Notes a WARN or BUG that was reached."""
+
+    def interrupts_are_on(self) -> None:
+        """The host takes interrupts (again)."""
 
     def allocate(self, size: int) -> int:
         """Zeroed memory, page-aligned if a page or more."""
@@ -423,6 +429,8 @@ def _take_interrupt(run: KvmRun) -> None:
 def irq_enable(run: KvmRun) -> None:
     """sti: a pending interrupt is taken, unless GIF is 0."""
     run.interrupts = True
+    if run.gif:
+        run.interrupts_are_on()
     _take_interrupt(run)
 
 
@@ -440,6 +448,34 @@ def stgi(run: KvmRun) -> None:
     """GIF := 1."""
     run.gif = True
     _take_interrupt(run)
+
+
+# Debug registers of the host.
+
+
+def get_debugreg(run: KvmRun, number: int) -> int:
+    """MOV from a debug register."""
+    return run.physical.get(number)
+
+
+def set_debugreg(run: KvmRun, number: int, value: int) -> None:
+    """MOV to a debug register."""
+    run.physical.set(number, value)
+
+
+def get_dr_addr_mask(run: KvmRun, number: int) -> int:
+    """The host's address mask of a breakpoint."""
+    return run.physical.mask(number)
+
+
+def hw_breakpoint_active(run: KvmRun) -> int:
+    """Whether the host has set breakpoints."""
+    return int(run.physical.host_active())
+
+
+def hw_breakpoint_restore(run: KvmRun) -> None:
+    """The host's breakpoints are loaded again."""
+    run.physical.restore_host()
 
 
 def vmrun(run: KvmRun, *_: int) -> Any:
@@ -543,7 +579,8 @@ MODELS: dict[str, Callable[..., Any]] = {
         allocate_page, allocate_pages, clear_page, this_cpu, this_cpu_ptr, per_cpu_ptr, this_cpu_read,
         this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
         thread_flags, signal_pending, signal_wake_up_state, handle_work, smp_send_reschedule, irq_enable,
-        irq_disable, clgi, stgi, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb, host_feature,
+        irq_disable, clgi, stgi, get_debugreg, set_debugreg, get_dr_addr_mask, hw_breakpoint_active,
+        hw_breakpoint_restore, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb, host_feature,
         kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
     )
 }  # fmt: skip

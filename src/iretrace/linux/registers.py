@@ -1,9 +1,10 @@
 """Guest registers that a host step only moves: what it does is worked out once, for all their values.
 
-Between an exit and the next VMRUN KVM copies RIP, RSP and RFLAGS about, and mostly does not look at them. A step gets
-them as `Opaque` numbers, which note every use but a copy. A result holds for all values of the registers that were not
-looked at, and says where they ended up. KVM's own copies of registers, which it makes on every exit, are no part of a
-state while the guest runs: in their place a step finds numbers that must not be looked at before they are written.
+Between an exit and the next VMRUN KVM copies RIP, RSP, RFLAGS and RAX about, and mostly does not look at them. A step
+gets them as `Opaque` numbers, which note every use but a copy. A result holds for all values of the registers that
+were not looked at, and says where they ended up. KVM's own copies of registers, which it makes on every exit, are no
+part of a state while the guest runs: in their place a step finds numbers that must not be looked at before they are
+written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from iretrace.machine.vmcb import Vmcb
 from iretrace.world.protocol import Packed, Pause
 
 NAMES: tuple[str, ...] = Vmcb.field_names  # type: ignore[attr-defined]
-MOVED = tuple(NAMES.index(name) for name in ("rip", "rsp", "rflags"))
+MOVED = tuple(NAMES.index(name) for name in ("rip", "rsp", "rflags", "rax"))
 """Fields of the VMCB that are opaque to a step."""
 
 STALE = -1

@@ -27,6 +27,8 @@ MEMBERS: dict[str, tuple[tuple[str, int], ...]] = {
     "irq_injected": (("svm.vcpu.arch.interrupt.injected", -1),),
     "exception_queued": (("svm.vcpu.arch.exception.pending", -1),),
     "exception_injected": (("svm.vcpu.arch.exception.injected", -1),),
+    "guest_debug": (("svm.vcpu.guest_debug", -1),),
+    "switch_db_regs": (("svm.vcpu.arch.switch_db_regs", -1),),
 }
 """Field of the view -> places that may hold it, and the bits that count."""
 
@@ -94,5 +96,7 @@ class Viewer:
             irq_injected=int(get(run, "irq_injected") != 0),
             exception_pending=int(get(run, "exception_queued") != 0 or get(run, "exception_injected") != 0),
             dr6_active=get(run, "dr6") ^ DR6_RESET,
+            guest_debug=get(run, "guest_debug"),
+            switch_db_regs=get(run, "switch_db_regs"),
             mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}.get(mp_state, 2),
         )

@@ -15,6 +15,9 @@ from iretrace.verdict import InputError
 KINDS = ("sev-es", "plain")
 """The vCPU kinds that have a first state (rules/initial.toml)."""
 
+KIND_FEATURES = {"sev-es-debugswap": ("X86_FEATURE_DEBUG_SWAP", "X86_FEATURE_NO_NESTED_DATA_BP")}
+"""What the host CPU has for a kind of vCPU, beside what the rules say (rules/hardware.toml)."""
+
 
 class Vm:
     """A VM with one vCPU of a kind: its objects, and how it gets to its first state. objects: name -> (address, type).
@@ -33,13 +36,25 @@ class Vm:
     def prepare(self, run: KernelRun) -> KernelRun:
         """Give a run what models ask for."""
         machine = self.machine
-        run.features = machine.feature
+        run.features = self._feature
         run.members = machine.member
         run.allocator = self.allocate
         run.lines = lambda site: machine.line(site.pos, site.function)
         run.ghcb = self.address("ghcb")
         run.task = self.address("sender_task" if run.cpu else "task")
         return run
+
+    def feature_named(self, name: str) -> bool:
+        """Whether the host CPU has a feature: what the kind needs it has, unless the user says otherwise."""
+        if name in KIND_FEATURES.get(self.vcpu, ()) and ("feature", name) not in self.rules.constants:
+            return True
+        return bool(self.rules.feature(name, "host"))
+
+    def _feature(self, number: int, who: str) -> bool:
+        name = self.machine.feature_name(number)
+        if who == "host" and name in KIND_FEATURES.get(self.vcpu, ()):
+            return self.feature_named(name)
+        return self.machine.feature(number, who)
 
     # Objects and the first state.
 

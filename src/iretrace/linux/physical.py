@@ -1,0 +1,75 @@
+"""The physical CPU's debug registers in a host step, and where the host save area keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from iretrace.linux.memory import HasMemory, load
+from iretrace.linux.unmodelled import Unmodelled
+from iretrace.world.protocol import NO_HOST_DEBUG, Debug
+
+DR7 = 7
+DR7_FIXED_1 = 0x400
+"""Bit 10 of DR7 reads as 1, whatever is written."""
+
+DR7_GLOBAL_ENABLE = 0xAA
+"""What the host's breakpoints have set (arch/x86/include/uapi/asm/debugreg.h, DR_GLOBAL_ENABLE_MASK)."""
+
+SAVE_AREA = 0x400
+"""Where the state save area begins in the host save area's page (APM vol. 2, VMCB layout)."""
+
+
+class DebugRegisters:
+    """DR0-3, their masks and DR7 of the CPU that the vCPU thread runs on. host: the host's own.
+
+    DR6 is not kept: VMRUN and #VMEXIT load it, and the host only looks at it in its #DB handler.
+    """
+
+    def __init__(self, debug: Debug = NO_HOST_DEBUG, host: Debug = NO_HOST_DEBUG) -> None:
+        self._dr = list(debug.dr)
+        self._masks = debug.masks
+        self._dr7 = debug.dr7
+        self._host = host
+
+    def now(self) -> Debug:
+        """What the registers hold."""
+        return Debug((self._dr[0], self._dr[1], self._dr[2], self._dr[3]), self._masks, self._dr7)
+
+    def get(self, number: int) -> int:
+        """MOV from DR."""
+        if number < 4:
+            return self._dr[number]
+        if number == DR7:
+            return self._dr7
+        raise Unmodelled(f"the host reads DR{number}, which is not modelled")
+
+    def set(self, number: int, value: int) -> None:
+        """MOV to DR."""
+        if number < 4:
+            self._dr[number] = value
+        elif number == DR7:
+            self._dr7 = value | DR7_FIXED_1
+
+    def mask(self, number: int) -> int:
+        """The address mask of a breakpoint as the host has set it (amd_get_dr_addr_mask() reads a per-CPU copy)."""
+        return self._host.masks[number]
+
+    def host_active(self) -> bool:
+        """Whether the host uses breakpoints."""
+        return self._host.dr7 & DR7_GLOBAL_ENABLE != 0
+
+    def restore_host(self) -> None:
+        """The host's breakpoints again (arch/x86/kernel/hw_breakpoint.c: hw_breakpoint_restore())."""
+        self._dr = list(self._host.dr)
+        self._dr7 = self._host.dr7
+
+
+def saved_debug(run: HasMemory, page: int, member: Callable[[str, str], int]) -> Debug:
+    """What the hypervisor has put into the host save area for #VMEXIT to load under DebugSwap."""
+
+    def field(name: str) -> int:
+        return load(run, page + SAVE_AREA + member("struct sev_es_save_area", name), 0, 64)
+
+    dr = field("dr0"), field("dr1"), field("dr2"), field("dr3")
+    masks = field("dr0_addr_mask"), field("dr1_addr_mask"), field("dr2_addr_mask"), field("dr3_addr_mask")
+    return Debug(dr, masks, DR7_FIXED_1)
