@@ -11,7 +11,7 @@ from iretrace.explore.graph import Edge, Graph, Limits, explore
 from iretrace.litmus.test import Reach, Test
 from iretrace.machine.cpu import KNOB_IRET_FAULT_UNMASKS, KNOB_SHADOW_BLOCKS_EXIT, KNOB_TRAP_EXIT_KEEPS_SHADOW
 from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
-from iretrace.world.endings import explained, how, point
+from iretrace.world.endings import can_exit, explained, how, point
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor, View
 from iretrace.world.story import Story
@@ -187,9 +187,12 @@ def _judge(explored: Explored, ending: Ending) -> str:
     """Why an ending is a defect; "" if the reference explains it and the test's clauses hold."""
     product = explored.product
     state = _point(explored, ending.entry)
-    if not ending.stuck and not ending.retires:
-        return "no guest instruction ever retires again"
     says = how(product, explored.graph, ending)
+    if not ending.stuck and not ending.retires:
+        if not can_exit(product, explored.graph, ending):
+            return "the guest holds the CPU: one exception after the other is delivered, and no #VMEXIT can come"
+        if not explained(product, explored.graph, ending, says):
+            return "no guest instruction ever retires again"
     if not explained(product, explored.graph, ending, says):
         return _unexplained(explored, state, says)
     marks = tuple(product.test.marks[m] for m in state.marks)

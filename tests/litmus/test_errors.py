@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iretrace.litmus import corpus, grammar, parse
+from iretrace.litmus.grammar import SECTIONS
 from iretrace.verdict import InputError
 
 BASE = """\
@@ -43,7 +44,7 @@ MISTAKES = [
     (
         "nmi:",
         "smi:",
-        "7:1: section 'smi:' is not supported yet; the sections are main, nmi, df, vc, db, bp, ud, gp, pf, int, irq",
+        f"7:1: section 'smi:' is not supported yet; the sections are {', '.join(SECTIONS)}",
     ),
     ("nmi_pending", "nmi_waiting", "10:8: unknown field 'nmi_waiting'; write 'nmi_pending'"),
     ("always n", "alwyas n", "11:1: unknown 'alwyas'; write 'always'"),
@@ -59,12 +60,12 @@ MISTAKES = [
     (
         "spin",
         "or qword [rsp+16], DF",
-        "6:24: 'DF' cannot stand here; write a number of at most 24 bits, TF, IF, CS",
+        "6:24: 'DF' cannot stand here; write a number of at most 24 bits, TF, IF, RF, CS",
     ),
     (
         "spin",
         "mov qword [rsp], 0x1000000",
-        "6:22: '0x1000000' cannot stand here; write a number of at most 24 bits, TF, IF, CS, or a label",
+        "6:22: '0x1000000' cannot stand here; write a number of at most 24 bits, TF, IF, RF, CS, or a label",
     ),
     (
         "spin",
@@ -181,7 +182,7 @@ MISTAKES = [
     (
         "spin",
         "cpuid\n" + "nop\n" * 60 + "spin",
-        "6:5: no room for the #VC handler that cpuid needs; write at most 64 in all",
+        "6:5: no room for the #VC handler that 'cpuid' needs; write at most 64",
     ),
     (
         "spin",

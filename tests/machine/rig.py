@@ -111,6 +111,7 @@ def rig(
     intercepts: tuple[int, ...] = (),
     interrupts: bool = False,
     cold: int = 0,
+    nested_data_bp: int = 1,
 ) -> Rig:
     """A bench with main's instructions at 0, and the handlers' one after the other from HANDLER on.
 
@@ -127,7 +128,7 @@ def rig(
         at += len(code)
     for vector, page in (ist or {}).items():
         stacks[vector] = page
-    machine = Machine(ops, args, [0] * CODE_SIZE, idt, stacks, int(sev_es), int(not sev_es), knobs, 0)
+    machine = Machine(ops, args, [0] * CODE_SIZE, idt, stacks, int(sev_es), nested_data_bp, int(not sev_es), knobs, 0)
     return Rig(machine, cpu(interrupts, cold), vmcb(intercepts, sev_es))
 
 
@@ -145,6 +146,7 @@ def cpu(interrupts: bool = False, cold: int = 0) -> Cpu:
         dr3=0,
         dr6=DR6_RESET,
         dr7=DR7_RESET,
+        shadow_dr7=DR7_RESET,
         debug_swap=0,
         trap=0,
         shadow=0,

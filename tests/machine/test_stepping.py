@@ -63,7 +63,7 @@ def stepped(
 def test_a_stepped_instruction_traps_behind_it(op: int) -> None:
     """APM vol. 2, Single Stepping: after the instruction, before the next one."""
     on = stepped(op, OP_SPIN).bare()
-    assert (on.cpu.rip, on.cpu.trap, on.delivered()) == (1, 1, -1)
+    assert (on.cpu.rip, on.cpu.trap, on.delivered()) == (1, DR6_BS, -1)
     assert on.bare().delivered() == DB_VECTOR
     assert on.frame()[0] == 1
 
@@ -158,7 +158,7 @@ def test_the_trap_comes_before_an_exit() -> None:
 def test_sti_does_not_hide_its_trap() -> None:
     """QEMU 1e94ddc68544; Bochs."""
     on = stepped(OP_STI, OP_NOP).bare()
-    assert (on.cpu.shadow, on.cpu.trap) == (SHADOW_STI, 1)
+    assert (on.cpu.shadow, on.cpu.trap) == (SHADOW_STI, DR6_BS)
     assert on.bare().delivered() == DB_VECTOR
     assert on.cpu.shadow == SHADOW_NONE
 
@@ -243,7 +243,7 @@ def test_a_trap_that_is_not_intercepted_is_the_guests() -> None:
 def test_nothing_traps_between_vmrun_and_the_first_instruction() -> None:
     """APM vol. 2, VMRUN: TF traps behind the first instruction of the guest."""
     on = stepped(OP_NOP)
-    on.cpu.trap = 1
+    on.cpu.trap = DR6_BS
     assert on.enter().guest().cpu.rip == 1
 
 

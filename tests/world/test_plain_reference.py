@@ -26,7 +26,7 @@ STEPPED = (
     f"{HANDLERS}db:\n    mark d\n    and qword [rsp+16], ~TF\n    iretq\n"
 )
 SEV_ES = (
-    "test t\nabout TF.\nvcpu sev-es\noutside nmi\n\nmain:\n    pushfq\n    or qword [rsp], TF\n    popfq\n    spin\n"
+    "test t\nabout TF.\nvcpu sev-es\noutside nmi\n\nmain:\n    pushfq\n    or qword [rsp], TF\n    popfq\n    hlt\n"
     "nmi:\n    vmgexit nmi_complete\n    iretq\ndb:\n    iretq\n"
 )
 IRQ, NMI, SECOND_IRQ, SIGNAL = range(4)
@@ -156,10 +156,10 @@ def test_clgi_is_ud() -> None:
     assert history.seen(UD_VECTOR, 0, IF).mark("u").ends("spins at 7")
 
 
-def test_single_stepping_an_encrypted_guest_has_no_contract() -> None:
+def test_single_stepping_an_automatic_exit_has_no_contract() -> None:
     history = History(SEV_ES, "")
     history.flags(0, 0)
-    assert "single-step" in history.reference.without_contract
+    assert "single step" in history.reference.without_contract
 
 
 # Signals. -------------------------------------------------------------------------------------------------------------

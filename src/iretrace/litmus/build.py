@@ -7,7 +7,10 @@ from typing import NoReturn
 from iretrace.litmus.draft import Coming, Draft, Section, Statement
 from iretrace.litmus.grammar import (
     BARE,
+    CHANGES_RAX,
     DEFAULT_VC,
+    DR7,
+    DR_ACCESS,
     ENCRYPTED_VCPUS,
     ERROR_CODE_SECTIONS,
     HANDLED_EVENTS,
@@ -17,6 +20,7 @@ from iretrace.litmus.grammar import (
     NOTHING,
     RAISES_VC,
     SUPPORTED_VCPUS,
+    USES_RAX,
     VMGEXITS,
 )
 from iretrace.litmus.lex import Source, Token, nearest, quote
@@ -44,6 +48,7 @@ class _Builder:
         draft = self.draft
         self.check_header()
         self.add_default_vc()
+        self.check_rax()
         for section in draft.sections.values():
             self.check_section(section)
             self.check_kinds(section)
@@ -88,18 +93,29 @@ class _Builder:
         sections = self.draft.sections
         if "vc" in sections or not self.kinds(encrypted=True):
             return
-        cause = next((s.at for part in sections.values() for s in part.code if s.op in RAISES_VC), None)
+        code = [statement for part in sections.values() for statement in part.code]
+        cause = next((s.at for s in code if s.op in RAISES_VC or (s.op in DR_ACCESS and s.arg == DR7)), None)
+        steps = sections["db"].at if "db" in sections else None
+        cause = cause or steps
         if cause is None:
             return
         section = Section(Token("vc", 0, 0))
-        for text in DEFAULT_VC:
+        for text in ("vc_db", *DEFAULT_VC) if steps is not None else DEFAULT_VC:
             word, _, operand = text.partition(" ")
             op = BARE.get(word, Op.VMGEXIT)
             section.code.append(Statement(op, Token(word, 0, 0), Token(operand, 0, 0) if operand else None, text))
         sections["vc"] = section
         if sum(len(part.code) for part in sections.values()) > MAX_INSTRUCTIONS:
-            what = f"no room for the #VC handler that cpuid needs; write at most {MAX_INSTRUCTIONS} in all"
+            what = f"no room for the #VC handler that {quote(cause.text)} needs; write at most {MAX_INSTRUCTIONS}"
             self.source.fail_at(cause, what)
+
+    def check_rax(self) -> None:
+        """What CPUID leaves in RAX is the hypervisor's business, so that no test may look at it."""
+        code = [statement for part in self.draft.sections.values() for statement in part.code]
+        for statement in code:
+            if statement.op in CHANGES_RAX and any(other.op in USES_RAX for other in code):
+                what = "cpuid in a test that uses RAX: what it leaves there is no processor's; write another test"
+                self.source.fail_at(statement.at, what)
 
     def check_section(self, section: Section) -> None:
         """A section ends where it cannot run on, and holds only what makes sense there."""
@@ -125,19 +141,30 @@ class _Builder:
         """Instructions that only make sense in a certain section."""
         at = statement.at
         handler = HANDLER_OF.get(statement.op, name)
-        if handler not in self.draft.sections and "df" not in self.draft.sections:
+        if not {handler, "np", "df"} & self.draft.sections.keys():
             what = f"there is no section '{handler}:' to handle this; write one that ends in iretq"
             self.source.fail_at(at, what)
         if statement.op == Op.IRETQ and name == "main":
             self.source.fail_at(at, "iretq in main: finds no frame to pop; end main: with spin or hlt")
         if statement.op == Op.IRETQ and name == "df":
             self.source.fail_at(at, "iretq in df: returns nowhere, #DF is an abort; end df: with spin or hlt")
+        if statement.op == Op.LOAD_BAD:
+            self.check_bad_load(statement)
         if name == "vc":
             return
+        if statement.op == Op.VC_DB:
+            self.source.fail_at(at, "vc_db makes sense in vc: only; #DB itself goes to db: anyway")
         if statement.op == Op.SKIP:
             self.source.fail_at(at, "skip makes sense in vc: only; write nop for an instruction that does nothing")
         if statement.text == "vmgexit forward":
             self.source.fail_at(at, "vmgexit forward makes sense in vc: only; write the event, such as vmgexit cpuid")
+
+    def check_bad_load(self, statement: Statement) -> None:
+        """#PF or #GP needs a handler, or one for what its absence makes of it."""
+        handler = ("pf", "gp")[statement.arg]
+        if not {handler, "np", "df"} & self.draft.sections.keys():
+            what = f"there is no section '{handler}:' to handle this; write one that ends in iretq"
+            self.source.fail_at(statement.at, what)
 
     def check_kinds(self, section: Section) -> None:
         """Only encrypted guests have #VC and a GHCB, and their #VC for CLGI and STGI is not modelled."""
@@ -229,6 +256,8 @@ class _Builder:
         target = self.resolve(operand)
         if statement.op == Op.MOV_STACK:
             return statement.arg | target
+        if statement.op == Op.MOV_RAX:
+            return target
         if target <= len(self.code):
             self.source.fail_at(operand, "jmp goes forward only; write spin to wait for ever, it is the only loop")
         if target >= end:

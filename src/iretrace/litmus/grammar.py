@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from iretrace.litmus.test import VC_FORWARD, VECTORS, Op
-from iretrace.machine.cpu import KERNEL_CS, X86_EFLAGS_IF, X86_EFLAGS_TF
+from iretrace.machine.cpu import (
+    DR7_GD,
+    KERNEL_CS,
+    PAGE_DB,
+    PAGE_DF,
+    PAGE_MAIN,
+    PAGE_NMI,
+    PAGE_VC,
+    X86_EFLAGS_IF,
+    X86_EFLAGS_RF,
+    X86_EFLAGS_TF,
+)
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import SVM_EXIT_CPUID
 
@@ -30,7 +41,7 @@ LATER_EVENTS = ("smi", "init")
 SECTIONS = ("main", *VECTORS)
 LATER_SECTIONS = ("smi",)
 
-ERROR_CODE_SECTIONS = ("gp", "pf")
+ERROR_CODE_SECTIONS = ("np", "gp", "pf")
 """Handlers that find an error code on the stack and drop it by `add rsp, 8` (#VC's is dropped by `skip`)."""
 
 STACKS = ("nmi", "vc", "df", "db")
@@ -56,25 +67,57 @@ BARE = {
     "ud2": Op.UD2,
     "spin": Op.SPIN,
     "skip": Op.SKIP,
+    "vc_db": Op.VC_DB,
 }
 """Instructions without an operand."""
 
 FIXED = {
     "push": (Op.PUSH, ("rax",), "push rax"),
     "int": (Op.INT, ("0x20",), "int 0x20"),
+    "show": (Op.SHOW, ("rax",), "show rax"),
 }
 """Instructions that the language has with one operand only: what they are, the operand's words, their text."""
 
-MNEMONICS = (*BARE, *FIXED, "mov", "or", "and", "add", "jmp", "mark", "vmgexit")
+MNEMONICS = (*BARE, *FIXED, "mov", "lea", "or", "and", "add", "jmp", "mark", "vmgexit")
 
-VALUES = {"TF": X86_EFLAGS_TF, "IF": X86_EFLAGS_IF, "CS": KERNEL_CS}
-"""Names for numbers that stand on the stack: two bits of RFLAGS, and the selector of the guest's code segment."""
+VALUES = {"TF": X86_EFLAGS_TF, "IF": X86_EFLAGS_IF, "RF": X86_EFLAGS_RF, "CS": KERNEL_CS}
+"""Names for numbers that stand on the stack: bits of RFLAGS, and the selector of the guest's code segment."""
+
+DR7_BITS = {
+    **{f"X{n}": 1 << 2 * n for n in range(4)},
+    **{f"W{n}": 1 << 2 * n | 0x9 << 16 + 4 * n for n in range(4)},
+    **{f"RW{n}": 1 << 2 * n | 0xB << 16 + 4 * n for n in range(4)},
+    "GD": DR7_GD,
+}
+"""Names for parts of DR7: breakpoint N, enabled locally, on execution, on writes, or on reads and writes of 8 bytes."""
+
+DEBUG_REGISTERS = {f"dr{n}": n for n in (0, 1, 2, 3, 6, 7)}
+
+BAD_ADDRESSES = ("unmapped", "noncanonical")
+"""What `mov rax, [...]` can try to read; the index is the instruction's argument."""
+
+STACK_TOPS = {
+    "main_stack": PAGE_MAIN,
+    "nmi_stack": PAGE_NMI,
+    "vc_stack": PAGE_VC,
+    "df_stack": PAGE_DF,
+    "db_stack": PAGE_DB,
+}
+"""Names for the tops of stacks, in `lea rax, [main_stack - 8]`."""
 
 VMGEXITS = {"nmi_complete": SVM_VMGEXIT_NMI_COMPLETE, "cpuid": SVM_EXIT_CPUID, "forward": VC_FORWARD}
 """Operands of vmgexit, and the software exit codes that they stand for."""
 
+DR7 = 7
+DR_ACCESS = (Op.TO_DR, Op.FROM_DR)
 RAISES_VC = (Op.CPUID,)
 """Instructions that raise #VC in an SEV-ES guest, whose default handler deals with it."""
+
+CHANGES_RAX = (Op.CPUID,)
+"""Instructions that leave in RAX what the hypervisor makes up."""
+
+USES_RAX = (Op.SHOW, Op.TO_DR)
+"""Instructions by which the value of RAX shows."""
 
 NOT_ENCRYPTED = (Op.STGI, Op.CLGI)
 """Instructions that raise a #VC in an SEV-ES guest which no GHCB event answers."""
@@ -89,7 +132,8 @@ HANDLER_OF = {
 """The handler that an instruction enters whenever it is executed."""
 
 DEFAULT_VC = ("vmgexit forward", "skip", "iretq")
-"""The #VC handler of a test that needs one and has none: what Linux's does, as far as events are concerned."""
+"""The #VC handler of a test that needs one and has none: what Linux's does, as far as events are concerned. With a #DB
+handler `vc_db` comes first."""
 
 VIEW_FIELDS = (
     "nmi_queued",
@@ -117,8 +161,10 @@ COMPARISONS = ("==", "!=", "<=", ">=", "<", ">")
 NOTHING = "nothing"
 """In a clause: the guest marks nothing at all."""
 
+OPERANDS = (*VALUES, *DR7_BITS, *DEBUG_REGISTERS, *BAD_ADDRESSES, *STACK_TOPS)
+
 RESERVED = frozenset(
-    {*SECTIONS, *LATER_SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, *VALUES, "maybe", "at", "and", "not", NOTHING}
+    {*SECTIONS, *LATER_SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, *OPERANDS, "maybe", "at", "and", "not", NOTHING}
 )
 """Words that no label and no mark may be."""
 

@@ -6,8 +6,8 @@ from iretrace.litmus.draft import Statement
 from iretrace.litmus.grammar import (
     BARE,
     CLAUSES,
+    DEBUG_REGISTERS,
     FIXED,
-    MAX_OFFSET,
     MAX_VALUE,
     MNEMONICS,
     RESERVED,
@@ -15,6 +15,7 @@ from iretrace.litmus.grammar import (
     VMGEXITS,
 )
 from iretrace.litmus.lex import NUMBER, WORD, Token, nearest, quote
+from iretrace.litmus.moves import read_move, read_offset
 from iretrace.litmus.test import VECTORS, Op
 from iretrace.litmus.words import Words
 
@@ -43,6 +44,10 @@ def read_instruction(words: Words, labels: tuple[Token, ...]) -> Statement:
         for expected in operands:
             words.sign(expected, f"'{text}', the only {name} there is")
         return Statement(op, token, None, text, labels, VECTORS["int"] if op == Op.INT else 0)
+    if name in ("mov", "lea") and words.peek() in ("rax", *DEBUG_REGISTERS):
+        return read_move(words, token, labels)
+    if name == "lea":
+        words.source.fail_at(token, "lea loads RAX only; write 'lea rax, [main_stack - 8]' or 'lea rax, [LABEL]'")
     if name == "add":
         return _read_add(words, token, labels)
     if name in ON_STACK:
@@ -60,17 +65,8 @@ def _read_add(words: Words, token: Token, labels: tuple[Token, ...]) -> Statemen
     """`add rsp, N`."""
     for expected in ("rsp", ","):
         words.sign(expected, "'add rsp, 8', the only add there is")
-    offset = _read_offset(words)
+    offset = read_offset(words)
     return Statement(Op.ADD_RSP, token, None, f"add rsp, {offset}", labels, offset // 8)
-
-
-def _read_offset(words: Words) -> int:
-    """A distance on the stack in bytes."""
-    at = words.take("a number of bytes, such as 8")
-    if not NUMBER.fullmatch(at.text) or int(at.text, 0) % 8 or int(at.text, 0) > MAX_OFFSET:
-        what = f"{quote(at.text)} bytes are no whole words of this stack; write a multiple of 8 up to {MAX_OFFSET}"
-        words.source.fail_at(at, what)
-    return int(at.text, 0)
 
 
 def _read_on_stack(words: Words, token: Token, labels: tuple[Token, ...]) -> Statement:
@@ -86,7 +82,7 @@ def _read_on_stack(words: Words, token: Token, labels: tuple[Token, ...]) -> Sta
     offset = 0
     if words.peek() == "+":
         words.take(wanted)
-        offset = _read_offset(words)
+        offset = read_offset(words)
     for expected in ("]", ","):
         words.sign(expected, wanted)
     if op == Op.ANDN_STACK:

@@ -13,7 +13,7 @@ from iretrace.verdict import InputError
 
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 NUMBER = re.compile(r"0|[1-9][0-9]{0,9}|0x[0-9A-Fa-f]{1,8}")
-_TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|[0-9][A-Za-z0-9_]*|==|!=|<=|>=|[<>,:\[\]+~]")
+_TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|[0-9][A-Za-z0-9_]*|==|!=|<=|>=|[<>,:\[\]+~-]")
 _BLANKS = " \t"
 
 

@@ -54,12 +54,29 @@ class Op(IntEnum):
     CLGI = 23
     """Without SVM in the guest's CPUID: #UD."""
     UD2 = 24
+    MOV_RAX = 25
+    """`mov rax, V` and `lea rax, [...]`. arg: the value; an address is an instruction index or a word address."""
+    TO_DR = 26
+    """`mov drN, rax`. arg: N."""
+    FROM_DR = 27
+    """`mov rax, drN`. arg: N."""
+    LOAD = 28
+    """`mov rax, [rsp+N]`. arg: N / 8."""
+    LOAD_BAD = 29
+    """`mov rax, [unmapped]` (arg 0, #PF) and `mov rax, [noncanonical]` (arg 1, #GP)."""
+    SHOW = 30
+    """`show rax`: the guest looks at RAX, and its value is observable."""
+    VC_DB = 31
+    """In a #VC handler: #VC(41h) goes on in db:, as in Linux."""
 
 
 VC_FORWARD = 0xFFFF_FFFF
 """Operand of VMGEXIT: use the error code that #VC delivery pushed as software exit code."""
 
-VECTORS = {"nmi": 2, "df": 8, "vc": 29, "db": 1, "bp": 3, "ud": 6, "gp": 13, "pf": 14, "int": 0x20, "irq": 0x30}
+VECTORS = {"nmi": 2, "df": 8, "vc": 29, "db": 1, "bp": 3, "ud": 6, "np": 11, "gp": 13, "pf": 14} | {
+    "int": 0x20,
+    "irq": 0x30,
+}
 """Handlers that a test may define, and their vectors."""
 
 

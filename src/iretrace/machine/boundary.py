@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from iretrace.machine.breakpoints import code_breakpoint, report
 from iretrace.machine.cpu import (
     BP_VECTOR,
     DB_VECTOR,
-    DR6_BS,
     IRQ_VECTOR,
     KNOB_MOVSS_BLOCKS_NMI,
     KNOB_STI_BLOCKS_NMI,
@@ -67,10 +67,11 @@ def take_nmi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 2", "Single Stepping; Debug Status Register (DR6)")
 def take_debug_trap(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """The #DB of a single-stepped instruction: DR6.BS is set, and stays set; then the exception, which returns behind
-    the instruction, or its intercept."""
+    """The #DB of an instruction that was single-stepped or touched what a breakpoint watches: DR6 says which; then the
+    exception, which returns behind the instruction, or its intercept."""
+    causes: u32 = cpu.trap
     cpu.trap = 0
-    cpu.dr6 |= DR6_BS
+    report(m, cpu, causes)
     raise_exception(m, cpu, vmcb, TRAP, DB_VECTOR, 0, cpu.rip)
 
 
@@ -133,6 +134,18 @@ def returns_behind(event: u32) -> bool:
     return kind == SVM_EVTINJ_TYPE_SOFT
 
 
+@rule("AMD64 APM vol. 2", "Instruction Breakpoints; Priorities of simultaneous interrupts", "memory")
+def next_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
+    """A breakpoint on the next instruction is a fault that comes before all else of it, and behind all other events.
+    The saved RF is as it was, 0."""
+    causes: u32 = code_breakpoint(cpu)
+    if causes == 0:
+        execute(m, cpu, vmcb, ghcb)
+        return
+    report(m, cpu, causes)
+    raise_exception(m, cpu, vmcb, TRAP, DB_VECTOR, 0, cpu.rip)
+
+
 @rule("AMD64 APM vol. 2", "Priorities: External Interrupts; Single Stepping; Injecting Virtual (INTR) Interrupts")
 def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     """One step of a guest: the injected event, else the trap of the instruction before, else a physical event that
@@ -148,7 +161,7 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         if not vintr_exits(m, cpu, vmcb):
             take_virtual_intr(m, cpu, vmcb)
     elif cpu.halted == 0:
-        execute(m, cpu, vmcb, ghcb)
+        next_instruction(m, cpu, vmcb, ghcb)
 
 
 @rule("AMD64 APM vol. 2", "Priorities of simultaneous interrupts; Halt", "memory")
@@ -165,4 +178,4 @@ def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     elif irq_due(cpu):
         take_irq(m, cpu, vmcb)
     elif cpu.halted == 0:
-        execute(m, cpu, vmcb, ghcb)
+        next_instruction(m, cpu, vmcb, ghcb)

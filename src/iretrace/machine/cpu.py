@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from iretrace.subset import Array, record, u1, u8, u16, u32, u64
+from iretrace.subset import Array, record, u1, u8, u16, u32, u64, wrap32
 
 # RFLAGS (arch/x86/include/uapi/asm/processor-flags.h).
 X86_EFLAGS_FIXED = 0x2
@@ -15,8 +15,13 @@ X86_EFLAGS_RF = 0x10000
 
 # DR6 (arch/x86/include/uapi/asm/debugreg.h).
 DR6_RESET = 0xFFFF_0FF0
+DR6_B_MASK = 0xF
+DR6_BD = 0x2000
 DR6_BS = 0x4000
 DR7_RESET = 0x400
+DR7_ENABLE = 0xFF
+"""L0-3 and G0-3."""
+DR7_GD = 0x2000
 
 # Vectors (arch/x86/include/asm/trapnr.h).
 DB_VECTOR = 1
@@ -65,6 +70,13 @@ OP_ADD_RSP = 21
 OP_STGI = 22
 OP_CLGI = 23
 OP_UD2 = 24
+OP_MOV_RAX = 25
+OP_TO_DR = 26
+OP_FROM_DR = 27
+OP_LOAD = 28
+OP_LOAD_BAD = 29
+OP_SHOW = 30
+OP_VC_DB = 31
 
 VC_FORWARD = 0xFFFF_FFFF
 
@@ -92,6 +104,7 @@ KNOB_IRET_FAULT_UNMASKS = 1
 KNOB_STI_BLOCKS_NMI = 2
 KNOB_MOVSS_BLOCKS_NMI = 3
 KNOB_TRAP_EXIT_KEEPS_SHADOW = 4
+KNOB_STEP_CLEARS_B = 5
 
 # What a step showed to the guest (Cpu.seen).
 SEEN_NOTHING = 0
@@ -99,6 +112,8 @@ SEEN_DELIVERY = 1
 SEEN_MARK = 2
 SEEN_FLAGS = 3
 """RFLAGS that PUSHFQ put where the guest can read it."""
+SEEN_VALUE = 4
+"""RAX."""
 
 
 @record
@@ -114,6 +129,8 @@ class Machine:
     """The stack page that a vector's gate switches to (IST); PAGE_MAIN: none."""
     sev_es: u1
     """The guest's register state is encrypted."""
+    nested_data_bp: u1
+    """The processor lacks NoNestedDataBp: a data breakpoint that #DB's own delivery hits raises #DB again."""
     iret_unmasks: u1
     """IRET opens the NMI gate. 0: the guest has another way to say so (a door), as SEV-ES guests do."""
     knobs: u32
@@ -140,6 +157,8 @@ class Cpu:
     """Breakpoint addresses: an instruction index or a word address, as the breakpoint's type has it."""
     dr6: u32
     dr7: u32
+    shadow_dr7: u32
+    """DR7 as the #VC handler of an SEV-ES guest without DebugSwap remembers it."""
     debug_swap: u1
     """SEV_FEATURES.DebugSwap of the guest's VMSA: its debug registers are its own."""
     trap: u32
@@ -207,6 +226,13 @@ def see_flags(cpu: Cpu) -> None:
     cpu.seen = SEEN_FLAGS
     cpu.seen_rip = cpu.rip
     cpu.seen_rflags = cpu.rflags & (X86_EFLAGS_TF | X86_EFLAGS_IF)
+
+
+def see_value(cpu: Cpu) -> None:
+    """Record the value that `show rax` looks at."""
+    cpu.seen = SEEN_VALUE
+    cpu.seen_rip = cpu.rip
+    cpu.seen_error = wrap32(cpu.rax)
 
 
 def see_mark(cpu: Cpu, number: u8) -> None:

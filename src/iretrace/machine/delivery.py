@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iretrace.machine.breakpoints import WRITE, matching
 from iretrace.machine.cpu import (
     BP_VECTOR,
     DB_VECTOR,
@@ -111,6 +112,17 @@ def push_frame(cpu: Cpu, top: u16, kind: u8, rip: u16, error_words: u8, error: u
     cpu.rsp = wrap16(top - 5 - error_words)
 
 
+@rule("Linux", "arch/x86/kvm/svm/sev.c:sev_es_init_vmcb, arch/x86/include/asm/cpufeatures.h: NO_NESTED_DATA_BP", "read")
+def watch_frame(m: Machine, cpu: Cpu, vector: u8, top: u16, words: u16) -> None:
+    """A data breakpoint on the frame: #DB is due before the handler's first instruction. On the frame of #DB itself
+    that goes on for ever, and nothing comes between, unless the processor has NoNestedDataBp."""
+    if vector == DB_VECTOR and m.nested_data_bp == 0:
+        return
+    for n in range(6):
+        if n < words:
+            cpu.trap |= matching(cpu, WRITE, wrap16(top - 1 - n))
+
+
 @rule("AMD64 APM vol. 2", "Event Injection; Exit During IDT Vectoring")
 def event_info(kind: u8, vector: u8, error_words: u8) -> u32:
     """The event in the format of EVENTINJ and EXITINTINFO."""
@@ -147,6 +159,7 @@ def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, kind: u8, vector: u8, error
         vmexit_stack_npf(m, cpu, vmcb, page, event_info(kind, vector, error_words), error)
         return EXITED
     see_delivery(cpu, vector, rip, cpu.rflags, dr6_as_read(cpu, vmcb) if vector == DB_VECTOR else error)
+    watch_frame(m, cpu, vector, top, 5 + error_words)
     push_frame(cpu, top, kind, rip, error_words, error)
     cpu.rip = wrap16(m.idt[vector] - 1)
     cpu.rflags = cpu.rflags & ~(X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_RF | X86_EFLAGS_NT)
@@ -216,15 +229,25 @@ def shut_down(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 @rule("AMD64 APM vol. 2", "Exception Intercepts; #VC Exception")
 def raise_exception(m: Machine, cpu: Cpu, vmcb: Vmcb, kind: u8, vector: u8, error: u32, rip: u16) -> None:
     """An exception of the guest's own. Intercepted it exits, RIP still where it was, and for INT3 nRIP behind it; an
-    SEV-ES guest gets #VC."""
-    if cpu.guest_mode == 0 or not exception_intercepted(vmcb, vector):
-        deliver(m, cpu, vmcb, kind, vector, error, rip)
-    elif m.sev_es:
+    SEV-ES guest gets #VC, for #DB also under the ideal hypervisor of the machine alone, unless it has DebugSwap."""
+    if exception_is_vc(m, cpu, vmcb, vector):
         deliver(m, cpu, vmcb, FAULT, VC_VECTOR, wrap32(SVM_EXIT_EXCP_BASE + vector), rip)
+    elif cpu.guest_mode == 0 or not exception_intercepted(vmcb, vector):
+        deliver(m, cpu, vmcb, kind, vector, error, rip)
     else:
         vmexit_exception(m, cpu, vmcb, vector, error, 0, 0)
         if vector == BP_VECTOR:
             vmcb.next_rip = rip
+
+
+@rule("Linux", "arch/x86/kvm/svm/sev.c:sev_es_init_vmcb: #DB is intercepted unless DebugSwap is on", "read")
+def exception_is_vc(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8) -> bool:
+    """An SEV-ES guest's exception reaches it as #VC: if it is intercepted; on the machine alone #DB does."""
+    if m.sev_es == 0:
+        return False
+    if cpu.guest_mode:
+        return exception_intercepted(vmcb, vector)
+    return vector == DB_VECTOR and cpu.debug_swap == 0
 
 
 def raise_fault(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from iretrace.machine.cpu import Cpu
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
-from iretrace.machine.vmcb import SVM_EXIT_CPUID
+from iretrace.machine.vmcb import SVM_EXIT_CPUID, SVM_EXIT_WRITE_DR7
 
 NMI_COMPLETE_CONTRACT = (
     "NMI_COMPLETE: the guest can take another NMI from now on (GHCB specification, NMI Complete; "
@@ -19,9 +19,9 @@ def answer_vmgexit(cpu: Cpu) -> bool:
     """What VMGEXIT with `cpu.door` means to the reference. False: there is no contract for it.
 
     NMI_COMPLETE opens the NMI gate, whether or not an NMI is in service (it need not be paired). CPUID changes
-    nothing that is compared.
+    nothing that is compared. A write of DR7 is only remembered by the guest's own handler.
     """
     if cpu.door == SVM_VMGEXIT_NMI_COMPLETE:
         cpu.nmi_masked = 0
         return True
-    return cpu.door == SVM_EXIT_CPUID
+    return cpu.door in (SVM_EXIT_CPUID, SVM_EXIT_WRITE_DR7)

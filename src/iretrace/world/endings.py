@@ -11,7 +11,8 @@ from collections.abc import Hashable, Iterator
 from iretrace.explore.fair import Ending
 from iretrace.explore.graph import Graph, Kind
 from iretrace.world.product import GUEST_LABEL, Point, Product
-from iretrace.world.reference import Ref, loops_through
+from iretrace.world.reference import HELD, Ref, loops_through
+from iretrace.world.vcpu import Phase
 
 
 def point(graph: Graph, number: int) -> Point:
@@ -30,7 +31,12 @@ def how(product: Product, graph: Graph, ending: Ending) -> str:
     if len(rips) == 1 and alone:
         return alone
     retiring = {n for n, _, kind, _ in _inside(product, graph, ending) if kind is Kind.RETIRE}
-    return loops_through(product.rip(point(graph, number)) for number in retiring)
+    return loops_through(product.rip(point(graph, number)) for number in retiring) if retiring else HELD
+
+
+def can_exit(product: Product, graph: Graph, ending: Ending) -> bool:
+    """The hypervisor runs in it again and again."""
+    return any(product.core(point(graph, number)).phase != Phase.GUEST for number in ending.members)
 
 
 def explained(product: Product, graph: Graph, ending: Ending, says: str) -> bool:

@@ -27,7 +27,7 @@ STACK_PAGES = {"main": PAGE_MAIN, "nmi": PAGE_NMI, "vc": PAGE_VC, "df": PAGE_DF,
 VECTOR_PAGES = {litmus.VECTORS[name]: page for name, page in STACK_PAGES.items() if name in litmus.VECTORS}
 
 
-def make_machine(test: Test, vcpu: str, knobs: int) -> Machine:
+def make_machine(test: Test, vcpu: str, knobs: int, nested_data_bp: bool = False) -> Machine:
     """The constants of a run of this test on this vCPU kind, with these values of the disputed rules."""
     ops = [int(instruction.op) for instruction in test.code]
     args = [instruction.arg for instruction in test.code]
@@ -45,6 +45,7 @@ def make_machine(test: Test, vcpu: str, knobs: int) -> Machine:
         idt=idt,
         ist=ist,
         sev_es=int(sev_es),
+        nested_data_bp=int(nested_data_bp),
         iret_unmasks=int(not sev_es),
         knobs=knobs,
         consulted=0,
@@ -75,6 +76,7 @@ def make_cpu(test: Test) -> Cpu:
         dr3=0,
         dr6=DR6_RESET,
         dr7=DR7_RESET,
+        shadow_dr7=DR7_RESET,
         debug_swap=0,
         trap=0,
         shadow=0,

@@ -24,10 +24,25 @@ from dataclasses import dataclass
 from iretrace.explore.interned import Interned
 from iretrace.explore.monitor import Observation, Stamp
 from iretrace.litmus.test import Test
-from iretrace.machine.boundary import irq_due, latch_irq, latch_nmi, take_debug_trap, take_irq, take_nmi
+from iretrace.machine.boundary import (
+    irq_due,
+    latch_irq,
+    latch_nmi,
+    next_instruction,
+    take_debug_trap,
+    take_irq,
+    take_nmi,
+)
 from iretrace.machine.cpu import (
     CODE_SIZE,
+    DR6_B_MASK,
+    DR6_BS,
+    KNOB_STEP_CLEARS_B,
+    OP_FROM_DR,
+    OP_HLT,
+    OP_PAUSE,
     OP_SPIN,
+    OP_VMGEXIT,
     SEEN_NOTHING,
     SHADOW_NONE,
     X86_EFLAGS_TF,
@@ -36,7 +51,6 @@ from iretrace.machine.cpu import (
     see_nothing,
 )
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.guest import execute
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import pack, unpack
 from iretrace.world.doors import answer_vmgexit
@@ -47,6 +61,9 @@ Ref = tuple[int, int, int, bool]
 
 Move = tuple[Observation | None, int]
 """(what it shows, the Cpu after it)."""
+
+AUTOMATIC_EXITS = (OP_VMGEXIT, OP_HLT, OP_PAUSE)
+"""Instructions of SEV-ES guests that always exit, or may, when they are done."""
 
 Take = Callable[[Machine, Cpu, Vmcb], None]
 """A rule by which an event is taken."""
@@ -80,11 +97,17 @@ def loops_through(rips: Iterable[int]) -> str:
     return "loops through " + ", ".join(str(rip) for rip in sorted(set(rips)))
 
 
+HELD = "held in delivery"
+"""The ending of a processor that delivers one exception after the other."""
+
+
 @dataclass(slots=True)
 class Known:
     """What one Cpu can do, worked out once."""
 
     rip: int
+    trap: bool
+    """#DB is due, which comes before all that arrives from outside."""
     ending: str
     room: bool
     """An NMI can be latched: the latch is empty, or blocked and so merges."""
@@ -102,18 +125,21 @@ class Known:
     """Taking the interrupt, if nothing holds it and no trap comes first."""
     executed: Move | None
     """Taking the trap of the instruction before, or executing the next instruction, unless halted or shut down."""
+    executed_otherwise: Move | None
+    """The same, where a rule leaves the processor a choice that matters: whether a single step clears DR6.B0-B3."""
 
 
 class PatientReference:
     """The reference machine of a test, for explore.monitor.Monitor."""
 
-    def __init__(self, test: Test, vcpu: str, knobs: int) -> None:
-        self.machine = make_machine(test, vcpu, knobs)
+    def __init__(self, test: Test, vcpu: str, knobs: int, nested_data_bp: bool = False) -> None:
+        self.machine = make_machine(test, vcpu, knobs & ~(1 << KNOB_STEP_CLEARS_B), nested_data_bp)
         self._kinds = [arrival.kind for arrival in test.outside]
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
         cpu = make_cpu(test)
         cpu.cold = 0  # no nested paging on bare metal
+        cpu.debug_swap = int(vcpu == "sev-es-debugswap")
         self._first = self._cpus(pack(cpu))
         self._vmcb = Vmcb()
         self._ghcb = Ghcb()
@@ -170,13 +196,19 @@ class PatientReference:
         if known.executed is not None and (done == 0 or known.due):
             shown, after = known.executed
             yield shown, (after, transit, done, False)
+            if known.executed_otherwise is not None:
+                shown, after = known.executed_otherwise
+                yield shown, (after, transit, done, False)
 
     def owes_nothing(self, state: Ref) -> bool:
-        """Nothing is in transit, and no event waits that nothing holds. After a shutdown nothing can come any more."""
+        """Nothing is in transit, and no event waits that nothing holds. After a shutdown nothing can come any more. A
+        trap that is due holds all others: who stays there for ever owes them nothing."""
         cpu, transit, done, begun = state
         known = self.known(cpu)
         if known.ending == "shutdown":
             return True
+        if known.trap:
+            return transit == 0
         return transit == 0 and done == 0 and not begun and not known.due and not known.irq_owed
 
     def goes_on(self, state: Ref) -> str:
@@ -201,7 +233,19 @@ class PatientReference:
 
     def ending(self, state: Ref) -> str:
         """How this state goes on for ever as it is ("" if it does not)."""
-        return self.known(state[0]).ending
+        return HELD if self._held(state[0]) else self.known(state[0]).ending
+
+    def _held(self, number: int) -> bool:
+        """One #DB after the other, and no instruction between them."""
+        met: set[int] = set()
+        while self.known(number).trap:
+            if number in met:
+                return True
+            met.add(number)
+            move = self.known(number).executed
+            assert move is not None
+            number = move[1]
+        return False
 
     def known(self, number: int) -> Known:
         """What a Cpu can do."""
@@ -213,14 +257,15 @@ class PatientReference:
     def _work_out(self, packed: tuple[object, ...]) -> Known:
         cpu = unpack(Cpu, packed)
         blocked = cpu.nmi_masked or cpu.shadow != SHADOW_NONE
-        due = bool(cpu.nmi_latched and not cpu.nmi_masked and not cpu.shutdown)
         interruptible = not cpu.trap and not cpu.shutdown
+        due = bool(cpu.nmi_latched and not cpu.nmi_masked and not cpu.shutdown)
         nmi_latched, irq_latched, unshadowed = unpack(Cpu, packed), unpack(Cpu, packed), unpack(Cpu, packed)
         latch_nmi(nmi_latched)
         latch_irq(irq_latched)
         unshadowed.shadow = SHADOW_NONE
         return Known(
             rip=cpu.rip,
+            trap=cpu.trap != 0,
             ending=self._ending(cpu),
             room=bool(blocked or not cpu.nmi_latched),
             due=due,
@@ -230,6 +275,7 @@ class PatientReference:
             taken=self._do(take_nmi, packed) if due and interruptible else None,
             irq_taken=self._do(take_irq, packed) if irq_due(cpu) and interruptible else None,
             executed=self._go_on(packed, cpu),
+            executed_otherwise=self._go_on_otherwise(packed, cpu),
         )
 
     def _ending(self, cpu: Cpu) -> str:
@@ -243,10 +289,17 @@ class PatientReference:
         if cpu.shutdown:
             return None
         if cpu.trap:
-            if self.machine.sev_es:
-                self.without_contract = "a single-step trap in an SEV-ES guest is not modelled"
             return self._do(take_debug_trap, packed)
         return None if cpu.halted else self._execute(cpu)
+
+    def _go_on_otherwise(self, packed: tuple[object, ...], cpu: Cpu) -> Move | None:
+        """A single step clears DR6.B0-B3."""
+        if cpu.shutdown or cpu.trap != DR6_BS or cpu.dr6 & DR6_B_MASK == 0:
+            return None
+        self.machine.knobs |= 1 << KNOB_STEP_CLEARS_B
+        move = self._do(take_debug_trap, packed)
+        self.machine.knobs &= ~(1 << KNOB_STEP_CLEARS_B)
+        return move
 
     def _do(self, take: Take, packed: tuple[object, ...]) -> Move:
         cpu = unpack(Cpu, packed)
@@ -256,10 +309,21 @@ class PatientReference:
 
     def _execute(self, cpu: Cpu) -> Move:
         see_nothing(cpu)
-        execute(self.machine, cpu, self._vmcb, self._ghcb)
+        self._look_for_contract(cpu)
+        next_instruction(self.machine, cpu, self._vmcb, self._ghcb)
         if cpu.door and not answer_vmgexit(cpu):
             self.without_contract = f"VMGEXIT {cpu.door:#x} has no contract"
         return self._after(cpu)
+
+    def _look_for_contract(self, cpu: Cpu) -> None:
+        """Things that SEV-ES guests do and no contract says what comes of them."""
+        if not self.machine.sev_es or cpu.rip >= CODE_SIZE:
+            return
+        op, arg = self.machine.ops[cpu.rip], self.machine.args[cpu.rip]
+        if cpu.rflags & X86_EFLAGS_TF and op in AUTOMATIC_EXITS:
+            self.without_contract = "a single step over an automatic exit has no contract"
+        if op == OP_FROM_DR and arg < 4 and not cpu.debug_swap:
+            self.without_contract = f"DR{arg} of an SEV-ES guest without DebugSwap has no contract: nobody swaps it"
 
     def _after(self, cpu: Cpu) -> Move:
         shown = observation(cpu)

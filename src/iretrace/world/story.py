@@ -141,6 +141,7 @@ class Story:
             Cause(product.core(state).cause),
             product.senders_around(state),
             schedule,
+            product.vcpu.debug(state.core),
         )
 
     def _hand_over(self, pause: Pause, edge: Edge) -> Step:

@@ -18,6 +18,7 @@ from iretrace.machine.boundary import guest_step
 from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, SEEN_MARK, VC_VECTOR, Cpu
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.svm import PAGE_SHIFT, exception_intercepted, vmrun
+from iretrace.machine.swap import swap_in, swap_out
 from iretrace.machine.vmcb import (
     INTERCEPT_DR6_READ,
     SVM_EVTINJ_VEC_MASK,
@@ -28,7 +29,8 @@ from iretrace.machine.vmcb import (
 )
 from iretrace.subset import pack, unpack
 from iretrace.world.guest import make_cpu, make_machine
-from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Landing, Pause, PauseKind, SenderState, Sent
+from iretrace.world.host import changed_debug, debug_of, state_of
+from iretrace.world.protocol import NO_SENDER, Cause, Debug, Hypervisor, Landing, Pause, PauseKind, SenderState, Sent
 from iretrace.world.reference import forget_seen, observation
 
 KVM_EXIT_SHUTDOWN = 8
@@ -36,6 +38,9 @@ KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTERNAL_ERROR = 17
 EINTR = 4
 EAGAIN = 11
+
+SEV_FEATURE_DEBUG_SWAP = 5
+"""Bit number in SEV_FEATURES."""
 
 UNSTARTED = -2
 FINISHED = -1
@@ -56,7 +61,7 @@ class Phase(IntEnum):
 
 
 class Core(NamedTuple):
-    """Processor, guest and hypervisor. cpu, vmcb, ghcb and private are numbers of interned values."""
+    """Processor, guest and hypervisor. cpu, vmcb, ghcb, private and debug are numbers of interned values."""
 
     phase: int
     cause: int
@@ -64,6 +69,8 @@ class Core(NamedTuple):
     vmcb: int
     ghcb: int
     private: int
+    debug: int
+    """(the physical CPU's debug registers, the host save area's): world.protocol.Debug."""
 
 
 @dataclass(slots=True)
@@ -106,22 +113,24 @@ class Vcpu:
 
     def __init__(self, test: Test, vcpu: str, hypervisor: Hypervisor, knobs: int) -> None:
         self.hypervisor = hypervisor
-        self.machine = make_machine(test, vcpu, knobs)
+        self.machine = make_machine(test, vcpu, knobs, hypervisor.processor.nested_data_bp)
         self.first = pack(make_cpu(test))
         self.cores: Interned[Core] = Interned()
         self.cpus: Interned[tuple[int, ...]] = Interned()
         self.vmcbs: Interned[tuple[int, ...]] = Interned()
         self.ghcbs: Interned[tuple[int, ...]] = Interned()
         self.privates: Interned[Hashable] = Interned()
+        self.debugs: Interned[tuple[Debug, Debug]] = Interned()
         self.senders: Interned[SenderState] = Interned()
         self.fresh = tuple(self.senders(hypervisor.sender(arrival.kind)) for arrival in test.outside)
         """For each arrival: the number of its sender's state before the first step."""
         self._did: dict[tuple[int, int, int], Did] = {}
         self._interrupted: dict[int, int] = {}
+        self._left: dict[tuple[int, int], tuple[int, int]] = {}
         self._pauses: dict[Hashable, list[tuple[Schedule, Pause]]] = {}
         self._shows_dr6: dict[int, bool] = {}
         self._handed: dict[tuple[int, bool, int], int] = {}
-        self._entered: dict[tuple[int, int, int], tuple[int, int] | None] = {}
+        self._entered: dict[tuple[int, int, int, int], tuple[int, int] | None] = {}
 
     def core(self, number: int) -> Core:
         """The core of that number."""
@@ -143,11 +152,15 @@ class Vcpu:
         """A core's hypervisor state."""
         return self.privates.values[self.cores.values[core].private]
 
+    def debug(self, core: int) -> Debug:
+        """The physical CPU's debug registers, where the host has the CPU."""
+        return self.debugs.values[self.cores.values[core].debug][0]
+
     # The guest. -------------------------------------------------------------------------------------------------
 
     def did(self, core: int) -> Did:
         """What the guest's next step does."""
-        _, _, cpu, vmcb, ghcb, _ = self.cores.values[core]
+        _, _, cpu, vmcb, ghcb, _, _ = self.cores.values[core]
         known = self._did.get((cpu, vmcb, ghcb))
         if known is None:
             known = self._did[cpu, vmcb, ghcb] = self._guest_step(self.cpu(core), self.vmcb(core), self.ghcb(core))
@@ -155,9 +168,22 @@ class Vcpu:
 
     def after(self, core: int, did: Did) -> int:
         """The core after the guest's step."""
-        private = self.cores.values[core].private
-        phase, cause = (Phase.HOST, Cause.VMEXIT) if did.exited else (Phase.GUEST, 0)
-        return self.cores(Core(phase, cause, did.cpu, did.vmcb, did.ghcb, private))
+        _, _, _, _, _, private, debug = self.cores.values[core]
+        if not did.exited:
+            return self.cores(Core(Phase.GUEST, 0, did.cpu, did.vmcb, did.ghcb, private, debug))
+        cpu, debug = self._swap_out(did.cpu, debug)
+        return self.cores(Core(Phase.HOST, Cause.VMEXIT, cpu, did.vmcb, did.ghcb, private, debug))
+
+    def _swap_out(self, cpu: int, debug: int) -> tuple[int, int]:
+        """Processor and debug registers after #VMEXIT."""
+        known = self._left.get((cpu, debug))
+        if known is None:
+            left = unpack(Cpu, self.cpus.values[cpu])
+            physical, area = (state_of(registers) for registers in self.debugs.values[debug])
+            swap_out(self.machine, left, physical, area)
+            after = (debug_of(physical), self.debugs.values[debug][1])
+            known = self._left[cpu, debug] = (self.cpus(pack(left)), self.debugs(after))
+        return known
 
     def _guest_step(self, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> Did:
         before = cpu.rip
@@ -216,7 +242,9 @@ class Vcpu:
         pause = self.hypervisor.start()
         if not pause.unmodelled and not self.machine.sev_es:
             pause = replace(pause, vmcb=self._set_registers(pause.vmcb))
-        return self._hand_over(self.cpus(self.first), 0, (UNSTARTED,) * arrivals, (), pause, False)
+        first = unpack(Cpu, self.first)
+        first.debug_swap = pause.sev_features >> SEV_FEATURE_DEBUG_SWAP & 1
+        return self._hand_over(self.cpus(pack(first)), 0, (UNSTARTED,) * arrivals, (), pause, False)
 
     def _set_registers(self, packed: tuple[int, ...]) -> tuple[int, ...]:
         """What the VMM's KVM_SET_REGS before the first KVM_RUN comes to at the first VMRUN."""
@@ -237,8 +265,8 @@ class Vcpu:
 
         around: what each sender that may land has still to do. may_land: whether another one may, after some landed.
         """
-        _, cause, _, vmcb, ghcb, private = self.cores.values[core]
-        key = (cause, vmcb, ghcb, private, senders)
+        _, cause, _, vmcb, ghcb, private, debug = self.cores.values[core]
+        key = (cause, vmcb, ghcb, private, debug, senders)
         known = self._pauses.get(key)
         if known is not None:
             return known
@@ -246,9 +274,8 @@ class Vcpu:
         schedules: deque[tuple[Schedule, frozenset[Landing]]] = deque([((), frozenset())])
         while schedules:
             schedule, instead = schedules.popleft()
-            pause = self.hypervisor.step(
-                self.private(core), self.vmcb(core), self.ghcb(core), Cause(cause), around, schedule
-            )
+            state = (self.private(core), self.vmcb(core), self.ghcb(core))
+            pause = self.hypervisor.step(*state, Cause(cause), around, schedule, self.debug(core))
             results.setdefault(_all_but_openings(pause), (schedule, pause))
             landed = {landing[1] for landing in schedule}
             openings = frozenset(pause.openings)
@@ -278,6 +305,8 @@ class Vcpu:
             return HostStep(label, -1, senders, (), defect=pause.defects[0][0])
         if asked and (refusal := _refusal(unpack(Ghcb, pause.ghcb))):
             return HostStep(label, -1, senders, (), defect=refusal)
+        if pause.host is not None and (change := changed_debug(self.hypervisor.processor.host_debug, pause.host)):
+            return HostStep(label, -1, senders, (), defect=change)
         made = HostStep(label, -1, self._senders_after(senders, pause), pause.log)
         core = Core(
             Phase.HOST,
@@ -286,6 +315,7 @@ class Vcpu:
             self.vmcbs(pause.vmcb),
             self.ghcbs(pause.ghcb),
             self.privates(pause.private),
+            self.debugs((pause.debug, pause.host_area)),
         )
         if pause.kind == PauseKind.ENTER:
             self._enter(core, made)
@@ -318,11 +348,12 @@ class Vcpu:
     def _enter(self, core: Core, made: HostStep) -> None:
         """VMRUN: a refusal is a defect."""
         read_dr6 = self._dr6_as_read(core)
-        key = (core.cpu, core.vmcb, read_dr6)
+        key = (core.cpu, core.vmcb, read_dr6, core.debug)
         if key not in self._entered:
             cpu = unpack(Cpu, self.cpus.values[core.cpu])
             vmcb = unpack(Vmcb, self.vmcbs.values[core.vmcb])
             cpu.read_dr6 = read_dr6
+            swap_in(cpu, state_of(self.debugs.values[core.debug][0]))
             vmrun(self.machine, cpu, vmcb)
             refused = vmcb.exit_code == SVM_EXIT_ERR and cpu.guest_mode == 0
             self._entered[key] = None if refused else (self.cpus(pack(cpu)), self.vmcbs(pack(vmcb)))
@@ -330,7 +361,7 @@ class Vcpu:
         if entered is None:
             made.defect = "the processor refuses this VMRUN: #VMEXIT(INVALID)"
             return
-        made.core = self.cores(Core(Phase.GUEST, 0, *entered, core.ghcb, core.private))
+        made.core = self.cores(Core(Phase.GUEST, 0, *entered, core.ghcb, core.private, core.debug))
 
     def _dr6_as_read(self, core: Core) -> int:
         """What the hypervisor answers if the guest reads DR6 in a #DB handler that it can enter now; 0: it need not."""
@@ -386,6 +417,9 @@ def _all_but_openings(pause: Pause) -> Hashable:
         pause.log,
         pause.ipi,
         pause.warm,
+        pause.debug,
+        pause.host_area,
+        pause.host,
         pause.exit_reason,
         pause.defects,
         pause.unmodelled,

@@ -18,6 +18,7 @@ from iretrace.machine.cpu import (
     SEEN_DELIVERY,
     SEEN_FLAGS,
     SEEN_MARK,
+    SEEN_VALUE,
     UD_VECTOR,
     VC_VECTOR,
     X86_EFLAGS_IF,
@@ -122,6 +123,8 @@ def say(test: Test, shown: Hashable) -> str:
     if seen == SEEN_MARK:
         return f"mark {test.marks[vector]}"
     here = place(test, rip)
+    if seen == SEEN_VALUE:
+        return f"rax is {error:#x} at {here}"
     if seen == SEEN_FLAGS:
         return f"RFLAGS with{_flags(rflags) or ' neither IF nor TF'}, stored by pushfq at {here}"
     assert seen == SEEN_DELIVERY
