@@ -63,7 +63,6 @@ def complaints(
     return wrong
 
 
-@pytest.mark.skip(reason="negation_reasons.toml is not yet reviewed for the local APIC, which runs from source now")
 @trees
 @pytest.mark.slow
 def test_the_negation_of_every_condition_is_noticed_or_explained(tree_6_1: Path) -> None:
