@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from iretrace.cli.sources import NO_PATCHES, AboutPatches
+from iretrace.cli.moved import Moves
+from iretrace.cli.sources import AboutPatches
+from iretrace.cli.stored import Used
 from iretrace.world.protocol import Hypervisor
 from tests.world.small import Small
 
@@ -18,7 +20,8 @@ class SmallSource:
     def __init__(self, mistake: str, reads: Mapping[str, str] | None = None) -> None:
         self.mistake = mistake
         self.reads = dict(reads or {"a.c": "1"})
-        self.patches = NO_PATCHES
+        self.patches = AboutPatches(True)
+        self.after: SmallSource | None = None
         self.opened: list[str] = []
 
     def identity(self) -> Any:
@@ -41,10 +44,27 @@ class SmallSource:
         """As it was told."""
         return digests == self.reads
 
-    def about_patches(self, progress: Callable[[str], None]) -> AboutPatches:
+    @property
+    def result_name(self) -> str:
+        """Of Small."""
+        return "small"
+
+    def patched(self, patches: Sequence[tuple[str, str]]) -> SmallSource:
+        """The one that was put here."""
+        return self.after or self
+
+    def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
         """As it was told."""
         return self.patches
 
     def unanswered(self) -> str:
         """None."""
         return ""
+
+    def used_so_far(self) -> Used:
+        """As it was told."""
+        return {f"file {name}": (digest, "", ()) for name, digest in self.reads.items()}
+
+    def still_uses(self, used: Used) -> Moves | None:
+        """As it was told."""
+        return {} if used == self.used_so_far() else None

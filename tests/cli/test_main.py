@@ -257,7 +257,7 @@ def test_a_second_check_reuses_what_has_not_changed(
     assert "reused" not in first
     assert main(["check", ".", "--test", TEST]) == 1
     second = capsys.readouterr().out
-    assert second.replace("1 of 1 reused: nothing that they read has changed\n", "") == first != second
+    assert second.replace("1 of 1 reused: nothing that they used has changed\n", "") == first != second
 
 
 def test_a_check_without_cache_neither_reuses_nor_keeps(
@@ -332,8 +332,51 @@ def test_remarks_on_patches_are_part_of_the_text(
     assert main(["check", ".", "--test", TEST, "--patch", str(tmp_path / "a.patch")]) == 0
     assert capsys.readouterr().out.endswith(
         "\na.patch: a.c: hunk 1 applied 2 lines further down\n\\x1b[2J: not looked at\n"
-        "0 new, 0 known, 0 undetermined, 1 hold\n"
+        "1 of 1 reused: nothing that they used has changed\n0 new, 0 known, 0 undetermined, 1 hold\n"
     )
+
+
+def patched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: str, after: str) -> list[str]:
+    """The tree behaves so before a patch and so after it; the arguments that check it."""
+    source = SmallSource(before, {"a.c": "1"})
+    source.after = SmallSource(after, {"a.c": "2"})
+    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: source)
+    (tmp_path / "a.patch").write_text("")
+    return ["check", ".", "--test", TEST, "--patch", str(tmp_path / "a.patch"), "--color", "never"]
+
+
+def test_a_defect_that_a_patch_brings_is_new(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(patched(monkeypatch, tmp_path, "", "defer")) == 1
+    assert "violated" in (output := capsys.readouterr().out)
+    assert output.endswith("1 new, 0 known, 0 undetermined, 0 hold\n")
+
+
+def test_a_defect_that_the_tree_had_before_the_patch_is_counted_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(patched(monkeypatch, tmp_path, "defer", "defer")) == 0
+    assert capsys.readouterr().out.endswith("0 new, 1 known (1 not shown), 0 undetermined, 0 hold\n")
+
+
+@pytest.mark.parametrize("switch", ["--all", "--no-new-only"])
+def test_old_defects_are_shown_and_fail_when_asked_for(
+    switch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*patched(monkeypatch, tmp_path, "defer", "defer"), switch]) == 1
+    assert "known as in-the-tree-before" in capsys.readouterr().out
+
+
+def test_a_defect_that_a_patch_repairs_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(patched(monkeypatch, tmp_path, "defer", "")) == 0
+    assert f"small: 1 test holds that failed before: {TEST} sev-es tickless\n" in capsys.readouterr().out
+
+
+def test_another_defect_of_the_same_test_is_new(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert main(patched(monkeypatch, tmp_path, "defer", "error")) == 1
 
 
 def test_a_patch_that_does_not_apply_is_one_line_without_escapes(

@@ -28,13 +28,18 @@ def same(digests: object) -> bool:
     return digests == READ
 
 
+def found(directory: Path) -> Result | None:
+    kept = Stored(directory).find(NAME, same)
+    return kept.result if kept else None
+
+
 def quiet(_text: str) -> None:
     """No progress."""
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     Stored(tmp_path / "new").keep(NAME, LASSO, READ)
-    assert Stored(tmp_path / "new").find(NAME, same) == LASSO
+    assert found(tmp_path / "new") == LASSO
 
 
 @settings(max_examples=30, deadline=None)
@@ -57,12 +62,12 @@ def test_a_search_that_a_limit_stopped_is_not_kept(tmp_path: Path) -> None:
 def test_what_is_not_modelled_is_kept(tmp_path: Path) -> None:
     open_question = replace(LASSO, verdict=Verdict.UNDETERMINED, reason="x86.c:1: not modelled")
     Stored(tmp_path).keep(NAME, open_question, READ)
-    assert Stored(tmp_path).find(NAME, same) == open_question
+    assert found(tmp_path) == open_question
 
 
 def entry(tmp_path: Path) -> tuple[Path, Any]:
     Stored(tmp_path).keep(NAME, LASSO, READ)
-    path = tmp_path / f"{NAME}.json"
+    (path,) = tmp_path.glob(f"{NAME}-*.json")
     return path, json.loads(path.read_text())
 
 
@@ -129,9 +134,10 @@ def test_the_oldest_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(list(tmp_path.glob("*.json"))) == 3
 
 
-def test_the_directory_is_where_xdg_says() -> None:
-    assert cache_directory({"XDG_CACHE_HOME": "/c"}) == Path("/c/iretrace/results")
-    assert cache_directory({"XDG_CACHE_HOME": "relative"}) == Path("~/.cache/iretrace/results").expanduser()
+@pytest.mark.parametrize(("given", "made"), [("/c", "/c/iretrace/results"), ("c", "~/.cache/iretrace/results")])
+def test_the_directory_is_where_xdg_says(given: str, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert cache_directory() == Path(made).expanduser()
 
 
 def test_the_name_depends_on_each_part() -> None:

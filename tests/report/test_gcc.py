@@ -56,7 +56,7 @@ def test_the_summary_names_each_hypervisor_and_ends_with_the_counts() -> None:
     assert gcc_summary(Report(RESULTS, reused=2)).split("\n") == [
         "iretrace: Linux 6.1.192: 3127 C statements executed from source, 10 assumptions",
         "iretrace: Linux 6.12.117: 3391 C statements executed from source, 2 assumptions",
-        "iretrace: 2 of 8 reused: nothing that they read has changed",
+        "iretrace: 2 of 8 reused: nothing that they used has changed",
         "iretrace: 1 new, 1 known, 3 undetermined, 3 hold",
         "",
     ]

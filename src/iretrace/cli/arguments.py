@@ -115,8 +115,13 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("--timeout", metavar="S", type=_seconds, default=0.0, help="seconds for each test; 0: no limit (default)")
     add("--format", choices=FORMATS, default="text", help="default: text; docs/formats.md explains them")
     add("--bisect", action="store_true", help="exit status for git bisect run: 125 for what cannot be judged")
-    add("--all", action="store_true", help="text: tell each test in full, those that hold too")
-    add("--new-only", action="store_true", help="leave known defects out of the output and of the exit status")
+    add("--all", action="store_true", help="run every test anew, whatever is known, and tell each in full")
+    add(
+        "--new-only",
+        action=argparse.BooleanOptionalAction,
+        help="leave known defects out of the output and of the exit status (default with --patch)",
+    )
+    add("--each", action="store_true", help="judge each patch of a series on top of those before it")
     add("--verbose", action="store_true", help="every assumption and statement, not only what tells")
     _add_color(parser)
 
@@ -130,6 +135,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--on", metavar="WHERE", default="qemu", help=ON)
     add("--repeat", metavar="N", type=_at_least_one, default=10, help="runs at random moments (default 10)")
     add("--seed", metavar="N", type=_at_least_one, default=1, help="of the random moments (default 1)")
+    add("--kvm", metavar="DIR", type=Path, help="with your own kvm.ko and kvm-amd.ko, built for that kernel")
+    add("--build", metavar="TREE", type=Path, help="with the KVM of this source: executes the tree's build")
     add("--compare", metavar="TREE", type=Path, help="the source of this kernel, for what the model says of it")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from typing import NamedTuple
 from iretrace.check import check
 from iretrace.cli.known import mark_known
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
-from iretrace.cli.stored import Stored, key
+from iretrace.cli.stored import Stored, Used, key, same_of
 from iretrace.cli.workers import Work, results
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import source_text
 from iretrace.litmus.grammar import VCPUS
 from iretrace.litmus.test import Test
 from iretrace.report.summary import Report
-from iretrace.verdict import InputError, Result
+from iretrace.verdict import InputError, Result, Verdict
 from iretrace.world.protocol import Hypervisor
 
 
@@ -64,38 +64,90 @@ def tasks(request: Request) -> list[Task]:
 
 
 def source_of(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Source:
-    """The tree, or the built-in KVM. InputError as theirs, and for what only a tree can be given."""
+    """The tree without the patches, or the built-in KVM. InputError as theirs, and for what only a tree can get."""
     if request.tree is None:
         if request.patches or request.rules:
             raise InputError("check: --patch and --rules need a TREE; the built-in KVM is not made of C")
         return BuiltinSource(request.revision, request.options)
     if request.revision:
         raise InputError("check: --revision is about the built-in KVM; leave out TREE, or leave out --revision")
-    return TreeSource(request.tree, request.patches, request.rules, request.options, progress)
+    return TreeSource(request.tree, (), request.rules, request.options, progress)
 
 
-def run(request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None) -> Report:
+class Found(NamedTuple):
+    """A result, what it read, and the definitions that it used, in parts. same: these, wherever they stand."""
+
+    result: Result
+    read: Mapping[str, str] = {}
+    used: Sequence[Used] = ()
+    same: str = ""
+
+
+class Ran(NamedTuple):
+    """The results of a request on one source, in the order of the tasks. reused: how many are of earlier runs.
+
+    same: of the definitions that each result used, "" where that is not known."""
+
+    results: list[Result]
+    reused: int
+    same: list[str]
+
+
+def run(
+    request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None, anew: bool = False
+) -> Report:
+    """A result for every task, known bugs shown as known; else as `verdicts`."""
+    ran = verdicts(request, source, progress, stored, anew)
+    return Report(mark_known(ran.results), reused=ran.reused)
+
+
+def verdicts(
+    request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None, anew: bool = False
+) -> Ran:
     """A result for every task; none when no test is about such a vCPU. stored: where results of earlier runs are.
 
-    Known bugs are shown as known, unless patches were applied: what a patch shows may be its own.
-    """
+    anew: reuse none of them."""
     todo = tasks(request)
-    found: dict[int, Result] = {}
     names = [_key(source, request, task) for task in todo] if stored else []
-    if stored is not None:
+    found: dict[int, Found] = {}
+    if stored is not None and not anew:
         progress("looking for results that can be reused")
-        kept = {number: stored.find(name, source.still_reads) for number, name in enumerate(names)}
-        found = {number: result for number, result in kept.items() if result is not None}
+        found = _reused(source, names, stored, progress)
     reused = len(found)
-    for number, (result, read) in _work(request, source, todo, found, progress):
-        found[number] = result
+    failed = {number for number, name in enumerate(names) if stored and number not in found and _failed(stored, name)}
+    for number, new in _work(request, source, todo, found, failed, progress):
+        found[number] = new
         if stored is not None:
-            stored.keep(names[number], result, read)
+            stored.keep(names[number], new.result, new.read, new.used)
         progress(f"{len(found)} of {len(todo)} done")
     if stored is not None:
         stored.tidy()
     in_order = [found[number] for number in range(len(todo))]
-    return Report(in_order if request.patches else mark_known(in_order), reused=reused)
+    return Ran([one.result for one in in_order], reused, [one.same for one in in_order])
+
+
+def _reused(source: Source, names: Sequence[str], stored: Stored, progress: Callable[[str], None]) -> dict[int, Found]:
+    """The results that need no run: of a tree that reads the same, else of one whose definitions are the same."""
+    found: dict[int, Found] = {}
+    for number, name in enumerate(names):
+        kept = stored.find(name, source.still_reads)
+        if kept is not None:
+            found[number] = Found(kept.result, same=kept.same)
+    missing = [number for number in range(len(names)) if number not in found and stored.newest(names[number])]
+    if missing:
+        progress(f"reading {source.name}")
+        source.read()
+    for number in missing:
+        kept = stored.find_moved(names[number], source.still_uses)
+        if kept is not None:
+            found[number] = Found(kept.result, same=kept.same)
+    return found
+
+
+def _failed(stored: Stored, name: str) -> bool:
+    """Whether a test failed when it last ran, on whatever tree: then it runs first."""
+    newest = stored.newest(name)
+    return newest is not None and newest.verdict is Verdict.VIOLATED
 
 
 def _key(source: Source, request: Request, task: Task) -> str:
@@ -104,25 +156,33 @@ def _key(source: Source, request: Request, task: Task) -> str:
 
 
 def _work(
-    request: Request, source: Source, todo: Sequence[Task], found: Mapping[int, Result], progress: Callable[[str], None]
-) -> Iterator[tuple[int, tuple[Result, Mapping[str, str]]]]:
-    """(number, (result, what it read)) of the tasks that have no result yet."""
+    request: Request,
+    source: Source,
+    todo: Sequence[Task],
+    found: Mapping[int, Found],
+    failed: Collection[int],
+    progress: Callable[[str], None],
+) -> Iterator[tuple[int, Found]]:
+    """(number, what was found) for the tasks that have no result yet; those that failed begin first."""
     missing = [number for number in range(len(todo)) if number not in found]
     if not missing:
         return iter(())
-    missing.sort(key=lambda number: -len(todo[number].test.outside))  # what takes longest begins first
+    # Then what takes longest.
+    missing.sort(key=lambda number: (number not in failed, -len(todo[number].test.outside)))
     groups: dict[str, list[int]] = {}
     for number in missing:
         groups.setdefault(todo[number].vcpu, []).append(number)
     progress(f"reading {source.name}")
     source.read()
 
-    def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> tuple[Result, Mapping[str, str]]:
+    def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> Found:
         task = todo[number]
         say(str(task))
+        shared = source.used_so_far()
         result = check(
             task.test, task.vcpu, task.host, hypervisor, request.limits, lambda count: say(f"{task}: {count:,} states")
         )
-        return result, source.read_so_far()
+        own = {name: used for name, used in source.used_so_far().items() if name not in shared}
+        return Found(result, source.read_so_far(), (shared, own), same_of((shared, own)))
 
     return results(Work(groups, source.open, do, request.jobs), progress)

@@ -9,13 +9,16 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from iretrace.cli.arguments import make_parser
 from iretrace.cli.terminal import Progress, only_ascii, wants_color
 from iretrace.verdict import InputError, Result, Verdict
 
 if TYPE_CHECKING:
+    from iretrace.cli.driver import Request
+    from iretrace.cli.sources import Patchable, Source
+    from iretrace.cli.stored import Stored
     from iretrace.litmus.test import Test
     from iretrace.report.summary import Report
     from iretrace.report.terminal import Look
@@ -85,17 +88,15 @@ def look_for(arguments: argparse.Namespace) -> Look:
     return Look(wants_color(arguments.color, sys.stdout), only_ascii(sys.stdout), verbose)
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """`iretrace check`."""
-    from iretrace.cli.driver import Request, run, source_of
-    from iretrace.cli.sources import NO_PATCHES
-    from iretrace.cli.stored import Stored, cache_directory
+def request_of(arguments: argparse.Namespace) -> Request:
+    """What is asked for. InputError: a patch that cannot be read, a test that there is not."""
+    from iretrace.cli.driver import Request
     from iretrace.explore.graph import Limits
     from iretrace.litmus.corpus import select
 
     if arguments.patch.count("-") > 1:
         raise InputError("check: --patch - twice; standard input can be read once")
-    request = Request(
+    return Request(
         tree=arguments.tree,
         tests=select(arguments.test),
         revision=arguments.revision,
@@ -107,26 +108,56 @@ def check(arguments: argparse.Namespace) -> int:
         limits=Limits(arguments.max_states, arguments.timeout),
         jobs=arguments.jobs,
     )
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`iretrace check`."""
+    from iretrace.cli.driver import run, source_of
+    from iretrace.cli.stored import Stored, cache_directory
+
+    request = request_of(arguments)
+    stored = None if arguments.no_cache else Stored(cache_directory())
     with Progress(sys.stderr) as progress:
         source = source_of(request, progress)
+    if request.patches:
+        return check_patches(arguments, request, cast("Patchable", source), stored)
     if arguments.dry:
-        rows = source.unanswered()
-        write(rows or "Every name that these tests need is answered; nothing to add.\n")
-        return Status.UNDETERMINED if rows else Status.HOLDS
+        return dry(source)
     with Progress(sys.stderr) as progress:
-        about = source.about_patches(progress) if request.patches else NO_PATCHES
-    if not about.in_scope:
-        return nothing_in_scope(about.remarks, UNTOUCHED, arguments.format)
+        report = run(request, source, progress, stored, arguments.all)
+    return finish(report, arguments, request.tests, bool(arguments.new_only))
+
+
+def check_patches(arguments: argparse.Namespace, request: Request, tree: Patchable, stored: Stored | None) -> int:
+    """`iretrace check --patch`: what the patches bring, held against the tree without them."""
+    from iretrace.cli.review import compared, review
+
+    if arguments.dry:
+        return dry(tree.patched(request.patches))
     with Progress(sys.stderr) as progress:
-        report = run(request, source, progress, None if arguments.no_cache else Stored(cache_directory()))
-    report = replace(report, remarks=about.remarks)
+        stages = review(request, tree, progress, stored, arguments.all, arguments.each)
+    if stages[0].ran is None:
+        return nothing_in_scope([remark for stage in stages for remark in stage.remarks], UNTOUCHED, arguments.format)
+    new_only = not arguments.all if arguments.new_only is None else bool(arguments.new_only)
+    return finish(compared(stages), arguments, request.tests, new_only)
+
+
+def dry(source: Source) -> int:
+    """`iretrace check --dry`."""
+    rows = source.unanswered()
+    write(rows or "Every name that these tests need is answered; nothing to add.\n")
+    return Status.UNDETERMINED if rows else Status.HOLDS
+
+
+def finish(report: Report, arguments: argparse.Namespace, tests: Sequence[Test], new_only: bool) -> int:
+    """Show a report; its exit status."""
     if not report.results:
-        return nothing_in_scope(
-            (), "no test is about such a vCPU; iretrace tests lists what there is", arguments.format
-        )
-    if arguments.new_only:
+        why = "no test is about such a vCPU; iretrace tests lists what there is"
+        return nothing_in_scope((), why, arguments.format)
+    report = replace(report, kept=not arguments.no_cache)
+    if new_only:
         report = report.without_known()
-    show(report, arguments, request.tests)
+    show(report, arguments, tests)
     return status_of(report.results) if report.results else Status.HOLDS
 
 

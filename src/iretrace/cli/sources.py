@@ -7,26 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from iretrace.cli.stored import digest_of
+from iretrace.cli.moved import Moves
+from iretrace.cli.stored import Used
 from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor
 
 if TYPE_CHECKING:
     from iretrace.linux.machine import Machine
-
-EVENT_FILES = ("arch/x86/kvm/svm", "arch/x86/kvm/x86.c", "arch/x86/kvm/lapic.c")
-"""Trees that differ here have results of their own; one does not replace the other's."""
+    from iretrace.linux.tree import Tree
 
 
 class AboutPatches(NamedTuple):
-    """What is to be said of patches: whether they change anything that is modelled, and sentences, e.g. on what they
-    change besides."""
+    """What is to be said of patches: whether they change anything that is modelled, sentences, e.g. on what they change
+    besides, and how many hunks they have."""
 
     in_scope: bool
     remarks: tuple[str, ...] = ()
-
-
-NO_PATCHES = AboutPatches(True)
+    hunks: int = 0
 
 
 class Source(Protocol):
@@ -57,8 +54,12 @@ class Source(Protocol):
         """Whether all this would be read again, just so."""
         ...
 
-    def about_patches(self, progress: Callable[[str], None]) -> AboutPatches:
-        """What to say of the patches that were given."""
+    def used_so_far(self) -> Used:
+        """The definitions that were used."""
+        ...
+
+    def still_uses(self, used: Used) -> Moves | None:
+        """Where these definitions stand; None if one of them has changed. After `read`."""
         ...
 
     def unanswered(self) -> str:
@@ -66,8 +67,27 @@ class Source(Protocol):
         ...
 
 
+class Patchable(Source, Protocol):
+    """A source of which patches make others."""
+
+    @property
+    def result_name(self) -> str:
+        """As results call it."""
+        ...
+
+    def patched(self, patches: Sequence[tuple[str, str]]) -> Patchable:
+        """The same with patches (name, text). InputError: one does not apply."""
+        ...
+
+    def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
+        """What to say of its patches; the first `since` hunks are left out."""
+        ...
+
+
 class TreeSource:
-    """A Linux tree, patched in memory. InputError: it is none, a patch does not apply, a rule file cannot be read."""
+    """A Linux tree, patched in memory. unpatched: the same without patches, if that is there already.
+
+    InputError: it is none, a patch does not apply, a rule file cannot be read."""
 
     def __init__(
         self,
@@ -76,26 +96,38 @@ class TreeSource:
         rules: Sequence[Path] = (),
         options: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = lambda _text: None,
+        unpatched: TreeSource | None = None,
     ) -> None:
-        from iretrace.linux.tree import open_tree
+        from iretrace.linux.tree import open_tree, with_patches
 
-        self._patches = patches
+        self._path = path
         self._rules = rules
         self._options = {name: integer(name, value) for name, value in (options or {}).items()}
-        self.tree = open_tree(path, patches, progress)
+        self.tree: Tree = unpatched.tree if unpatched else open_tree(path, (), progress)
+        if patches:
+            self.tree = with_patches(self.tree, patches, path)
         self._machine: Machine | None = None
+
+    def patched(self, patches: Sequence[tuple[str, str]]) -> TreeSource:
+        """The same tree with patches (name, text). InputError: one does not apply."""
+        made = TreeSource(self._path, patches, self._rules, None, unpatched=self)
+        made._options = self._options
+        return made
 
     @property
     def name(self) -> str:
         """For progress."""
+        return f"Linux {self.tree.version}{' with the patches' if self.tree.patched else ''}"
+
+    @property
+    def result_name(self) -> str:
+        """As results call it."""
         return f"Linux {self.tree.version}"
 
     def identity(self) -> Any:
-        """The version, the text of the event path, patches, rules and options."""
-        svm, *files = EVENT_FILES
-        texts = {path: self.tree.text(path) for path in (*self.tree.files(svm), *files)}
+        """The version, rules and options."""
         rules = [(str(path), path.read_text("utf-8", errors="replace")) for path in self._rules if path.is_file()]
-        return ["tree", self.tree.version, digest_of(texts), digest_of([*self._patches]), rules, self._options]
+        return ["tree", self.tree.version, rules, self._options]
 
     def read(self) -> None:
         """Index the tree, once."""
@@ -105,8 +137,8 @@ class TreeSource:
             with unreadable_is_input_error():
                 self._machine = Machine(self.tree, self._rules, self._options)
 
-    def about_patches(self, progress: Callable[[str], None]) -> AboutPatches:
-        """Which hunks had moved, and which are not looked at."""
+    def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
+        """Which hunks had moved, and which are not looked at. since: hunks of earlier patches, left out."""
         from iretrace.linux.scope import Scope, not_looked_at
 
         progress(f"looking for what the patches change in {self.name}")
@@ -115,8 +147,9 @@ class TreeSource:
         with unreadable_is_input_error():
             scope = Scope(self.tree, self._machine.closure())
         record = self.tree.record
-        in_scope = any(scope.looks_at(touch) for touch in record.touches)
-        return AboutPatches(in_scope, (*record.remarks, *not_looked_at(record.touches, scope)))
+        touches = record.touches[since:]
+        in_scope = any(scope.looks_at(touch) for touch in touches)
+        return AboutPatches(in_scope, (*record.remarks, *not_looked_at(touches, scope)), len(record.touches))
 
     def open(self, vcpu: str) -> Hypervisor:
         """Create a vCPU and run it to its first VMRUN."""
@@ -124,7 +157,8 @@ class TreeSource:
 
         with unreadable_is_input_error():
             hypervisor = TreeHypervisor(self.tree, machine=self._machine, vcpu=vcpu)
-        self.tree.read_so_far()  # so that those who inherit it need not work it out each
+        self.read_so_far()  # so that those who inherit it need not work it out each
+        self.used_so_far()
         return hypervisor
 
     def read_so_far(self) -> dict[str, str]:
@@ -134,6 +168,18 @@ class TreeSource:
     def still_reads(self, digests: Mapping[str, str]) -> bool:
         """What the tree reads now."""
         return self.tree.still_reads(digests)
+
+    def used_so_far(self) -> Used:
+        """What was looked up in the index."""
+        assert self._machine is not None, "nothing was read"
+        return {name: (*found,) for name, found in self._machine.definitions.used().items()}
+
+    def still_uses(self, used: Used) -> Moves | None:
+        """Looked up in the index."""
+        from iretrace.linux.used import Definition
+
+        assert self._machine is not None, "nothing was read"
+        return self._machine.definitions.moves({name: Definition(*found) for name, found in used.items()})
 
     def unanswered(self) -> str:
         """The rows that the event path needs and that neither tree nor rules have; empty if none is missing."""
@@ -179,9 +225,13 @@ class BuiltinSource:
         """Only nothing is still the same nothing."""
         return not digests
 
-    def about_patches(self, progress: Callable[[str], None]) -> AboutPatches:
-        """It cannot be patched."""
-        return NO_PATCHES
+    def used_so_far(self) -> Used:
+        """Nothing of a tree."""
+        return {}
+
+    def still_uses(self, used: Used) -> Moves | None:
+        """Only nothing is still the same nothing."""
+        return None if used else {}
 
     def unanswered(self) -> str:
         """None: nothing is left open."""

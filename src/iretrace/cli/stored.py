@@ -1,5 +1,8 @@
 """Results of earlier runs, kept under $XDG_CACHE_HOME/iretrace and reused while nothing that they rest on has changed.
 
+A result rests on the definitions that it used (functions, types, variables, macros in them). That every file is as it
+was is only the quick way to see that they are the same.
+
 What is found there was perhaps not written by us: it is JSON, read with the same suspicion as a patch. Whatever is not
 exactly as we would have written it is not there.
 """
@@ -10,30 +13,46 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import iretrace
+from iretrace.cli.moved import Moves, relocated
+from iretrace.report.summary import result_id
 from iretrace.verdict import Result, Verdict
 
 MAX_BYTES = 32 << 20
 """A larger file is none of ours."""
 
 MAX_ENTRIES = 4000
-"""The oldest results beyond are removed."""
+MAX_TOTAL_BYTES = 512 << 20
+"""The oldest files beyond are removed."""
+
+MAX_OF_ONE_NAME = 8
+"""Of more trees than these the results of a test are not looked at."""
+
+USED_DIGITS = 16
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a file that is not ours comes to."""
+
+Used = dict[str, tuple[str, str, tuple[int, ...]]]
+"""The definitions that a verdict used, by name: digest, and for functions their file and the lines that count."""
 
 T = TypeVar("T")
 
 
-def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
+def cache_directory() -> Path:
     """Where results are kept."""
-    base = environment.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "iretrace" / "results"
+    from iretrace.linux.archive import cache_directory as home
+
+    return home() / "results"
 
 
 @cache
@@ -59,47 +78,138 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+class Kept(NamedTuple):
+    """A result that was kept. same: of the definitions that it used, wherever these stand."""
+
+    result: Result
+    same: str
+
+
 class Stored:
-    """The results in a directory, which need not exist. Nothing here ever fails: at worst nothing is kept."""
+    """The results in a directory, which need not exist. Nothing here ever fails: at worst nothing is kept.
+
+    There may be several results of one name, of trees that differ. Files: NAME-USED-ID.json for a result (USED: of the
+    definitions that it used; ID: result_id), DIGEST.json for what several results share."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._same: dict[str, bool] = {}
+        self._read_now: dict[str, bool] = {}
+        self._moves: dict[str, Moves | None] = {}
+        self._entries: dict[str, Any] = {}
+        self._listing: dict[str, list[str]] | None = None
 
-    def find(self, name: str, still_reads: Callable[[Mapping[str, str]], bool]) -> Result | None:
-        """The result of that name, if what it read is still the same."""
-        try:
-            entry = self._read(name)
-            read = entry["read"]
-            if read not in self._same:
-                digests = read_as(dict[str, str], self._read(_name(read)))
-                self._same[read] = digest_of(digests) == read and still_reads(digests)
-            result = read_as(Result, entry["result"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return result if self._same[read] and keeps(result) else None
+    def find(self, name: str, still_reads: Callable[[Mapping[str, str]], bool]) -> Kept | None:
+        """The result of that name that read nothing but what is still the same."""
+        return self._first(name, lambda entry: self._as_it_was(entry, still_reads))
 
-    def keep(self, name: str, result: Result, digests: Mapping[str, str]) -> None:
-        """Keep a result that was reached by reading this."""
+    def find_moved(self, name: str, still_uses: Callable[[Used], Moves | None]) -> Kept | None:
+        """The result of that name that used nothing but definitions that are still the same, told of where these stand
+        now."""
+        return self._first(name, lambda entry: self._as_it_is(entry, still_uses))
+
+    def by_id(self, start: str) -> list[Result]:
+        """The results whose id begins so, each once, the newest first."""
+        found: dict[str, Result] = {}
+        for names in self._names().values():
+            for name in names:
+                identity = name.rpartition("-")[2]
+                if identity.startswith(start) and identity not in found:
+                    with suppress(*UNREADABLE):
+                        found[identity] = read_as(Result, self._entry(name)["result"])
+        return list(found.values())
+
+    def newest(self, name: str) -> Result | None:
+        """The newest result of that name, of whatever tree."""
+        kept = self._first(name, lambda entry: Kept(read_as(Result, entry["result"]), ""))
+        return kept.result if kept else None
+
+    def keep(self, name: str, result: Result, digests: Mapping[str, str], used: Sequence[Used] = ()) -> None:
+        """Keep a result that was reached by reading and using this. used: in parts, that others may share."""
         if not keeps(result):
             return
-        read = digest_of(dict(digests))
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not (self._directory / f"{read}.json").exists():
-                self._write(read, dict(digests))
-            self._write(name, {"read": read, "result": asdict(result)})
+            read = self._share(dict(digests))
+            parts = [self._share(part) for part in used if part]
+            entry = {"read": read, "uses": parts, "same": same_of(used), "result": asdict(result)}
+            self._write(f"{name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
+            self._listing = None
         except OSError:
             return
 
     def tidy(self) -> None:
-        """Remove the oldest files beyond MAX_ENTRIES."""
+        """Remove the oldest files beyond MAX_ENTRIES and MAX_TOTAL_BYTES."""
         try:
-            files = sorted(self._directory.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-            for path in files[MAX_ENTRIES:]:
-                path.unlink()
+            files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self._directory.glob("*.json")]
+            total = 0
+            for number, (_, size, path) in enumerate(sorted(files, reverse=True)):
+                total += size
+                if number >= MAX_ENTRIES or total > MAX_TOTAL_BYTES:
+                    path.unlink()
         except OSError:
             return
+
+    def _first(self, name: str, look: Callable[[Any], Kept | None]) -> Kept | None:
+        for file in self._names().get(name, ())[:MAX_OF_ONE_NAME]:
+            with suppress(*UNREADABLE):
+                kept = look(self._entry(file))
+                if kept is not None and keeps(kept.result):
+                    return kept
+        return None
+
+    def _as_it_was(self, entry: Any, still_reads: Callable[[Mapping[str, str]], bool]) -> Kept | None:
+        read = entry["read"]
+        if read not in self._read_now:
+            digests = read_as(dict[str, str], self._shared(read))
+            self._read_now[read] = still_reads(digests)
+        return self._kept(entry, None) if self._read_now[read] else None
+
+    def _as_it_is(self, entry: Any, still_uses: Callable[[Used], Moves | None]) -> Kept | None:
+        moves: Moves = {}
+        for part in entry["uses"]:
+            if part not in self._moves:
+                self._moves[part] = still_uses(read_as(Used, self._shared(part)))
+            here = self._moves[part]
+            if here is None:
+                return None
+            moves = {**moves, **here}
+        return self._kept(entry, moves) if entry["uses"] else None
+
+    def _kept(self, entry: Any, moves: Moves | None) -> Kept | None:
+        result: Result | None = read_as(Result, entry["result"])
+        if moves is not None:
+            assert result is not None
+            result = relocated(result, moves)
+        return None if result is None else Kept(result, read_as(str, entry["same"]))
+
+    def _names(self) -> dict[str, list[str]]:
+        """Name -> the files of its results without their ending, the newest first."""
+        if self._listing is None:
+            self._listing = {}
+            with suppress(OSError), os.scandir(self._directory) as entries:
+                found = [(entry.stat().st_mtime, entry.name) for entry in entries if entry.name.count("-") == 2]
+                for _, file in sorted(found, reverse=True):
+                    self._listing.setdefault(file.partition("-")[0], []).append(file.removesuffix(".json"))
+        return self._listing
+
+    def _entry(self, file: str) -> Any:
+        if file not in self._entries:
+            self._entries[file] = self._read(file)
+        return self._entries[file]
+
+    def _share(self, value: Any) -> str:
+        name = digest_of(value)
+        if not (self._directory / f"{name}.json").exists():
+            self._write(name, value)
+        return name
+
+    def _shared(self, name: Any) -> Any:
+        if not isinstance(name, str) or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+            raise ValueError("no name of ours")
+        value = self._read(name)
+        if digest_of(value) != name:
+            raise ValueError("it is not what it was")
+        return value
 
     def _read(self, name: str) -> Any:
         with open(self._directory / f"{name}.json", "rb") as file:
@@ -115,16 +225,14 @@ class Stored:
         os.replace(file.name, self._directory / f"{name}.json")
 
 
+def same_of(used: Sequence[Used]) -> str:
+    """Of definitions wherever they stand."""
+    return digest_of(sorted((name, found[0]) for part in used for name, found in part.items()))
+
+
 def keeps(result: Result) -> bool:
     """Whether a result is worth keeping: a search that was stopped by a limit may come further next time."""
     return result.verdict is not Verdict.UNDETERMINED or not result.reason.startswith("stopped by")
-
-
-def _name(text: Any) -> str:
-    """A name that `keep` could have given."""
-    if not isinstance(text, str) or len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise ValueError("no name of ours")
-    return text
 
 
 def read_as(kind: type[T], value: Any) -> T:

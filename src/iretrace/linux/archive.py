@@ -55,9 +55,9 @@ _TOP = frozenset(("arch", "include", "virt", "Makefile"))
 
 
 def cache_directory() -> Path:
-    """Where Iretrace keeps what it can make again, by XDG custom."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "iretrace"
+    """Where Iretrace keeps what it can make again. A relative $XDG_CACHE_HOME counts for nothing, says XDG."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "iretrace"
 
 
 def is_looked_at(path: str) -> bool:

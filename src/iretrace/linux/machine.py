@@ -18,6 +18,7 @@ from iretrace.linux.rules import load_rules
 from iretrace.linux.sleepers import sleepers
 from iretrace.linux.tree import Tree
 from iretrace.linux.unmodelled import Unmodelled
+from iretrace.linux.used import Definitions, NotingIndex
 from iretrace.verdict import CLine
 
 TRACE_HEADERS = ("arch/x86/kvm/trace.h", "arch/x86/kvm/mmu/mmutrace.h", "include/trace/events/kvm.h")
@@ -58,22 +59,26 @@ class Machine:
         negate: ConditionId | None = None,
     ) -> None:
         self.tree = tree
-        self.rules = load_rules(tree.version, rule_files, MODELS, tracepoints(tree))
+        traced = tracepoints(tree)
+        self.rules = load_rules(tree.version, rule_files, MODELS, traced)
         set_options(self.rules, options or {})
-        self.index = Index(tree, self.rules.config, self.rules.opaque_macros)
+        self.index = NotingIndex(tree, self.rules.config, self.rules.opaque_macros)
         self.layout = Layout(self.index, self.rules.opaque_structs)
         self.program = Program(self.index, self.layout, self.rules, negate)
         self._features = self._feature_names()
         self._offsets: dict[tuple[str, str], int] = {}
-        self._declare_sleepers()
+        facts = {"tracepoints": sorted(traced), "features": self._features, "sleepers": self._declare_sleepers()}
+        self.definitions = Definitions(self.index, facts)
 
-    def _declare_sleepers(self) -> None:
+    def _declare_sleepers(self) -> list[tuple[str, str]]:
         rows = [row for table in ("function", "macro") for row in self.rules.table(table)]
         primitives = [row.name for row in rows if row.keys.get("pauses")]
         answered = {row.name: row for row in rows if row.what not in ("source", "intrinsic")}
         targets = vendor_targets(self.index, "svm_x86_ops")
-        for name, path in sleepers(self.index, RUN, primitives, answered, targets):
+        found = sleepers(self.index, RUN, primitives, answered, targets)
+        for name, path in found:
             self.program.declare_pausing(name, path)
+        return found
 
     # What models ask for.
 
@@ -122,7 +127,11 @@ class Machine:
         return name, function.pos.path
 
     def closure(self) -> Closure:
-        """Everything that the event path reaches, found without running it."""
+        """Everything that the event path reaches, found without running it. No run used what only this looked at."""
+        with self.index.unnoted(), self.rules.unnoted():
+            return self._closure()
+
+    def _closure(self) -> Closure:
         roots = [RUN, ACCEPT, SET_GUEST_DEBUG]
         roots += [row.name for row in self.rules.table("initial") if "call" in row.keys]
         targets = vendor_targets(self.index, "svm_x86_ops")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -131,6 +132,16 @@ class Rules:
         self._answers: dict[str, Answer | None] = {}
         self.traced: list[str] = []
         """Tracepoints that were asked for."""
+
+    @contextmanager
+    def unnoted(self) -> Iterator[None]:
+        """What is asked meanwhile is no assumption of a run."""
+        used, traced = dict(self.used), list(self.traced)
+        try:
+            yield
+        finally:
+            self.used, self.traced = used, traced
+            self._answers = {name: answer for name, answer in self._answers.items() if not name.startswith("trace_")}
 
     def table(self, table: str) -> list[Row]:
         """The rows of a table, in order."""

@@ -30,10 +30,12 @@ class Tree:
     """The texts of a tree, by path from its root (with /). Make one with open_tree.
 
     version: "6.1.192", from the top Makefile. patched: what patches changed, by path. record: of their hunks.
+    unpatched: the tree that they were applied to, which is asked for what they leave as it is.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, unpatched: Tree | None = None) -> None:
         self.root = root
+        self.unpatched = unpatched
         self.version = ""
         self.patched: dict[str, PatchedFile] = {}
         self.record = Record()
@@ -83,7 +85,10 @@ class Tree:
         known = self._digests.get(name)
         if known is None:
             directory, _, pattern = name.rpartition("/")
-            text = "\n".join(self.files(directory, pattern == "**")) if pattern.startswith("*") else self.text(name)
+            listing = pattern.startswith("*")
+            if self.unpatched is not None and not listing and name not in self.patched:
+                return self.unpatched._digest(name)
+            text = "\n".join(self.files(directory, pattern == "**")) if listing else self.text(name)
             known = "" if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
             self._digests[name] = known
         return known
@@ -113,6 +118,8 @@ class Tree:
     def _read(self, path: str) -> str | None:
         if path in self.patched:
             return self.patched[path].text
+        if self.unpatched is not None:
+            return self.unpatched.text(path)
         full = os.path.join(self.root, path)
         if path not in self._inside:
             if not os.path.lexists(full):
@@ -152,9 +159,18 @@ def open_tree(path: Path, patches: Sequence[tuple[str, str]] = (), progress: Pro
     """
     tree = Tree(open_archive(path, progress) if path.is_file() else path)
     tree.version = tree_version(tree.root)
-    if patches:
-        tree.patched = apply_patches(tree.text, patches, is_looked_at, tree.record)
-        tree = _with_patches(tree)
+    return with_patches(tree, patches, path) if patches else _in_scope(tree, path)
+
+
+def with_patches(tree: Tree, patches: Sequence[tuple[str, str]], path: Path) -> Tree:
+    """A tree that was opened as `path`, with patches applied in memory. InputError, NothingInScope: as open_tree."""
+    made = Tree(tree.root, tree)
+    made.patched = apply_patches(tree.text, patches, is_looked_at, made.record)
+    made.version = _version(made)
+    return _in_scope(made, path)
+
+
+def _in_scope(tree: Tree, path: Path) -> Tree:
     if tree.text(SVM) is None:
         raise InputError(f"{path}: Linux {tree.version} without {SVM}; unpack the tree completely")
     if not any(_SEV_ES_HOST in (tree.text(file) or "") for file in tree.files("arch/x86/kvm/svm")):
@@ -167,15 +183,6 @@ def tree_version(path: Path) -> str:
     if not path.is_dir():
         raise InputError(f"{path}: no such directory or archive; give a Linux source tree, a tarball or a .deb of one")
     return _version(Tree(path))
-
-
-def _with_patches(unpatched: Tree) -> Tree:
-    """A tree that has read nothing yet, so that no unpatched text lingers."""
-    tree = Tree(unpatched.root)
-    tree.patched = unpatched.patched
-    tree.record = unpatched.record
-    tree.version = _version(tree)
-    return tree
 
 
 def _version(tree: Tree) -> str:

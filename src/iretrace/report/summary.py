@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from iretrace.verdict import Assumption, Result, Verdict
+
+ID_DIGITS = 10
+
+
+def result_id(result: Result) -> str:
+    """What `iretrace show` knows a result by: of everything in it, but for the time and whether it is known."""
+    told = asdict(replace(result, seconds=0.0, known=""))
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """The results to show. hidden: known defects that --new-only leaves out. reused: results of an earlier run.
 
-    remarks: sentences on the patches that were applied; they hold foreign names."""
+    remarks: sentences on the patches that were applied; they hold foreign names. untouched: the results that are
+    undetermined and rest on nothing that the patches change; hidden_open: how many of them are left out. kept:
+    whether `iretrace show` knows the results."""
 
     results: Sequence[Result]
     hidden: int = 0
     reused: int = 0
     remarks: Sequence[str] = ()
+    untouched: Sequence[Result] = ()
+    hidden_open: int = 0
+    kept: bool = False
 
     def without_known(self) -> Report:
-        """The same, known defects not shown."""
+        """The same, without known defects and what is as open as before the patches."""
         shown = [result for result in self.results if not result.known]
-        return replace(self, results=shown, hidden=self.hidden + len(self.results) - len(shown))
+        known = len(self.results) - len(shown)
+        news = [result for result in shown if result not in self.untouched]
+        return replace(
+            self, results=news, hidden=self.hidden + known, hidden_open=self.hidden_open + len(shown) - len(news)
+        )
 
     def by_hypervisor(self) -> dict[str, list[Result]]:
         """The results of each hypervisor, in the order of first use."""
@@ -48,21 +67,24 @@ def counts(report: Report) -> Counts:
     known = sum(1 for result in violated if result.known)
     undetermined = sum(1 for result in report.results if result.verdict is Verdict.UNDETERMINED)
     holds = len(report.results) - len(violated) - undetermined
-    return Counts(len(violated) - known, known + report.hidden, undetermined, holds)
+    return Counts(len(violated) - known, known + report.hidden, undetermined + report.hidden_open, holds)
 
 
 def summary(report: Report) -> str:
     """The last line: how many defects are new and how many known, how many verdicts are open, how many hold."""
     number = counts(report)
     hidden = f" ({report.hidden} not shown)" if report.hidden else ""
-    return f"{number.new} new, {number.known} known{hidden}, {number.undetermined} undetermined, {number.holds} hold"
+    as_before = f" ({report.hidden_open} not touched by the patches)" if report.hidden_open else ""
+    undetermined = f"{number.undetermined} undetermined{as_before}"
+    return f"{number.new} new, {number.known} known{hidden}, {undetermined}, {number.holds} hold"
 
 
 def reuse(report: Report) -> str:
     """Which results come from an earlier run, and why they may; "" if none does."""
     if not report.reused:
         return ""
-    return f"{report.reused} of {len(report.results) + report.hidden} reused: nothing that they read has changed"
+    total = len(report.results) + report.hidden + report.hidden_open
+    return f"{report.reused} of {total} reused: nothing that they used has changed"
 
 
 def assumptions(results: Sequence[Result]) -> tuple[Assumption, ...]:

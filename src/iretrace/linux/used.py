@@ -1,0 +1,206 @@
+"""Which definitions of a tree a run used: an index that notes what is looked up, and digests of what it answered.
+
+A verdict rests on nothing of a tree but the answers of its index, as they are after the preprocessor: macros are inside
+them, and a definition that a nearer one hides is another answer. Where in its file a definition stands is no part of
+its digest, so that a patch may move it: a function's digest counts its lines, `Definition.lines` says where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+from iretrace.linux import ctree
+from iretrace.linux.ctree import CType, Pos
+from iretrace.linux.index import Index
+from iretrace.linux.parse import ParseError
+
+SEPARATOR = "\t"
+"""Between a query's words in its name; neither C names nor paths that are read hold it."""
+
+
+class Definition(NamedTuple):
+    """What a query was answered. lines: those of a function's file that its nodes stand on, ascending."""
+
+    digest: str
+    path: str = ""
+    lines: tuple[int, ...] = ()
+
+
+Moves = dict[tuple[str, int], int]
+"""(path, line in one tree) -> line in another."""
+
+
+class NotingIndex(Index):
+    """An index that notes its queries while `noting`."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.noted: dict[tuple[str, ...], None] = {}
+        self._noting = True
+        super().__init__(*arguments, **named)
+
+    @contextmanager
+    def unnoted(self) -> Iterator[None]:
+        """What is looked up meanwhile is looked up for other purposes than a verdict."""
+        before, self._noting = self._noting, False
+        try:
+            yield
+        finally:
+            self._noting = before
+
+    def note(self, *query: str) -> None:
+        """Note a query: the lookup's name and its arguments."""
+        if self._noting:
+            self.noted[query] = None
+
+    # The lookups of Index. Those that only others use (is_typedef) are in the answers of these.
+
+    def function(self, name: str, path: str = "") -> ctree.Function | None:
+        """As Index."""
+        self.note("function", name, path)
+        return super().function(name, path)
+
+    def struct(self, kind: str, tag: str, path: str = "") -> ctree.StructType | None:
+        """As Index."""
+        self.note("struct", kind, tag, path)
+        return super().struct(kind, tag, path)
+
+    def enum(self, tag: str, path: str = "") -> ctree.EnumType | None:
+        """As Index."""
+        self.note("enum", tag, path)
+        return super().enum(tag, path)
+
+    def typedef(self, name: str, path: str = "") -> CType | None:
+        """As Index."""
+        self.note("typedef", name, path)
+        return super().typedef(name, path)
+
+    def enumerator(self, name: str) -> tuple[ctree.EnumType, str] | None:
+        """As Index."""
+        self.note("enumerator", name)
+        return super().enumerator(name)
+
+    def variable(self, name: str, path: str = "") -> ctree.Declaration | None:
+        """As Index."""
+        self.note("variable", name, path)
+        return super().variable(name, path)
+
+    def declared(self, name: str, path: str = "") -> CType | None:
+        """As Index."""
+        self.note("declared", name, path)
+        return super().declared(name, path)
+
+    def macro(self, name: str, path: str = "") -> ctree.Expr | None:
+        """As Index."""
+        self.note("macro", name, path)
+        return super().macro(name, path)
+
+    def op_list(self, macro: str) -> tuple[str, ...]:
+        """As Index."""
+        self.note("op_list", macro)
+        return super().op_list(macro)
+
+    def functions_in(self, path: str) -> list[str]:
+        """As Index."""
+        self.note("functions_in", path)
+        return super().functions_in(path)
+
+
+class Definitions:
+    """The definitions of one tree by query name. facts: what is worked out from whole files, by a name of its own."""
+
+    def __init__(self, index: NotingIndex, facts: Mapping[str, object]) -> None:
+        self._index = index
+        self._known: dict[str, Definition] = {name: Definition(_digest([repr(value)])) for name, value in facts.items()}
+        self._facts = tuple(facts)
+
+    def used(self) -> dict[str, Definition]:
+        """Everything that was looked up so far, and all facts."""
+        names = (*self._facts, *(SEPARATOR.join(query) for query in tuple(self._index.noted)))
+        return {name: self.find(name) for name in names}
+
+    def find(self, name: str) -> Definition:
+        """What a query of that name is answered."""
+        if name not in self._known:
+            self._known[name] = self._answer(*name.split(SEPARATOR))
+        return self._known[name]
+
+    def moves(self, uses: Mapping[str, Definition]) -> Moves | None:
+        """Where the lines of these definitions of another tree stand here; None if one of them is not the same."""
+        moves: Moves = {}
+        for name, there in uses.items():
+            here = self.find(name)
+            if here.digest != there.digest or len(here.lines) != len(there.lines):
+                return None
+            moves.update({(there.path, old): new for old, new in zip(there.lines, here.lines, strict=True)})
+        return moves
+
+    def _answer(self, kind: str, *arguments: str) -> Definition:
+        ask: Callable[..., Any] | None = getattr(Index, kind, None) if kind in LOOKUPS else None
+        if ask is None:
+            return Definition("unknown")
+        with self._index.unnoted():
+            try:
+                answer = ask(self._index, *arguments)
+            except (ParseError, TypeError, RecursionError) as error:
+                return Definition(_digest([f"{type(error).__name__}: {error}"]))
+        return self._described(answer)
+
+    def _described(self, answer: Any) -> Definition:
+        """The digest of an answer, its places counted among the lines of its own file that it stands on."""
+        if not isinstance(answer, ctree.Function):
+            return Definition(_digest(_words(answer, {})))
+        path = answer.pos.path
+        lines = sorted({pos.line for pos in _places(answer) if pos.path == path})
+        text = (self._index.tree.text(path) or "").split("\n")
+        shown = [text[line - 1].strip() for line in lines if 0 < line <= len(text)]
+        numbers = {Pos(path, line): number for number, line in enumerate(lines)}
+        return Definition(_digest([*_words(answer, numbers), *shown]), path, tuple(lines))
+
+
+LOOKUPS = frozenset("function struct enum typedef enumerator variable declared macro op_list functions_in".split())
+
+
+def _digest(words: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@cache
+def _parts(kind: Any) -> tuple[str, ...]:
+    return tuple(part.name for part in fields(kind))
+
+
+def _words(node: Any, numbers: Mapping[Pos, int]) -> Iterator[str]:
+    """A syntax tree as words, depth first; nodes of different shape never give the same words."""
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Pos):
+            number = numbers.get(item)
+            yield str(item) if number is None and numbers else f"line {number}"
+        elif isinstance(item, tuple | list):
+            yield f"({len(item)}"
+            stack.extend(reversed(item))
+        elif is_dataclass(item):
+            kind: Any = type(item)
+            yield str(kind.__name__)
+            stack.extend(getattr(item, part) for part in reversed(_parts(kind)))
+        else:
+            yield repr(item)
+
+
+def _places(node: Any) -> Iterator[Pos]:
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Pos):
+            yield item
+        elif isinstance(item, tuple | list):
+            stack.extend(item)
+        elif is_dataclass(item):
+            kind: Any = type(item)
+            stack.extend(getattr(item, part) for part in _parts(kind))
