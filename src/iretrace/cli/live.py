@@ -23,7 +23,8 @@ from iretrace.live.guests import pack
 from iretrace.live.harness import build_harness, workplace
 from iretrace.live.host import host_kernel, run_here
 from iretrace.live.observed import Run
-from iretrace.live.packages import find_kernel
+from iretrace.live.own import build, with_modules
+from iretrace.live.packages import Kernel, find_kernel
 from iretrace.live.qemu import boot, qemu_version
 from iretrace.live.session import Excuse, Seen, Session, Start, distinct, run_tests
 from iretrace.report.live import Compared, LiveReport, Observed, Strange
@@ -64,7 +65,7 @@ def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
         raise InputError(f"--compare: on {ALONE} there is no kernel to compare with; leave one of the two out")
     signal.signal(signal.SIGTERM, _terminated)
     with workplace() as directory:
-        place = _place(arguments.on, arguments.seed, directory, progress)
+        place = _place(arguments, directory, progress)
         session = run_tests(tests, arguments.repeat, place.start, place.excuse, progress)
     compared = _compare(session, arguments.compare, place.excuse, progress) if arguments.compare else {}
     accused = "QEMU" if place.alone else "KVM"
@@ -76,25 +77,40 @@ def _terminated(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _place(on: str, seed: int, directory: Path, progress: Say) -> Place:
+def _place(arguments: argparse.Namespace, directory: Path, progress: Say) -> Place:
     """InputError where this place cannot be had."""
+    on, seed = arguments.on, arguments.seed
     kind, _, wanted = on.partition(":")
+    if kind != "qemu" and on not in (ALONE, "host"):
+        raise InputError(f"--on {on}: write qemu, qemu:KERNEL, {ALONE} or host")
+    if kind != "qemu" and (arguments.kvm or arguments.build):
+        raise InputError(f"--on {on}: a KVM of your own is loaded in a virtual machine; use --on qemu:KERNEL")
     if on == "host":
         release = host_kernel()
         harness = build_harness(directory)
         where = f"kvm_amd of this host, Linux {release}"
         return Place(where, lambda gs: run_here(harness, pack(gs, seed), directory), linux=release)
-    if on != ALONE and kind != "qemu":
-        raise InputError(f"--on {on}: write qemu, qemu:KERNEL, {ALONE} or host")
     version = qemu_version()
     if on == ALONE:
         firmware = build_firmware(directory)
         where = f"the processor of QEMU {version} alone, without KVM"
         return Place(where, lambda gs: run_bare(firmware, gs, seed, version, directory), version)
-    kernel = find_kernel(wanted or DEFAULT_KERNEL, progress)
+    kernel, whose = _kernel(arguments, wanted or DEFAULT_KERNEL, progress)
     harness = build_harness(directory)
-    where = f"kvm_amd of Debian's Linux {kernel.version}, on QEMU {version} (emulated SVM), vcpu plain"
+    where = f"kvm_amd {whose} Debian's Linux {kernel.version}, on QEMU {version} (emulated SVM), vcpu plain"
     return Place(where, lambda gs: boot(kernel, harness, pack(gs, seed), directory), version, kernel.upstream)
+
+
+def _kernel(arguments: argparse.Namespace, wanted: str, progress: Say) -> tuple[Kernel, str]:
+    """(the kernel with the KVM that was asked for, whose it is)."""
+    if arguments.kvm and arguments.build:
+        raise InputError("--kvm and --build: give one of the two")
+    kernel = find_kernel(wanted, progress)
+    if arguments.kvm:
+        return with_modules(kernel, arguments.kvm), f"from {arguments.kvm} in"
+    if arguments.build:
+        return build(kernel, arguments.build, progress), f"built from {arguments.build} in"
+    return kernel, "of"
 
 
 def _observed(session: Session, compared: dict[str, Compared], place: Place) -> list[Observed]:

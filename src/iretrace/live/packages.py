@@ -116,6 +116,39 @@ def newest_packages(wanted: str, apt: Sequence[str]) -> list[tuple[str, str]]:
     return max(found)[1] if found else []
 
 
+def packages_named(package: str, version: str, say: Say) -> list[str]:
+    """Options with which apt knows this version of a package; Unavailable if it knows none."""
+    apt: list[str] = []
+    if not _knows(package, version, apt):
+        apt = own_apt(".".join(version.split(".")[:2]), say)
+        if not _knows(package, version, apt):
+            raise Unavailable(f"Debian serves no {package} {version} any more; use a newer kernel")
+    return apt
+
+
+def _knows(package: str, version: str, apt: Sequence[str]) -> bool:
+    lines = _run("apt-cache", *apt, "madison", package).splitlines()
+    return any(line.split("|")[1].strip() == version for line in lines)
+
+
+def depends(package: Path) -> list[str]:
+    """The names of what a package file depends on."""
+    text = _run("dpkg-deb", "--field", str(package), "Depends")
+    return [part.split()[0] for part in text.split(",") if part.split()]
+
+
+def unpack_all(packages: Sequence[Path], target: Path) -> None:
+    """All of some packages, into a directory that is complete or not there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        for package in packages:
+            _run("dpkg-deb", "--extract", str(package), str(partial))
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def own_apt(series: str, say: Say) -> list[str]:
     """Options that make apt work on lists of its own in the cache, with the one suite that serves a series.
 
@@ -151,16 +184,17 @@ def download(package: str, version: str, apt: Sequence[str], say: Say) -> Path:
     """The package file, from the cache or from Debian."""
     packages = cache_directory() / "packages"
     packages.mkdir(parents=True, exist_ok=True)
-    kept = packages / f"{package}_{version}_amd64.deb".replace(":", "%3a")
-    if kept.exists():
-        return kept
+    for architecture in ("amd64", "all"):
+        kept = packages / f"{package}_{version}_{architecture}.deb".replace(":", "%3a")
+        if kept.exists():
+            return kept
     say(f"downloading {package} {version} from Debian to {packages}")
     with tempfile.TemporaryDirectory(dir=packages) as partial:
         _run("apt-get", *apt, *_as_root(), "-qq", "download", f"{package}={version}", cwd=Path(partial))
         files = list(Path(partial).glob("*.deb"))
         if len(files) != 1:
             raise Unavailable(f"apt-get download {package}={version} left no package file; try it by hand")
-        return files[0].rename(kept)
+        return files[0].rename(packages / files[0].name)
 
 
 def unpack(packages: Sequence[Path], kernels: Path) -> Kernel:
