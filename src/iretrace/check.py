@@ -9,7 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from iretrace.explore.fair import Ending, endings, loop_of
 from iretrace.explore.graph import Edge, Graph, Limits, explore
 from iretrace.litmus.test import Reach, Test
-from iretrace.machine.cpu import KNOB_IRET_FAULT_UNMASKS, KNOB_SHADOW_BLOCKS_EXIT, KNOB_TRAP_EXIT_KEEPS_SHADOW
+from iretrace.machine.cpu import (
+    KNOB_IRET_FAULT_UNMASKS,
+    KNOB_SHADOW_BLOCKS_EXIT,
+    KNOB_STEP_CLEARS_B,
+    KNOB_TRAP_EXIT_KEEPS_SHADOW,
+)
 from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
 from iretrace.world.endings import can_exit, explained, how, point
 from iretrace.world.product import Point, Product
@@ -20,6 +25,7 @@ UNKNOWN_KNOBS = {
     KNOB_SHADOW_BLOCKS_EXIT: "shadow_blocks_exit",
     KNOB_IRET_FAULT_UNMASKS: "iret_fault_unmasks",
     KNOB_TRAP_EXIT_KEEPS_SHADOW: "trap_exit_keeps_shadow",
+    KNOB_STEP_CLEARS_B: "step_clears_dr6_b",
 }
 """Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from iretrace.machine.boundary import bare_step, guest_step, latch_nmi
@@ -41,6 +41,7 @@ from iretrace.machine.vmcb import (
 )
 
 INJECT_NMI = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI | NMI_VECTOR
+Handlers = Mapping[int, Sequence[int | tuple[int, int]]]
 MAIN = 0
 HANDLER = 16
 """Where handlers start: that of vector v at HANDLER + v of Rig.handlers' order, see `rig`."""
@@ -104,7 +105,7 @@ class Rig:
 
 def rig(
     *main: int | tuple[int, int],
-    handlers: Mapping[int, list[int]] | None = None,
+    handlers: Handlers | None = None,
     ist: Mapping[int, int] | None = None,
     sev_es: bool = False,
     knobs: int = 0,
@@ -118,18 +119,23 @@ def rig(
     An instruction is an opcode or (opcode, argument). The VMCB passes VMRUN's checks and intercepts INTR and shutdown.
     """
     ops, args = [OP_NOP] * CODE_SIZE, [0] * CODE_SIZE
-    for at, instruction in enumerate(main):
-        ops[at], args[at] = instruction if isinstance(instruction, tuple) else (instruction, 0)
+    put(ops, args, MAIN, main)
     idt, stacks = [0] * VECTORS, [0] * VECTORS
     at = HANDLER
     for vector, code in (handlers or {}).items():
         idt[vector] = at + 1
-        ops[at : at + len(code)] = code
+        put(ops, args, at, code)
         at += len(code)
     for vector, page in (ist or {}).items():
         stacks[vector] = page
     machine = Machine(ops, args, [0] * CODE_SIZE, idt, stacks, int(sev_es), nested_data_bp, int(not sev_es), knobs, 0)
     return Rig(machine, cpu(interrupts, cold), vmcb(intercepts, sev_es))
+
+
+def put(ops: list[int], args: list[int], at: int, code: Sequence[int | tuple[int, int]]) -> None:
+    """Put instructions into a machine's code."""
+    for n, instruction in enumerate(code):
+        ops[at + n], args[at + n] = instruction if isinstance(instruction, tuple) else (instruction, 0)
 
 
 def cpu(interrupts: bool = False, cold: int = 0) -> Cpu:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from iretrace.machine import boundary, cpu, delivery, guest, svm
+from iretrace.machine import boundary, breakpoints, cpu, debug, delivery, guest, svm, swap
 from tests.machine import (
     test_boundary,
+    test_debug,
     test_delivery,
     test_guest,
     test_interrupts,
@@ -22,8 +23,8 @@ from tests.machine import (
 )
 from tests.machine.mutants import applied, functions, mutants
 
-MACHINE = [boundary, cpu, delivery, guest, svm]
-TESTS = [test_boundary, test_delivery, test_guest, test_interrupts, test_plain, test_stepping, test_svm]
+MACHINE = [boundary, breakpoints, cpu, debug, delivery, guest, svm, swap]
+TESTS = [test_boundary, test_debug, test_delivery, test_guest, test_interrupts, test_plain, test_stepping, test_svm]
 
 SURVIVORS = {
     "deliver: shift at 26 of `for _attempt in range(4):`": "the bound is never met: #DF ends every chain before it",

@@ -113,14 +113,15 @@ def push_frame(cpu: Cpu, top: u16, kind: u8, rip: u16, error_words: u8, error: u
 
 
 @rule("Linux", "arch/x86/kvm/svm/sev.c:sev_es_init_vmcb, arch/x86/include/asm/cpufeatures.h: NO_NESTED_DATA_BP", "read")
-def watch_frame(m: Machine, cpu: Cpu, vector: u8, top: u16, words: u16) -> None:
+def watch_frame(m: Machine, cpu: Cpu, vector: u8, top: u16, error_words: u8) -> None:
     """A data breakpoint on the frame: #DB is due before the handler's first instruction. On the frame of #DB itself
     that goes on for ever, and nothing comes between, unless the processor has NoNestedDataBp."""
     if vector == DB_VECTOR and m.nested_data_bp == 0:
         return
-    for n in range(6):
-        if n < words:
-            cpu.trap |= matching(cpu, WRITE, wrap16(top - 1 - n))
+    for n in range(5):
+        cpu.trap |= matching(cpu, WRITE, wrap16(top - 1 - n))
+    if error_words != 0:
+        cpu.trap |= matching(cpu, WRITE, wrap16(top - 6))
 
 
 @rule("AMD64 APM vol. 2", "Event Injection; Exit During IDT Vectoring")
@@ -159,7 +160,7 @@ def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, kind: u8, vector: u8, error
         vmexit_stack_npf(m, cpu, vmcb, page, event_info(kind, vector, error_words), error)
         return EXITED
     see_delivery(cpu, vector, rip, cpu.rflags, dr6_as_read(cpu, vmcb) if vector == DB_VECTOR else error)
-    watch_frame(m, cpu, vector, top, 5 + error_words)
+    watch_frame(m, cpu, vector, top, error_words)
     push_frame(cpu, top, kind, rip, error_words, error)
     cpu.rip = wrap16(m.idt[vector] - 1)
     cpu.rflags = cpu.rflags & ~(X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_RF | X86_EFLAGS_NT)

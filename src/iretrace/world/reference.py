@@ -299,6 +299,7 @@ class PatientReference:
         self.machine.knobs |= 1 << KNOB_STEP_CLEARS_B
         move = self._do(take_debug_trap, packed)
         self.machine.knobs &= ~(1 << KNOB_STEP_CLEARS_B)
+        self.machine.consulted &= ~(1 << KNOB_STEP_CLEARS_B)  # here it is no value but a choice
         return move
 
     def _do(self, take: Take, packed: tuple[object, ...]) -> Move:
