@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 
 from iretrace.cli.driver import Request, run
-from iretrace.cli.stored import MAX_BYTES, Stored, cache_directory, key, read_as
+from iretrace.cli.moved import relocated
+from iretrace.cli.stored import MAX_BYTES, Lookup, Stored, Used, cache_directory, key, read_as
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
-from iretrace.verdict import Result, Verdict
+from iretrace.verdict import CLine, Result, Verdict
 from tests.cli.small_source import SmallSource
 from tests.report.samples import ANY_RESULTS, RESULTS
 
@@ -29,7 +30,7 @@ def same(digests: object) -> bool:
 
 
 def found(directory: Path) -> Result | None:
-    kept = Stored(directory).find(NAME, same)
+    kept = Lookup(Stored(directory), same).find(NAME)
     return kept.result if kept else None
 
 
@@ -50,7 +51,7 @@ def test_any_result_survives_json(result: Result) -> None:
 
 def test_a_result_whose_files_have_changed_is_not_reused(tmp_path: Path) -> None:
     Stored(tmp_path).keep(NAME, LASSO, READ)
-    assert Stored(tmp_path).find(NAME, lambda digests: False) is None
+    assert Lookup(Stored(tmp_path), lambda digests: False).find(NAME) is None
 
 
 def test_a_search_that_a_limit_stopped_is_not_kept(tmp_path: Path) -> None:
@@ -87,34 +88,34 @@ def test_a_result_of_another_form_is_not_believed(field: str, value: object, tmp
     path, content = entry(tmp_path)
     content["result"][field] = value
     path.write_text(json.dumps(content))
-    assert Stored(tmp_path).find(NAME, same) is None
+    assert Lookup(Stored(tmp_path), same).find(NAME) is None
 
 
 @pytest.mark.parametrize("read", ["../../etc/passwd", "", None, 3, "b" * 64])
 def test_a_list_of_files_that_is_not_ours_is_not_believed(read: object, tmp_path: Path) -> None:
     path, content = entry(tmp_path)
     path.write_text(json.dumps(content | {"read": read}))
-    assert Stored(tmp_path).find(NAME, lambda digests: True) is None
+    assert Lookup(Stored(tmp_path), lambda digests: True).find(NAME) is None
 
 
 def test_a_list_of_files_that_was_changed_is_not_believed(tmp_path: Path) -> None:
     _, content = entry(tmp_path)
     (tmp_path / f"{content['read']}.json").write_text("{}")
-    assert Stored(tmp_path).find(NAME, lambda digests: True) is None
+    assert Lookup(Stored(tmp_path), lambda digests: True).find(NAME) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, "\xff"])
 def test_rubbish_is_not_believed(text: str, tmp_path: Path) -> None:
     path, _ = entry(tmp_path)
     path.write_text(text, encoding="latin-1")
-    assert Stored(tmp_path).find(NAME, same) is None
+    assert Lookup(Stored(tmp_path), same).find(NAME) is None
 
 
 def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
     path, _ = entry(tmp_path)
     with open(path, "ab") as file:
         file.truncate(MAX_BYTES + 1)
-    assert Stored(tmp_path).find(NAME, same) is None
+    assert Lookup(Stored(tmp_path), same).find(NAME) is None
 
 
 def test_a_directory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_directory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     stored = Stored(tmp_path / "file" / "below")
     stored.keep(NAME, LASSO, READ)
     stored.tidy()
-    assert stored.find(NAME, same) is None
+    assert Lookup(stored, same).find(NAME) is None
 
 
 def test_the_oldest_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,3 +178,38 @@ def test_a_test_of_the_same_name_and_another_text_is_checked_anew(tmp_path: Path
         report = run(Request(None, select([str(path)])), SmallSource(""), quiet, Stored(tmp_path / "cache"))
         reused.append(report.reused)
     assert reused == [0, 1, 0]
+
+
+def test_what_one_source_still_reads_another_one_need_not(tmp_path: Path) -> None:
+    stored = Stored(tmp_path)
+    run(Request(None, TESTS), SmallSource("defer"), quiet, stored)
+    assert run(Request(None, TESTS), SmallSource("defer"), quiet, stored).reused == 1
+    assert run(Request(None, TESTS), SmallSource("defer", {"a.c": "2"}), quiet, stored).reused == 0
+
+
+def test_a_result_whose_definitions_are_the_same_is_told_of_where_they_stand_now(tmp_path: Path) -> None:
+    assert LASSO.trace is not None and LASSO.trace.cited is not None
+    lines = sorted({(line.path, line.line) for line in lines_of(LASSO)})
+    used: Used = {f"function {number}": (str(number), path, (line,)) for number, (path, line) in enumerate(lines)}
+    Stored(tmp_path).keep(NAME, LASSO, READ, [used])
+    kept = Lookup(Stored(tmp_path), same, lambda _used: {place: place[1] + 7 for place in lines}).find_moved(NAME)
+    assert kept is not None and kept.result.trace is not None and kept.result.trace.cited is not None
+    assert kept.result.trace.cited.line == LASSO.trace.cited.line + 7
+    assert [line.line - 7 for line in lines_of(kept.result)] == [line.line for line in lines_of(LASSO)]
+
+
+def test_a_result_that_cites_a_line_of_no_definition_is_not_told_of_another_tree(tmp_path: Path) -> None:
+    Stored(tmp_path).keep(NAME, LASSO, READ, [{"function f": ("1", "", ())}])
+    assert Lookup(Stored(tmp_path), same, lambda _used: {}).find_moved(NAME) is None
+
+
+def test_a_line_in_a_reason_moves_too() -> None:
+    told = relocated(replace(RESULTS[0], reason="a/b.c:12: no such thing"), {("a/b.c", 12): 15})
+    assert told is not None and told.reason == "a/b.c:15: no such thing"
+
+
+def lines_of(result: Result) -> list[CLine]:
+    assert result.trace is not None
+    steps = (*result.trace.stem, *result.trace.loop)
+    lines = [line for step in steps for line in (step.where, *step.executed)]
+    return [line for line in lines if isinstance(line, CLine) and line.line]

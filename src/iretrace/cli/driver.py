@@ -10,7 +10,7 @@ from typing import NamedTuple
 from iretrace.check import check
 from iretrace.cli.known import mark_known
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
-from iretrace.cli.stored import Stored, Used, key, same_of
+from iretrace.cli.stored import Lookup, Stored, Used, key, same_of
 from iretrace.cli.workers import Work, results
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import source_text
@@ -129,8 +129,9 @@ def verdicts(
 def _reused(source: Source, names: Sequence[str], stored: Stored, progress: Callable[[str], None]) -> dict[int, Found]:
     """The results that need no run: of a tree that reads the same, else of one whose definitions are the same."""
     found: dict[int, Found] = {}
+    lookup = Lookup(stored, source.still_reads, source.still_uses)
     for number, name in enumerate(names):
-        kept = stored.find(name, source.still_reads)
+        kept = lookup.find(name)
         if kept is not None:
             found[number] = Found(kept.result, same=kept.same)
     missing = [number for number in range(len(names)) if number not in found and stored.newest(names[number])]
@@ -138,7 +139,7 @@ def _reused(source: Source, names: Sequence[str], stored: Stored, progress: Call
         progress(f"reading {source.name}")
         source.read()
     for number in missing:
-        kept = stored.find_moved(names[number], source.still_uses)
+        kept = lookup.find_moved(names[number])
         if kept is not None:
             found[number] = Found(kept.result, same=kept.same)
     return found

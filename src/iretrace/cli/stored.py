@@ -93,19 +93,8 @@ class Stored:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._read_now: dict[str, bool] = {}
-        self._moves: dict[str, Moves | None] = {}
         self._entries: dict[str, Any] = {}
         self._listing: dict[str, list[str]] | None = None
-
-    def find(self, name: str, still_reads: Callable[[Mapping[str, str]], bool]) -> Kept | None:
-        """The result of that name that read nothing but what is still the same."""
-        return self._first(name, lambda entry: self._as_it_was(entry, still_reads))
-
-    def find_moved(self, name: str, still_uses: Callable[[Used], Moves | None]) -> Kept | None:
-        """The result of that name that used nothing but definitions that are still the same, told of where these stand
-        now."""
-        return self._first(name, lambda entry: self._as_it_is(entry, still_uses))
 
     def by_id(self, start: str) -> list[Result]:
         """The results whose id begins so, each once, the newest first."""
@@ -120,7 +109,7 @@ class Stored:
 
     def newest(self, name: str) -> Result | None:
         """The newest result of that name, of whatever tree."""
-        kept = self._first(name, lambda entry: Kept(read_as(Result, entry["result"]), ""))
+        kept = self.first(name, lambda entry: Kept(read_as(Result, entry["result"]), ""))
         return kept.result if kept else None
 
     def keep(self, name: str, result: Result, digests: Mapping[str, str], used: Sequence[Used] = ()) -> None:
@@ -149,7 +138,8 @@ class Stored:
         except OSError:
             return
 
-    def _first(self, name: str, look: Callable[[Any], Kept | None]) -> Kept | None:
+    def first(self, name: str, look: Callable[[Any], Kept | None]) -> Kept | None:
+        """Of the results of that name the first, newest first, of which `look` makes something."""
         for file in self._names().get(name, ())[:MAX_OF_ONE_NAME]:
             with suppress(*UNREADABLE):
                 kept = look(self._entry(file))
@@ -157,30 +147,14 @@ class Stored:
                     return kept
         return None
 
-    def _as_it_was(self, entry: Any, still_reads: Callable[[Mapping[str, str]], bool]) -> Kept | None:
-        read = entry["read"]
-        if read not in self._read_now:
-            digests = read_as(dict[str, str], self._shared(read))
-            self._read_now[read] = still_reads(digests)
-        return self._kept(entry, None) if self._read_now[read] else None
-
-    def _as_it_is(self, entry: Any, still_uses: Callable[[Used], Moves | None]) -> Kept | None:
-        moves: Moves = {}
-        for part in entry["uses"]:
-            if part not in self._moves:
-                self._moves[part] = still_uses(read_as(Used, self._shared(part)))
-            here = self._moves[part]
-            if here is None:
-                return None
-            moves = {**moves, **here}
-        return self._kept(entry, moves) if entry["uses"] else None
-
-    def _kept(self, entry: Any, moves: Moves | None) -> Kept | None:
-        result: Result | None = read_as(Result, entry["result"])
-        if moves is not None:
-            assert result is not None
-            result = relocated(result, moves)
-        return None if result is None else Kept(result, read_as(str, entry["same"]))
+    def shared(self, kind: type[T], name: Any) -> T:
+        """What several results share, by a name that `keep` could have given. ValueError: it is not there as it was."""
+        if not isinstance(name, str) or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+            raise ValueError("no name of ours")
+        value = self._read(name)
+        if digest_of(value) != name:
+            raise ValueError("it is not what it was")
+        return read_as(kind, value)
 
     def _names(self) -> dict[str, list[str]]:
         """Name -> the files of its results without their ending, the newest first."""
@@ -203,14 +177,6 @@ class Stored:
             self._write(name, value)
         return name
 
-    def _shared(self, name: Any) -> Any:
-        if not isinstance(name, str) or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-            raise ValueError("no name of ours")
-        value = self._read(name)
-        if digest_of(value) != name:
-            raise ValueError("it is not what it was")
-        return value
-
     def _read(self, name: str) -> Any:
         with open(self._directory / f"{name}.json", "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -223,6 +189,55 @@ class Stored:
         with tempfile.NamedTemporaryFile("w", dir=self._directory, delete=False, encoding="ascii") as file:
             json.dump(value, file)
         os.replace(file.name, self._directory / f"{name}.json")
+
+
+class Lookup:
+    """Questions for kept results that one source of hypervisors could give again. still_reads, still_uses: its own."""
+
+    def __init__(
+        self,
+        stored: Stored,
+        still_reads: Callable[[Mapping[str, str]], bool],
+        still_uses: Callable[[Used], Moves | None] = lambda _used: None,
+    ) -> None:
+        self._stored = stored
+        self._still_reads = still_reads
+        self._still_uses = still_uses
+        self._read_now: dict[str, bool] = {}
+        self._moves: dict[str, Moves | None] = {}
+
+    def find(self, name: str) -> Kept | None:
+        """The result of that name that read nothing but what is still the same."""
+        return self._stored.first(name, self._as_it_was)
+
+    def find_moved(self, name: str) -> Kept | None:
+        """The result of that name that used nothing but definitions that are still the same, told of where these stand
+        now."""
+        return self._stored.first(name, self._as_it_is)
+
+    def _as_it_was(self, entry: Any) -> Kept | None:
+        read = entry["read"]
+        if read not in self._read_now:
+            self._read_now[read] = self._still_reads(self._stored.shared(dict[str, str], read))
+        return _kept(entry, None) if self._read_now[read] else None
+
+    def _as_it_is(self, entry: Any) -> Kept | None:
+        moves: Moves = {}
+        for part in entry["uses"]:
+            if part not in self._moves:
+                self._moves[part] = self._still_uses(self._stored.shared(Used, part))
+            here = self._moves[part]
+            if here is None:
+                return None
+            moves = {**moves, **here}
+        return _kept(entry, moves) if entry["uses"] else None
+
+
+def _kept(entry: Any, moves: Moves | None) -> Kept | None:
+    result: Result | None = read_as(Result, entry["result"])
+    if moves is not None and result is not None:
+        result = relocated(result, moves)
+    return None if result is None else Kept(result, read_as(str, entry["same"]))
 
 
 def same_of(used: Sequence[Used]) -> str:

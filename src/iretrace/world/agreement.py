@@ -62,12 +62,15 @@ class Pair(NamedTuple):
 class Difference:
     """Something that only one side can do. path: the inputs that lead there. only: who. label: what it does there.
 
-    other: what comes closest on the other side."""
+    other: what comes closest on the other side. side: 0 or 1, who. before: what both can be in when the last of the
+    inputs comes, None at the start."""
 
     path: tuple[str, ...]
     only: str
     label: Label
     other: Label | None
+    side: int = 0
+    before: Pair | None = None
 
     def __str__(self) -> str:
         way = ", ".join(self.path) or "at the start"
@@ -81,12 +84,15 @@ class Difference:
 
 @dataclass(slots=True)
 class Agreement:
-    """What came out. pairs: states of the search. unmodelled: what either side does not model, met on the way."""
+    """What came out. pairs: states of the search. unmodelled: what either side does not model, met on the way.
+
+    sides: the two hypervisors, to ask them about the difference."""
 
     pairs: int = 0
     differences: list[Difference] = field(default_factory=list)
     unmodelled: list[str] = field(default_factory=list)
     gave_up: bool = False
+    sides: tuple[Side, ...] = ()
 
     @property
     def agreed(self) -> bool:
@@ -102,10 +108,11 @@ def agree(
     second: ComparableHypervisor,
     most_differences: int = 1,
     max_pairs: int = MAX_PAIRS,
+    left_out: frozenset[str] = frozenset(),
 ) -> Agreement:
-    """Search for a difference; the shortest ones, at most so many."""
-    sides = (Side(test, vcpu, host, first), Side(test, vcpu, host, second))
-    made = Agreement()
+    """Search for a difference; the shortest ones, at most so many. left_out: what is not compared, by its name."""
+    sides = (Side(test, vcpu, host, first, left_out), Side(test, vcpu, host, second, left_out))
+    made = Agreement(sides=sides)
     parents: dict[Pair, tuple[Pair | None, str]] = {}
     queue: deque[Pair] = deque()
 
@@ -119,7 +126,7 @@ def agree(
                     continue  # what is not modelled is not known to differ; it is listed
                 close = _closest(label, classes[1 - only])
                 path = (*_path(parents, before), letter) if letter else ()
-                made.differences.append(Difference(path, sides[only].name, label, close))
+                made.differences.append(Difference(path, sides[only].name, label, close, only, before))
                 continue
             pair = Pair(*halves)
             if pair not in parents:
@@ -145,8 +152,11 @@ def agree(
 class Side:
     """One of the two hypervisors with its guest and its senders."""
 
-    def __init__(self, test: Test, vcpu: str, host: str, hypervisor: ComparableHypervisor) -> None:
+    def __init__(
+        self, test: Test, vcpu: str, host: str, hypervisor: ComparableHypervisor, left_out: frozenset[str]
+    ) -> None:
         self.hypervisor = hypervisor
+        self._left_out = left_out
         self.name = hypervisor.name
         self.product = Product(test, vcpu, host, hypervisor)
         self.unmodelled: set[str] = set()
@@ -161,11 +171,11 @@ class Side:
     def start(self) -> Half:
         """After the first VMRUN."""
         step = self.product.vcpu.start(len(self.product.test.outside))
-        return self._closed([self._point(step.core, step.senders, step.defect, step.unmodelled)])
+        return self.closed([self.made(step.core, step.senders, step.defect, step.unmodelled)])
 
     def after(self, half: Half, letter: str) -> Half:
         """Everything that the next step of guest, host or tick can lead to, with senders free to go on after it."""
-        return self._closed(after for point in half for after in self._moves(point, letter))
+        return self.closed(after for point in half for after in self._moves(point, letter))
 
     def _moves(self, point: Point, letter: str) -> Iterator[Point]:
         if point in self._defects:
@@ -173,7 +183,7 @@ class Side:
         core = self.product.core(point)
         if core.phase == Phase.HOST and letter == "host":
             for step in self.product.host_steps(point):
-                yield self._point(step.core, step.senders, step.defect, step.unmodelled)
+                yield self.made(step.core, step.senders, step.defect, step.unmodelled)
         elif core.phase == Phase.BLOCKED and letter == "wake":
             woken = self.product.vcpu.woken(point.core)
             if woken >= 0:
@@ -184,9 +194,9 @@ class Side:
             elif letter == "guest":
                 did = self.product.did(point)
                 after = -1 if did.defect else self.product.vcpu.after(point.core, did)
-                yield self._point(after, point.senders, did.defect, "")
+                yield self.made(after, point.senders, did.defect, "")
 
-    def _point(self, core: int, senders: tuple[int, ...], defect: str, unmodelled: str) -> Point:
+    def made(self, core: int, senders: tuple[int, ...], defect: str, unmodelled: str) -> Point:
         """The point, or one that stands for a run that ends here."""
         if unmodelled:
             self.unmodelled.add(unmodelled)
@@ -196,7 +206,7 @@ class Side:
         self._defects[end] = DEFECT if defect else UNMODELLED
         return end
 
-    def _closed(self, points: Iterable[Point]) -> Half:
+    def closed(self, points: Iterable[Point]) -> Half:
         """These, and all that senders can make of them where they can run by themselves."""
         found = set(points)
         todo = list(found)
@@ -217,7 +227,7 @@ class Side:
         for number in self.product.sendable(point):
             step = self.product.sender_step(point, number)
             senders = (*point.senders[:number], step.sender, *point.senders[number + 1 :])
-            yield self._point(step.core, senders, "", step.sent.unmodelled)
+            yield self.made(step.core, senders, "", step.sent.unmodelled)
 
     # What is compared. ------------------------------------------------------------------------------------------
 
@@ -225,10 +235,11 @@ class Side:
         """The states by what is compared of them."""
         found: dict[Label, set[Point]] = {}
         for point in half:
-            found.setdefault(self._label(point), set()).add(point)
+            found.setdefault(self.label(point), set()).add(point)
         return {label: frozenset(points) for label, points in found.items()}
 
-    def _label(self, point: Point) -> Label:
+    def label(self, point: Point) -> Label:
+        """What is compared of a state."""
         progress = ("senders", tuple(PROGRESS.get(sender, "begun") for sender in point.senders))
         if point in self._defects:
             return (("ends", self._defects[point]),)
@@ -262,7 +273,7 @@ class Side:
             label.append(("mp_state", compared.mp_state))
             label.append(("events", compared.events))
             label.append(("debug_registers", compared.debug_registers))
-        return tuple(label)
+        return tuple((name, value) for name, value in label if name not in self._left_out)
 
 
 def _closest(label: Label, others: Iterable[Label]) -> Label | None:
