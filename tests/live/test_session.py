@@ -67,7 +67,20 @@ def test_a_test_for_encrypted_guests_only_is_left_out_with_the_reason() -> None:
 
 def test_every_instruction_is_a_place_for_an_nmi() -> None:
     guests = make_guests(make_test(TWO_NMIS), 10, 0)
-    assert [guest.placed for guest in guests] == [-1, *range(len(guests[0].test.code))]
+    places = [guest.cuts[guest.placed] for guest in guests if guest.placed >= 0 and guest.inside < 0]
+    assert places == list(range(len(guests[0].test.code)))
+
+
+def test_an_nmi_comes_inside_each_iretq_too() -> None:
+    guests = make_guests(make_test(TWO_NMIS), 10, 0)
+    inside = [guest.test.code[guest.inside].text for guest in guests if guest.inside >= 0]
+    assert inside == ["iretq", "iretq"]
+
+
+def test_behind_an_arrival_that_is_bound_to_a_place_another_comes_inside_the_iretq() -> None:
+    text = TWO_NMIS.replace("outside nmi, nmi", "outside at here: nmi, nmi").replace("mark    n", "here: mark n")
+    guests = [guest for guest in make_guests(make_test(text), 10, 0) if guest.cuts[0] == guest.cuts[1]]
+    assert [guest.test.code[guest.inside].text for guest in guests] == ["iretq"]
 
 
 def test_guests_are_packed_one_behind_the_other_in_words() -> None:

@@ -18,7 +18,7 @@ from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.bare import build_firmware, run_bare
 from iretrace.live.emulation import excuse
-from iretrace.live.follow import Follower
+from iretrace.live.follow import NOT_KNOWN, Follower
 from iretrace.live.guests import pack
 from iretrace.live.harness import build_harness, workplace
 from iretrace.live.host import host_kernel, run_here
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 DEFAULT_KERNEL = "6.1"
 ALONE = "qemu-machine"
 HOSTS = ("tickless", "ticking")
-LIMITS = Limits(timeout=30.0)
+LIMITS = Limits(timeout=60.0)
 """For one verdict of the model; the histories have limits of their own."""
 
 
@@ -159,16 +159,18 @@ def _compare(session: Session, tree: Path, excuse_for: Excuse, progress: Say) ->
         progress(f"{seen.test.name}: looking for what was seen in the model")
         follower = Follower(seen.test, hypervisor)
         histories = distinct(seen.runs)
-        beyond = [
+        objections = [
             Strange(one.outcome(), why, count, excuse_for(one))
             for one, count in histories
             if (why := follower.objection(one))
         ]
+        beyond = [one for one in objections if not one.why.startswith(NOT_KNOWN)]
+        given_up = [one for one in objections if one.why.startswith(NOT_KNOWN)]
         mine = [result for result in results if result.test == seen.test.name]
         modelled = {outcome for result in mine for outcome in result.outcomes}
         unseen = sorted(modelled - set(seen.outcomes), key=lambda outcome: (outcome.marks, outcome.ending))
         verdicts = [f"{result.host}: {_in_words(result)}" for result in mine]
-        compared[seen.test.name] = Compared(verdicts, len(histories), beyond, unseen)
+        compared[seen.test.name] = Compared(verdicts, len(histories), beyond, given_up, unseen)
     return compared
 
 

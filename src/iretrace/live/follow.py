@@ -23,8 +23,11 @@ from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor
 from iretrace.world.reference import Ref
 
-SECONDS = 15.0
-"""For one history."""
+SECONDS = 40.0
+"""Of the processor's time, for one history."""
+
+NOT_KNOWN = "not known"
+"""So an objection begins that is none: the search was given up."""
 
 MAX_REST = 20_000
 """States, for the end of a history."""
@@ -74,7 +77,7 @@ class Follower:
     def objection(self, run: Run) -> str:
         """Why the model does not have this run, for any value of the disputed rules; "" if it has."""
         best = ""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.process_time() + SECONDS
         for product in self._products:
             said = _objection(product, run, deadline)
             if not said or not product.consulted():
@@ -89,7 +92,7 @@ def _objection(product: Product, run: Run, deadline: float) -> str:
     if found:
         return ""
     if gave_up:
-        return f"not known: {gave_up}"
+        return f"{NOT_KNOWN}: {gave_up}"
     if shown < len(run.history):
         return f"event {shown + 1}, {say(run, run.history[shown])}, does not come in the model"
     return f"in the model it is not the end that the guest {run.ending}"
@@ -115,7 +118,7 @@ def _search(product: Product, run: Run, deadline: float) -> tuple[bool, int, str
             if isinstance(edge.target, Point) and edge.target.monitor != EMPTY and edge.target not in met:
                 met.add(edge.target)
                 heappush(waiting, (-edge.target.monitor, -len(met), edge.target))
-        if time.monotonic() > deadline:
+        if time.process_time() > deadline:
             return False, shown, f"the time limit of {SECONDS:g} s"
     return False, shown, ""
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from iretrace.litmus.test import Arrival, Test
+from iretrace.litmus.test import Arrival, Op, Test
 from iretrace.live.machine_code import CODE, STACKS, NotRunnable, Program, assemble
 
 MAGIC = 0x65637274
@@ -19,7 +19,7 @@ RFLAGS, RFLAGS_IF = 0x2, 0x200
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """One guest to run `repeat` times. placed: the instruction that one of its arrivals precedes, or -1."""
+    """One guest to run `repeat` times. placed: the arrival that is directed to a place, or -1."""
 
     number: int
     test: Test
@@ -28,6 +28,9 @@ class Guest:
     """Of each arrival: the instruction that it precedes, or -1."""
     repeat: int
     placed: int = -1
+    inside: int = -1
+    """The IRETQ behind the place inside which the placed arrival comes, when its intercept is handled and before it
+    executes; -1 if it comes at the place."""
 
 
 def reason_not_to_run(test: Test) -> str:
@@ -54,24 +57,24 @@ def reason_not_to_run(test: Test) -> str:
 def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
     """The guests of a test that can run, numbered from `first`: at random moments, and directed ones."""
     own = tuple(arrival.at for arrival in test.outside)
-    guests = [_guest(test, first, own, repeat, -1)]
-    taken = {_section(test, at) for at in own if at >= 0}
-    for index in _placeable(test):
-        if _section(test, index) in taken:
-            continue
-        for number in _one_of_each_kind(test.outside):
-            cuts = (*own[:number], index, *own[number + 1 :])
-            guests.append(_guest(test, first + len(guests), cuts, max(1, repeat // 10), index))
+    guests = [_guest(test, first, own, repeat)]
+    taken = {_section(test, at): at for at in own if at >= 0}
+    free = _one_of_each_kind(test.outside)
+    for index, instruction in enumerate(test.code):
+        place = taken.get(_section(test, index), index)
+        insides = [-1] if place == index and _section(test, index) not in taken else []
+        if instruction.op is Op.IRETQ and place <= index:
+            insides.append(index)
+        for number in free:
+            cuts = (*own[:number], place, *own[number + 1 :])
+            for inside in insides:
+                guests.append(_guest(test, first + len(guests), cuts, max(1, repeat // 10), number, inside))
     return guests
 
 
-def _guest(test: Test, number: int, cuts: tuple[int, ...], repeat: int, placed: int) -> Guest:
+def _guest(test: Test, number: int, cuts: tuple[int, ...], repeat: int, placed: int = -1, inside: int = -1) -> Guest:
     where = {_section(test, at): at for at in cuts if at >= 0}
-    return Guest(number, test, assemble(test, where), cuts, repeat, placed)
-
-
-def _placeable(test: Test) -> range:
-    return range(len(test.code))
+    return Guest(number, test, assemble(test, where), cuts, repeat, placed, inside)
 
 
 def _one_of_each_kind(outside: Sequence[Arrival]) -> list[int]:
@@ -100,10 +103,11 @@ def _pack(guest: Guest, seed: int) -> bytes:
     head = struct.pack(
         "<7I", MAGIC, guest.number, guest.repeat, seed + guest.number, program.entry, rflags, len(test.outside)
     )
-    for arrival, at in zip(test.outside, guest.cuts, strict=True):
+    for number, (arrival, at) in enumerate(zip(test.outside, guest.cuts, strict=True)):
         cut = program.addresses[at] if at >= 0 else 0
-        head += struct.pack("<4I", KINDS[arrival.kind], int(arrival.promised), cut, int(arrival.at >= 0))
-    head += bytes(16 * (MAX_ARRIVALS - len(test.outside)))
+        inside = program.addresses[guest.inside] if number == guest.placed and guest.inside >= 0 else 0
+        head += struct.pack("<5I", KINDS[arrival.kind], int(arrival.promised), cut, int(arrival.at >= 0), inside)
+    head += bytes(20 * (MAX_ARRIVALS - len(test.outside)))
     head += struct.pack("<2I", _cold(test), len(program.chunks))
     return head + b"".join(_chunk(address, data) for address, data in program.chunks.items())
 

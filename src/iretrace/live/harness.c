@@ -70,6 +70,7 @@ struct arrival {
 	uint32_t promised;
 	uint32_t cut;	 /* page whose first instruction it must precede; 0: any time */
 	uint32_t strict; /* comes there or not at all */
+	uint32_t inside; /* of an IRETQ behind the cut: comes when its intercept is handled and before it executes */
 };
 
 struct guest {
@@ -109,6 +110,7 @@ static volatile int exited;  /* KVM_RUN came back by itself */
 static volatile int fired[MAX_ARRIVALS];
 static volatile unsigned sent_after[MAX_ARRIVALS]; /* how many deliveries the guest had logged */
 static volatile uint64_t cut_time;
+static uint64_t hidden; /* a page of the stack that the guest cannot have now, 0: none */
 static int at_port, is_init;
 static sem_t go, done;
 static uint64_t random_state;
@@ -387,6 +389,22 @@ static void send(unsigned i)
 		fail("KVM_SIGNAL_MSI");
 }
 
+static void allow(uint64_t page, int protection)
+{
+	must(mprotect(memory + page, PAGE, protection), "mprotect");
+}
+
+/* An IRET was intercepted, and then could not read its frame. */
+static int cross_stack(uint64_t rip)
+{
+	allow(hidden, PROT_READ | PROT_WRITE);
+	hidden = 0;
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].inside == rip && !fired[i])
+			send(i);
+	return 1;
+}
+
 /*
  * The vCPU was about to fetch from a page that it cannot have: send what must come here, and let it go on. A guest that
  * comes to the page at another place has jumped over the first instruction; then nothing is sent.
@@ -397,13 +415,19 @@ static int cross_cut(void)
 	int crossed = 0;
 
 	must(ioctl(vcpu, KVM_GET_REGS, &regs), "KVM_GET_REGS");
+	if (hidden)
+		return cross_stack(regs.rip);
 	for (unsigned i = 0; i < guest->arrivals; i++) {
 		uint32_t cut = guest->arrival[i].cut;
 		if (!cut || cut != (regs.rip & ~(PAGE - 1ull)))
 			continue;
-		if (regs.rip == cut && !fired[i])
-			send(i);
-		must(mprotect(memory + cut, PAGE, PROT_READ | PROT_WRITE), "mprotect");
+		if (regs.rip == cut && !fired[i]) {
+			if (!guest->arrival[i].inside)
+				send(i);
+			else if (regs.rsp < MEMORY_SIZE)
+				allow(hidden = regs.rsp & ~(PAGE - 1ull), PROT_NONE);
+		}
+		allow(cut, PROT_READ | PROT_WRITE);
 		crossed = 1;
 	}
 	cut_time = now();
@@ -412,9 +436,12 @@ static int cross_cut(void)
 
 static void open_cuts(void)
 {
+	if (hidden)
+		allow(hidden, PROT_READ | PROT_WRITE);
+	hidden = 0;
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		if (guest->arrival[i].cut)
-			mprotect(memory + guest->arrival[i].cut, PAGE, PROT_READ | PROT_WRITE);
+			allow(guest->arrival[i].cut, PROT_READ | PROT_WRITE);
 }
 
 static void run_guest(void)
@@ -635,7 +662,7 @@ static int warm_up(void)
 			must(madvise(memory + MAIN_STACK_TOP - PAGE + 2 * n * PAGE, PAGE, MADV_DONTNEED), "madvise");
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		if (guest->arrival[i].cut)
-			must(mprotect(memory + guest->arrival[i].cut, PAGE, PROT_NONE), "mprotect");
+			allow(guest->arrival[i].cut, PROT_NONE);
 	exited = 0;
 	return 0;
 }

@@ -44,7 +44,7 @@ class Observed:
     @property
     def unclear(self) -> bool:
         """Some run has shown nothing, or something that the model of this kernel does not have."""
-        return not self.outcomes or bool(self.failures) or (self.compared is not None and self.compared.new)
+        return not self.outcomes or bool(self.failures) or (self.compared is not None and self.compared.unclear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,24 @@ class Compared:
     """What the model of this kernel's source says. verdicts: one for each host, in words.
 
     histories: how many different ones were seen and looked for in the model. beyond: those that it does not have.
-    unseen: outcomes of the model, as far as they are known, that were not seen; that refutes nothing."""
+    open: those for which the search was given up. unseen: outcomes of the model, as far as they are known, that were
+    not seen; that refutes nothing."""
 
     verdicts: Sequence[str]
     histories: int
     beyond: Sequence[Strange] = ()
+    open: Sequence[Strange] = ()
     unseen: Sequence[Outcome] = ()
 
     @property
     def new(self) -> bool:
         """Something was seen that neither the model has nor a known fault of the machine explains."""
         return any(not strange.excuse for strange in self.beyond)
+
+    @property
+    def unclear(self) -> bool:
+        """The same, or the model was not asked to the end."""
+        return self.new or any(not strange.excuse for strange in self.open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +131,23 @@ def _compared_lines(compared: Compared, look: Look) -> list[str]:
     lines: list[str] = []
     for verdict in compared.verdicts:
         lines += wrap(look.clean(verdict), "Model: ", "    ")
-    known = compared.histories - len(compared.beyond)
+    known = compared.histories - len(compared.beyond) - len(compared.open)
     lines.append(f"Model has {known} of {compared.histories} histories seen")
-    for strange in compared.beyond:
+    lines += _beside_the_model("Not in the model:", compared.beyond, look)
+    lines += _beside_the_model("Not known of the model:", compared.open, look)
+    if compared.unseen:
+        lines += wrap(look.clean(", ".join(map(say_outcome, compared.unseen))), "In the model, not seen: ", "    ")
+    return lines
+
+
+def _beside_the_model(head: str, runs: Sequence[Strange], look: Look) -> list[str]:
+    lines: list[str] = []
+    for strange in runs:
         text = look.clean(f"{say_outcome(strange.outcome)} ({strange.count} times): {strange.why}")
         if strange.excuse:
             text += look.clean(f"; {strange.excuse}")
-        line, *rest = wrap(text, "Not in the model: ", "    ")
-        lines += [line.replace("Not in the model:", look.paint("Not in the model:", YELLOW), 1), *rest]
-    if compared.unseen:
-        lines += wrap(look.clean(", ".join(map(say_outcome, compared.unseen))), "In the model, not seen: ", "    ")
+        line, *rest = wrap(text, f"{head} ", "    ")
+        lines += [line.replace(head, look.paint(head, YELLOW), 1), *rest]
     return lines
 
 
@@ -159,4 +173,6 @@ def _summary(report: LiveReport) -> str:
     compared = [observed.compared for observed in report.observed if observed.compared is not None]
     if compared:
         parts.append(f"{sum(1 for c in compared if c.new)} beyond the model")
+        if unknown := sum(1 for c in compared if c.unclear and not c.new):
+            parts.append(f"{unknown} not compared to the end")
     return ", ".join([*parts, f"{len(report.left_out)} not runnable here"])
