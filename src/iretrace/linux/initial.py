@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from iretrace.linux import memory
 from iretrace.linux.layout import Layout
 from iretrace.linux.rules import Row
+from iretrace.linux.tree import NothingInScope
 from iretrace.linux.types import Int, Ptr, Struct, Type
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import InputError
@@ -75,11 +76,17 @@ def _width(kind: Type) -> int:
 
 
 def build(run: Memory, steps: Iterable[Row], layout: Layout, places: Places) -> None:
-    """Take steps. Raises Unmodelled where the tree needs something that nobody answers."""
+    """Take steps. Raises Unmodelled where the tree needs something that nobody answers, NothingInScope where KVM has no
+    such vCPU, or refuses it."""
     for row in steps:
+        refused = str(row.keys.get("refused", ""))
+        if refused and "call" not in row.keys:
+            raise NothingInScope(refused)
         if "call" in row.keys:
             args = [_value(run, layout, places, row, argument) for argument in row.keys["call"]]
             result = run.call(row.name, *args)
+            if refused and result < 0:
+                raise NothingInScope(f"{row.name}() returns {result}: {refused}")
             if isinstance(result, int) and result < 0:
                 raise Unmodelled(f"{row.name}() of the first state fails with {result} ({row.where})")
         else:

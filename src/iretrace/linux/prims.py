@@ -521,6 +521,19 @@ def unmap_ghcb(run: KvmRun, vcpu: int, target: int, *_: int) -> None:
     _store(run, target + run.member("struct kvm_host_map", "hva"), 64, 0)
 
 
+SEV_LEAF = 0x8000_001F
+SEV_CPUID = (0x1F, 51, 15, 8)
+"""EAX to EDX of that leaf: features, position of the C bit, number of ASIDs, the first for SEV without SEV-ES."""
+
+
+def sev_cpuid(run: KvmRun, leaf: int, *registers: int) -> None:
+    """CPUID of the host."""
+    if leaf & 0xFFFF_FFFF != SEV_LEAF:
+        raise Unmodelled(f"CPUID {leaf:#x} of the host is not modelled")
+    for address, value in zip(registers, SEV_CPUID, strict=True):
+        _store(run, address, 32, value)
+
+
 def host_feature(run: KvmRun, *arguments: int) -> int:
     """boot_cpu_has(feature), and cpu_has(cpu, feature)."""
     return int(run.feature(arguments[-1], "host"))
@@ -580,7 +593,7 @@ MODELS: dict[str, Callable[..., Any]] = {
         this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
         thread_flags, signal_pending, signal_wake_up_state, handle_work, smp_send_reschedule, irq_enable,
         irq_disable, clgi, stgi, get_debugreg, set_debugreg, get_dr_addr_mask, hw_breakpoint_active,
-        hw_breakpoint_restore, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb, host_feature,
+        hw_breakpoint_restore, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb, sev_cpuid, host_feature,
         kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
     )
 }  # fmt: skip

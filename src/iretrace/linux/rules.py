@@ -48,8 +48,9 @@ class Row:
         return str(self.keys["why"])
 
     def is_for(self, vcpu: str) -> bool:
-        """Whether the row counts for a vCPU kind: its key `vcpu` names it, or it has none."""
-        return bool(self.keys.get("vcpu", vcpu) == vcpu)
+        """Whether the row counts for a vCPU kind: its key `vcpu` names it, alone or in a list, or it has none."""
+        kinds = self.keys.get("vcpu", vcpu)
+        return vcpu in kinds if isinstance(kinds, list) else bool(vcpu == kinds)
 
     def assumption(self) -> Assumption:
         """The row as an entry of the ledger."""

@@ -12,7 +12,7 @@ from iretrace.linux.types import VOID, Ptr, Type
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import InputError
 
-KINDS = ("sev-es", "plain")
+KINDS = ("sev-es", "sev-es-debugswap", "plain")
 """The vCPU kinds that have a first state (rules/initial.toml)."""
 
 KIND_FEATURES = {"sev-es-debugswap": ("X86_FEATURE_DEBUG_SWAP", "X86_FEATURE_NO_NESTED_DATA_BP")}
