@@ -24,7 +24,7 @@ INSTRUCTIONS = {
     "pause": (Op.PAUSE, 0, "pause"),
     "cpuid": (Op.CPUID, 0, "cpuid"),
     "mark m": (Op.MARK, 2, "lea r15, [r15+r15*8+3]"),
-    "spin": (Op.SPIN, 0, "jmp ."),
+    "spin": (Op.SPIN, 0, "loop ."),
     "push rax": (Op.PUSH, 0, "push rbp"),
     "pushfq": (Op.PUSHFQ, 0, "pushfq"),
     "popfq": (Op.POPFQ, 0, "popfq"),

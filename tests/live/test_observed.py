@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iretrace.live.explain import Explainer
 from iretrace.live.guests import Guest
-from iretrace.live.observed import MORE, Delivery, Mark, Run, digits, read_run
+from iretrace.live.observed import MORE, Delivery, Late, Mark, Run, digits, read_run
 from iretrace.verdict import Outcome
 from tests.live.guests import TWO_NMIS, first_guest
 
@@ -119,3 +119,37 @@ def test_an_nmi_bound_to_a_place_comes_there() -> None:
     explainer = Explainer(guest.test)
     assert explainer.objection(read_run(line(guest, early + step, 11, **spins), {0: guest}))
     assert not explainer.objection(read_run(line(guest, there + step, 11, **spins), {0: guest}))
+
+
+def late_line(exits: str, at: str = "-1,5", after: str = "0,1") -> str:
+    """The second NMI was sent at a place in the first one's handler, and came when main had spun."""
+    guest = first_guest()
+    log = "2:{0:x}:2:0:0:5;2:{0:x}:2:0:1:3ed;".format(*guest.program.addresses)
+    return line(guest, log, 10) + f" after={after}, at={at}, exits={exits}"
+
+
+def test_an_nmi_that_needed_an_exit_is_late_by_the_spins_until_then() -> None:
+    guest = first_guest()
+    spin, handler = guest.program.addresses[0], guest.program.addresses[1]
+    exits = f"iret@{handler:x};interrupt@{spin:x};iret@{handler:x};interrupt@{spin:x};"
+    run = read_run(late_line(exits), {0: guest})
+    assert run.late == Late(1000, ("interrupt",))
+
+
+def test_an_nmi_that_was_sent_while_the_guest_ran_is_not_called_late() -> None:
+    assert read_run(late_line("", at="-1,-1"), {0: first_guest()}).late is None
+
+
+def test_of_two_nmis_that_may_both_have_been_waiting_none_is_called_late() -> None:
+    assert read_run(late_line("", after="1,1"), {0: first_guest()}).late is None
+
+
+def test_an_nmi_that_came_after_the_second_was_taken_cannot_have_merged_with_it() -> None:
+    guest = first_guest(TWO_NMIS.replace("outside nmi, nmi", "outside nmi, nmi, nmi"))
+    twice = "2:{0:x}:2:0:0;1:{0:x}:102:0:1;2:{0:x}:2:0:b;1:{0:x}:102:0:64;".format(*guest.program.addresses)
+    marks = 100 * 9 + 2
+    anywhere = read_run(line(guest, twice, marks) + " after=0,0,0,", {0: guest})
+    at_last = read_run(line(guest, twice, marks) + " after=0,0,4,", {0: guest})
+    explainer = Explainer(guest.test)
+    assert not explainer.objection(anywhere)
+    assert explainer.objection(at_last) == "after these it cannot be that the guest spins and no more comes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iretrace.report.live import Compared, LiveReport, Observed, Strange, live_report
+from iretrace.report.live import Compared, Late, LiveReport, Observed, Strange, live_report
 from iretrace.verdict import Outcome
 
 GOOD, BAD = Outcome(("n", "n"), "spins"), Outcome(("n",), "spins")
@@ -51,3 +51,15 @@ def test_a_test_without_any_outcome_is_unclear() -> None:
     one = Observed("two-nmis", "abc", [], failures=[("KVM_RUN fails with errno 14", 10)])
     assert one.unclear
     assert "Not run: KVM_RUN fails with errno 14 (10 times)" in live_report(LiveReport("here", [one]))
+
+
+def test_a_late_nmi_confirms_a_lasso_of_the_model_if_one_exit_was_what_it_needed() -> None:
+    late = [Late(GOOD, 2, 1234567, ["interrupt"]), Late(GOOD, 1, 9, ["interrupt", "interrupt"])]
+    compared = Compared(["tickless: violated", "ticking: holds"], 1, lasso=True)
+    text = live_report(LiveReport("here", [Observed("t", "abc", [(GOOD, 3)], compared=compared, late=late)]))
+    confirmed, other = text[text.index("Lasso") : text.index("Model:")].split("Late: ")
+    assert " ".join(confirmed.split()) == (
+        "Lasso confirmed: n n; spins (2 times): an NMI absent for 1,234,567 spins with no exit of KVM between, "
+        "present after the next exit (interrupt)"
+    )
+    assert "9 spins with interrupt between" in " ".join(other.split())

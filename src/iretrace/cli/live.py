@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,16 +19,18 @@ from iretrace.litmus.test import Test
 from iretrace.live.bare import build_firmware, run_bare
 from iretrace.live.emulation import excuse
 from iretrace.live.follow import NOT_KNOWN, Follower
-from iretrace.live.guests import pack
+from iretrace.live.guests import Guest, directed, pack
 from iretrace.live.harness import build_harness, workplace
 from iretrace.live.host import host_kernel, run_here
 from iretrace.live.observed import Run
 from iretrace.live.own import build, with_modules
 from iretrace.live.packages import Kernel, find_kernel
 from iretrace.live.qemu import boot, qemu_version
-from iretrace.live.session import Excuse, Seen, Session, Start, distinct, run_tests
-from iretrace.report.live import Compared, LiveReport, Observed, Strange
-from iretrace.verdict import InputError, Result, Verdict
+from iretrace.live.session import Seen, Session, Start, distinct, run_more, run_tests
+from iretrace.live.witness import places
+from iretrace.report.live import Compared, Late, LiveReport, Observed, Strange
+from iretrace.verdict import InputError, Outcome, Result, Verdict
+from iretrace.world.protocol import Hypervisor
 
 Say = Callable[[str], None]
 
@@ -37,6 +39,11 @@ ALONE = "qemu-machine"
 HOSTS = ("tickless", "ticking")
 LIMITS = Limits(timeout=60.0)
 """For one verdict of the model; the histories have limits of their own."""
+
+MOST_TRIED = 8
+"""For one test: outcomes of the model that directed runs try to show."""
+
+DIRECTED_REPEAT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
     with workplace() as directory:
         place = _place(arguments, directory, progress)
         session = run_tests(tests, arguments.repeat, place.start, place.excuse, progress)
-    compared = _compare(session, arguments.compare, place.excuse, progress) if arguments.compare else {}
+        compared = _compare(session, arguments.compare, place, progress) if arguments.compare else {}
     accused = "QEMU" if place.alone else "KVM"
     return LiveReport(place.say, _observed(session, compared, place), session.left_out, session.broken, accused)
 
@@ -123,9 +130,19 @@ def _observed(session: Session, compared: dict[str, Compared], place: Place) -> 
             _strange(seen, place),
             sorted(seen.failures.items()),
             compared.get(seen.test.name),
+            _late(seen),
         )
         for seen in session.seen
     ]
+
+
+def _late(seen: Seen) -> list[Late]:
+    """Alike ones together."""
+    alike: dict[tuple[Outcome, tuple[str, ...]], list[int]] = {}
+    for one in seen.runs:
+        if one.late is not None:
+            alike.setdefault((one.outcome(), one.late.exits), []).append(one.late.spins)
+    return [Late(outcome, len(spins), max(spins), exits) for (outcome, exits), spins in alike.items()]
 
 
 def _strange(seen: Seen, place: Place) -> list[Strange]:
@@ -145,7 +162,7 @@ def hash_of(test: Test) -> str:
 # The model of the same kernel. ------------------------------------------------------------------------------------
 
 
-def _compare(session: Session, tree: Path, excuse_for: Excuse, progress: Say) -> dict[str, Compared]:
+def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[str, Compared]:
     """By test: what the model of this tree says, tickless and ticking, beside what was seen."""
     request = Request(
         tree=tree, tests=[seen.test for seen in session.seen], vcpus=["plain"], hosts=HOSTS, limits=LIMITS
@@ -154,24 +171,49 @@ def _compare(session: Session, tree: Path, excuse_for: Excuse, progress: Say) ->
     results = run(request, source, progress, Stored(cache_directory())).results
     source.read()
     hypervisor = source.open("plain")
+    _try_for_more(session, results, hypervisor, place, progress)
     compared = {}
     for seen in session.seen:
         progress(f"{seen.test.name}: looking for what was seen in the model")
         follower = Follower(seen.test, hypervisor)
         histories = distinct(seen.runs)
         objections = [
-            Strange(one.outcome(), why, count, excuse_for(one))
+            Strange(one.outcome(), why, count, place.excuse(one))
             for one, count in histories
             if (why := follower.objection(one))
         ]
         beyond = [one for one in objections if not one.why.startswith(NOT_KNOWN)]
         given_up = [one for one in objections if one.why.startswith(NOT_KNOWN)]
         mine = [result for result in results if result.test == seen.test.name]
-        modelled = {outcome for result in mine for outcome in result.outcomes}
-        unseen = sorted(modelled - set(seen.outcomes), key=lambda outcome: (outcome.marks, outcome.ending))
         verdicts = [f"{result.host}: {_in_words(result)}" for result in mine]
-        compared[seen.test.name] = Compared(verdicts, len(histories), beyond, given_up, unseen)
+        told = {result.host: result.verdict for result in mine}
+        lasso = (told.get("tickless"), told.get("ticking")) == (Verdict.VIOLATED, Verdict.HOLDS)
+        unseen = _unseen(seen, results)
+        compared[seen.test.name] = Compared(verdicts, len(histories), beyond, given_up, unseen, lasso)
     return compared
+
+
+def _unseen(seen: Seen, results: Sequence[Result]) -> list[Outcome]:
+    """Outcomes of the model, as far as it was explored, that did not come. What only a host without ticks shows cannot."""
+    mine = [result for result in results if result.test == seen.test.name]
+    possible = [one for one in mine if one.host == "ticking" or one.verdict is Verdict.HOLDS]
+    modelled = {outcome for result in possible for outcome in result.outcomes}
+    return sorted(modelled - set(seen.outcomes), key=lambda outcome: (outcome.marks, outcome.ending))
+
+
+def _try_for_more(
+    session: Session, results: Sequence[Result], hypervisor: Hypervisor, place: Place, progress: Say
+) -> None:
+    """Directed runs for what was not seen: each event at the place that it has on a way of the model to there."""
+    guests: list[Guest] = []
+    for seen in session.seen:
+        for outcome in _unseen(seen, results)[:MOST_TRIED] if seen.runs else []:
+            progress(f"{seen.test.name}: how the model comes to {' '.join(outcome.marks)}")
+            wanted = places(seen.test, hypervisor, outcome, seen.runs[0].guest)
+            if wanted:
+                guests.append(directed(seen.test, wanted, DIRECTED_REPEAT, len(guests)))
+    if guests:
+        run_more(session, guests, place.start, place.excuse, progress)
 
 
 def _in_words(result: Result) -> str:

@@ -13,10 +13,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iretrace.litmus.test import Op
 from iretrace.live.gdb import Debugger
 from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest
 from iretrace.live.harness import Broken, end, last_line, spawn
-from iretrace.live.machine_code import LOG, LOG_END, MEMORY_END, RECORD_BYTES
+from iretrace.live.machine_code import FIXED, LOG, LOG_END, MEMORY_END, RECORD_BYTES, SELF_JUMP
 from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS
 from iretrace.live.packages import Unavailable
 
@@ -31,6 +32,9 @@ MAIL, START, SHUT_DOWN = 0x8000, 1, 3
 MSI = 0xFEE00000
 MESSAGES = {"nmi": 0x400, "irq": 0x30}
 """What a device writes for it. A signal is for a VMM, and here is none."""
+
+RECORD = "<QQQIIQ24x"
+"""RIP, RFLAGS, marks, vector, error code, spins."""
 
 QUIET = 0.01
 """Seconds in which a guest comes as far as it will."""
@@ -227,7 +231,7 @@ class _Run:
         rip = look.registers["rip"]
         if look.mail == SHUT_DOWN or look.registers["hlt"]:
             return True
-        return rip < MEMORY_END and self._debugger.read(rip, 2) == b"\xeb\xfe"
+        return rip < MEMORY_END and self._debugger.read(rip, 2) in (FIXED[Op.SPIN], SELF_JUMP)
 
     def _line(self, repetition: int, look: Look) -> str:
         at = look.registers
@@ -235,10 +239,10 @@ class _Run:
         how = f"end=exit reason={EXIT_SHUTDOWN}" if shut_down else "end=runs reason=0"
         state = MP_STATE_HALTED if at["hlt"] else 0
         where = f"rip={at['rip']:x} rflags={at['rfl']:x} marks={at['r15']:x} mp={state}"
-        records = [struct.unpack("<QQQII", look.log[n : n + RECORD_BYTES]) for n in range(0, len(look.log), 32)]
+        records = list(struct.iter_unpack(RECORD, look.log))
         known = [record for record in records if record[0]]
         count = -1 if self._wrapped() else len(known) if shut_down else (at["r14"] - LOG) // RECORD_BYTES
-        log = "".join(f"{vector:x}:{rip:x}:{flags:x}:{error:x}:{r15:x};" for rip, flags, r15, vector, error in known)
+        log = "".join(f"{vector:x}:{rip:x}:{flags:x}:{error:x}:{r15:x};" for rip, flags, r15, vector, error, _ in known)
         head = f"run {self._guest.number} {repetition} {how} errno=0 {where}"
         after = "".join(f"{self._after.get(number, -1)}," for number in range(len(self._guest.test.outside)))
         return f"{head} after={after} records={count} log={log}"

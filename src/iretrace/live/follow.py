@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from iretrace.check import UNKNOWN_KNOBS
@@ -86,41 +87,61 @@ class Follower:
         return best
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search has found. way: the states to the end of the history, () if there is none.
+
+    shown: how many of its events can be shown. gave_up: the limit that was hit, or ""."""
+
+    way: tuple[Point, ...]
+    shown: int
+    gave_up: str = ""
+
+
 def _objection(product: Product, run: Run, deadline: float) -> str:
     product.monitor = History(product, run)
-    found, shown, gave_up = _search(product, run, deadline)
-    if found:
+    search = find(product, run, deadline)
+    if search.way:
         return ""
-    if gave_up:
-        return f"{NOT_KNOWN}: {gave_up}"
-    if shown < len(run.history):
-        return f"event {shown + 1}, {say(run, run.history[shown])}, does not come in the model"
+    if search.gave_up:
+        return f"{NOT_KNOWN}: {search.gave_up}"
+    if search.shown < len(run.history):
+        return f"event {search.shown + 1}, {say(run, run.history[search.shown])}, does not come in the model"
     return f"in the model it is not the end that the guest {run.ending}"
 
 
-def _search(product: Product, run: Run, deadline: float) -> tuple[bool, int, str]:
-    """(whether the model has the run, how many of its events it can show, which limit was hit or "").
+def find(product: Product, run: Run, deadline: float) -> Search:
+    """A way through the product that shows the run; its monitor tells what counts.
 
     States that have shown most are looked at first, of these the newest: one way through is sought, not all of them."""
     first = product.initial().target
     assert isinstance(first, Point)
     waiting: list[tuple[int, int, Point]] = [(0, 0, first)]
-    met, dead = {first}, set[Hashable]()
+    came: dict[Point, Point | None] = {first: None}
+    dead = set[Hashable]()
     shown = 0
     while waiting:
         _, _, state = heappop(waiting)
         shown = max(shown, state.monitor)
         if state.monitor == len(run.history) and _ends(product, run, state, dead):
-            return True, shown, ""
+            return Search(_way(came, state), shown)
         for edge in product.edges(state):
             if edge.defect and state.monitor == len(run.history) and _came_back(run):
-                return True, shown, ""
-            if isinstance(edge.target, Point) and edge.target.monitor != EMPTY and edge.target not in met:
-                met.add(edge.target)
-                heappush(waiting, (-edge.target.monitor, -len(met), edge.target))
+                return Search(_way(came, state), shown)
+            if isinstance(edge.target, Point) and edge.target.monitor != EMPTY and edge.target not in came:
+                came[edge.target] = state
+                heappush(waiting, (-edge.target.monitor, -len(came), edge.target))
         if time.process_time() > deadline:
-            return False, shown, f"the time limit of {SECONDS:g} s"
-    return False, shown, ""
+            return Search((), shown, f"the time limit of {SECONDS:g} s")
+    return Search((), shown)
+
+
+def _way(came: dict[Point, Point | None], state: Point | None) -> tuple[Point, ...]:
+    way: list[Point] = []
+    while state is not None:
+        way.append(state)
+        state = came[state]
+    return tuple(reversed(way))
 
 
 def _ends(product: Product, run: Run, state: Point, dead: set[Hashable]) -> bool:
@@ -132,7 +153,7 @@ def _ends(product: Product, run: Run, state: Point, dead: set[Hashable]) -> bool
     graph = explore(Rest(product, state), Limits(max_states=MAX_REST), stop_at_defect=False)
     for ending in endings(graph, product):
         says = how(product, graph, ending)
-        placed = run.ending in ("spins", "halted")
+        placed = run.ending in ("spins", "halted") and run.place >= 0
         if says == f"{run.ending} at {run.place}" or (not placed and says.split(" ")[0] == run.ending):
             return True
     dead.update(graph.states)

@@ -72,6 +72,17 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
     return guests
 
 
+def directed(test: Test, wanted: Sequence[int], repeat: int, first: int) -> Guest:
+    """A guest whose arrivals precede these instructions (-1: they come at any time). One place in each section: what is
+    wanted at another one comes at any time."""
+    cuts = [arrival.at for arrival in test.outside]
+    taken = {_section(test, at): at for at in cuts if at >= 0}
+    for number, place in enumerate(wanted):
+        if cuts[number] < 0 <= place < len(test.code) and taken.setdefault(_section(test, place), place) == place:
+            cuts[number] = place
+    return _guest(test, first, tuple(cuts), repeat)
+
+
 def _guest(test: Test, number: int, cuts: tuple[int, ...], repeat: int, placed: int = -1, inside: int = -1) -> Guest:
     where = {_section(test, at): at for at in cuts if at >= 0}
     return Guest(number, test, assemble(test, where), cuts, repeat, placed, inside)

@@ -97,6 +97,8 @@ struct record {
 	uint64_t marks;
 	uint32_t vector;
 	uint32_t error;
+	uint64_t spins; /* counted down from 0 */
+	uint64_t unused[3];
 };
 
 static int kvm, vm, vcpu, run_size;
@@ -110,6 +112,7 @@ static volatile int exited;  /* KVM_RUN came back by itself */
 static volatile int fired[MAX_ARRIVALS];
 static volatile unsigned sent_after[MAX_ARRIVALS]; /* how many deliveries the guest had logged */
 static volatile uint64_t cut_time;
+static volatile int64_t sent_at[MAX_ARRIVALS]; /* spins until then, -1: not known */
 static uint64_t hidden; /* a page of the stack that the guest cannot have now, 0: none */
 static int at_port, is_init;
 static sem_t go, done;
@@ -365,6 +368,65 @@ static void load_memory(void)
 	}
 }
 
+/* The exits of KVM behind the last event that was sent at a place. ---------------------------------------------------- */
+
+#define TRACING "/sys/kernel/tracing/"
+#define SHOWN_EXITS 8
+#define MARKER "iretrace: sent"
+
+static int marker = -1; /* -1: this kernel cannot tell */
+
+static int write_file(const char *name, const char *text)
+{
+	int file = open(name, O_WRONLY | O_TRUNC);
+	int done = file >= 0 && write(file, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (file >= 0)
+		close(file);
+	return done;
+}
+
+static void find_tracing(void)
+{
+	mkdir("/sys", 0755);
+	mount("sys", "/sys", "sysfs", 0, NULL);
+	mount("trace", TRACING, "tracefs", 0, NULL);
+	if (write_file(TRACING "events/kvm/kvm_exit/enable", "1"))
+		marker = open(TRACING "trace_marker", O_WRONLY);
+}
+
+static void mark_trace(void)
+{
+	if (marker >= 0 && write(marker, MARKER "\n", strlen(MARKER) + 1) < 0)
+		marker = -1;
+}
+
+/* "reason@rip;" of the first exits behind the last mark. */
+static void print_exits(void)
+{
+	static char line[1024];
+	static char told[SHOWN_EXITS][64];
+	unsigned count = 0, long_ago = 1;
+	FILE *trace = marker >= 0 ? fopen(TRACING "trace", "r") : NULL;
+
+	while (trace && fgets(line, sizeof line, trace)) {
+		char *reason = strstr(line, "kvm_exit: "), *rip;
+		if (strstr(line, MARKER))
+			count = long_ago = 0;
+		if (long_ago || count == SHOWN_EXITS || !reason || !(reason = strstr(reason, "reason ")))
+			continue;
+		reason += strlen("reason ");
+		if ((rip = strstr(reason, " rip 0x")))
+			snprintf(told[count++], sizeof told[0], "%.*s@%.16s", (int)strcspn(reason, " "), reason,
+				 rip + strlen(" rip 0x"));
+	}
+	if (trace)
+		fclose(trace);
+	put(" exits=");
+	for (unsigned i = 0; i < count; i++)
+		put("%.*s;", (int)strcspn(told[i], " "), told[i]);
+}
+
 /* Events. ----------------------------------------------------------------------------------------------------------- */
 
 static unsigned logged(void)
@@ -377,12 +439,16 @@ static unsigned logged(void)
 	return count;
 }
 
-static void send(unsigned i)
+/* spins: of the guest until now, -1 if that cannot be known because it runs. */
+static void send(unsigned i, int64_t spins)
 {
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = guest->arrival[i].kind == NMI ? MSI_NMI : IRQ_VECTOR };
 
 	sent_after[i] = logged();
+	sent_at[i] = spins;
 	fired[i] = 1;
+	if (spins >= 0)
+		mark_trace();
 	if (guest->arrival[i].kind == SIGNAL)
 		pthread_kill(vcpu_thread, SIGUSR1);
 	else if (ioctl(vm, KVM_SIGNAL_MSI, &msi) < 0)
@@ -395,13 +461,13 @@ static void allow(uint64_t page, int protection)
 }
 
 /* An IRET was intercepted, and then could not read its frame. */
-static int cross_stack(uint64_t rip)
+static int cross_stack(const struct kvm_regs *regs)
 {
 	allow(hidden, PROT_READ | PROT_WRITE);
 	hidden = 0;
 	for (unsigned i = 0; i < guest->arrivals; i++)
-		if (guest->arrival[i].inside == rip && !fired[i])
-			send(i);
+		if (guest->arrival[i].inside == regs->rip && !fired[i])
+			send(i, -regs->rcx);
 	return 1;
 }
 
@@ -416,14 +482,14 @@ static int cross_cut(void)
 
 	must(ioctl(vcpu, KVM_GET_REGS, &regs), "KVM_GET_REGS");
 	if (hidden)
-		return cross_stack(regs.rip);
+		return cross_stack(&regs);
 	for (unsigned i = 0; i < guest->arrivals; i++) {
 		uint32_t cut = guest->arrival[i].cut;
 		if (!cut || cut != (regs.rip & ~(PAGE - 1ull)))
 			continue;
 		if (regs.rip == cut && !fired[i]) {
 			if (!guest->arrival[i].inside)
-				send(i);
+				send(i, -regs.rcx);
 			else if (regs.rsp < MEMORY_SIZE)
 				allow(hidden = regs.rsp & ~(PAGE - 1ull), PROT_NONE);
 		}
@@ -522,13 +588,13 @@ static void send_all(void)
 		wait_cut(CUT_LIMIT / 4);
 	for (unsigned n = 0; n < count; n++) {
 		sleep_until(now() + random_delay());
-		send(order[n]);
+		send(order[n], -1);
 	}
 	if (cuts)
 		wait_cut(CUT_LIMIT);
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		if (guest->arrival[i].cut && !guest->arrival[i].strict && !fired[i])
-			send(i);
+			send(i, -1);
 }
 
 /* What came out. ---------------------------------------------------------------------------------------------------- */
@@ -583,7 +649,7 @@ static int same(const struct seen *a, const struct seen *b)
 	       a->regs.r15 == b->regs.r15 && a->mp.mp_state == b->mp.mp_state;
 }
 
-/* The guest is halted, or at `jmp .`, and nothing waits: if it stands still, it is not for lack of time. */
+/* The guest is halted, or at `jmp .` or `loop .`, and nothing waits: if it stands still, it is not for lack of time. */
 static int at_rest(const struct seen *seen)
 {
 	uint64_t rip = seen->regs.rip;
@@ -591,7 +657,7 @@ static int at_rest(const struct seen *seen)
 	if (seen->events.nmi.pending || seen->events.nmi.injected || seen->events.interrupt.injected)
 		return 0;
 	return seen->mp.mp_state == KVM_MP_STATE_HALTED ||
-	       (rip < MEMORY_SIZE - 1 && memory[rip] == 0xeb && memory[rip + 1] == 0xfe);
+	       (rip < MEMORY_SIZE - 1 && (memory[rip] == 0xeb || memory[rip] == 0xe2) && memory[rip + 1] == 0xfe);
 }
 
 /* Run until looks in a row see the same: two if the guest is at rest, else more. Returns the number of looks. */
@@ -621,8 +687,9 @@ static void print_log(const struct seen *seen)
 
 	put(" records=%d log=", wrapped ? -1 : (int)(last - record));
 	for (int i = 0; i < SHOWN_RECORDS && record < end && record->rip; i++, record++)
-		put("%x:%llx:%llx:%x:%llx;", record->vector, (unsigned long long)record->rip,
-		    (unsigned long long)record->rflags, record->error, (unsigned long long)record->marks);
+		put("%x:%llx:%llx:%x:%llx:%llx;", record->vector, (unsigned long long)record->rip,
+		    (unsigned long long)record->rflags, record->error, (unsigned long long)record->marks,
+		    -(unsigned long long)record->spins);
 	put("\n");
 }
 
@@ -639,6 +706,10 @@ static void print_run(unsigned repetition, const struct seen *seen, int rounds)
 	put(" after=");
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		put("%d,", fired[i] ? (int)sent_after[i] : -1);
+	put(" at=");
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		put("%lld,", fired[i] ? (long long)sent_at[i] : -1ll);
+	print_exits();
 	put(" nmi=%u%u%u irq=%u exception=%u", seen->events.nmi.pending, seen->events.nmi.injected,
 	    seen->events.nmi.masked, seen->events.interrupt.injected, seen->events.exception.injected);
 	print_log(seen);
@@ -682,6 +753,8 @@ static void run_once(unsigned repetition)
 	random_state = ((uint64_t)guest->seed << 32 | repetition << 8 | 0x5b) * 0x9e3779b97f4a7c15ull;
 	refused = exited = 0;
 	cut_time = 0;
+	if (marker >= 0)
+		write_file(TRACING "trace", "");
 	memset((void *)fired, 0, sizeof fired);
 	load_memory();
 	make_vm();
@@ -730,6 +803,7 @@ static void become_init(void)
 		at_port = 1;
 	put("boot\n");
 	load_modules();
+	find_tracing();
 }
 
 static const uint8_t *read_guests(const char *name, size_t *size)

@@ -5,8 +5,8 @@ what they are in the model. What the test must not notice runs outside of it: a 
 guest has begun, and in front of each handler a few instructions that log the delivery in memory. Nothing here exits.
 
 A mark is `lea r15, [r15+r15*8+N]`: it appends the digit N to a number of base 9. One instruction, no memory, no flags.
-The stack pointer, r14 (next record of the log), r15 and rdi (a selector for SS) are taken; rbp is the 0 that `push rax`
-pushes, since CPUID overwrites rax. The constants of the layout are those of harness.c.
+The stack pointer, r14 (next record of the log), r15, rcx (spins, counted down) and rdi (a selector for SS) are taken;
+rbp is the 0 that `push rax` pushes, since CPUID overwrites rax. The constants of the layout are those of harness.c.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECTION_SPACE = 0x2000
 """Distance of the sections; in each a page boundary can lie in front of any one instruction."""
 
 CODE_SELECTOR, TSS_SELECTOR = 0x10, 0x20
-RECORD_BYTES = 32
+RECORD_BYTES = 64
 LOG, LOG_END = 0x40000, 0x44000
 WRAP_BIT = 14
 """Clearing this bit of a pointer behind the log's end leads to its beginning."""
@@ -49,7 +49,7 @@ FIXED = {
     Op.IRETQ: b"\x48\xcf",
     Op.PAUSE: b"\xf3\x90",
     Op.CPUID: b"\x0f\xa2",
-    Op.SPIN: b"\xeb\xfe",
+    Op.SPIN: b"\xe2\xfe",  # loop . (counts down rcx)
     Op.PUSH: b"\x55",  # push rbp
     Op.PUSHFQ: b"\x9c",
     Op.POPFQ: b"\x9d",
@@ -61,6 +61,8 @@ FIXED = {
 
 ON_STACK = {Op.OR_STACK: b"\x48\x81\x4c\x24", Op.ANDN_STACK: b"\x48\x81\x64\x24", Op.MOV_STACK: b"\x48\xc7\x44\x24"}
 JMP_BYTES = 5
+SELF_JUMP = b"\xeb\xfe"
+"""A `spin` in a test with CPUID, which overwrites rcx: the count could come to its end."""
 
 
 class NotRunnable(Exception):
@@ -103,12 +105,23 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
     where: dict[int, tuple[int, int]] = {}
     for number, start in enumerate(starts):
         end = starts[number + 1] if number + 1 < len(starts) else len(test.code)
-        body = b"".join(encode(test.code[index], index, addresses, labels) for index in range(start, end))
+        body = b"".join(_one(test, index, addresses, labels) for index in range(start, end))
         first = addresses[start] - len(stubs[start])
         chunks[first] = stubs[start] + body
         vector = next((vector for vector, at in test.handlers if at == start), MAIN_STUB)
         where[vector] = (first, addresses[start])
     return Program(chunks, tuple(addresses), where, where[MAIN_STUB][0])
+
+
+def counts_spins(test: Test) -> bool:
+    """Whether rcx tells how often the guest has spun."""
+    return all(instruction.op is not Op.CPUID for instruction in test.code)
+
+
+def _one(test: Test, index: int, addresses: list[int], labels: Mapping[str, int]) -> bytes:
+    if test.code[index].op is Op.SPIN and not counts_spins(test):
+        return SELF_JUMP
+    return encode(test.code[index], index, addresses, labels)
 
 
 def _addresses(test: Test, starts: list[int], cuts: Mapping[int, int]) -> list[int]:
@@ -164,7 +177,7 @@ def _main_stub() -> bytes:
 
 
 def _entry_stub(vector: int, test: Test) -> bytes:
-    """Log a delivery: RIP, RFLAGS, the marks so far, vector, error code.
+    """Log a delivery: RIP, RFLAGS, the marks so far, vector, error code, the count of spins.
 
     One XADD takes a record, so a delivery that comes in between takes another. NMIs, which may come between any two of
     these instructions, use registers of their own (r8, r9; the others r10, r11), and the stack is only read.
@@ -183,6 +196,7 @@ def _entry_stub(vector: int, test: Test) -> bytes:
     code += b"\x49\x0f\xba\xf6" + bytes([WRAP_BIT])  # btr r14, WRAP_BIT
     code += load(frame) + store(0, value) + load(frame + 16) + store(8, value)
     code += store(16, 7)  # r15
+    code += b"\x49\x89" + bytes([0x48 | pointer, 32])  # mov [pointer+32], rcx
     code += b"\x41\xc7" + bytes([0x40 | pointer, 24]) + struct.pack("<I", vector)  # mov dword [pointer+24], vector
     if frame:
         code += load(0) + b"\x45\x89" + bytes([0x40 | value << 3 | pointer, 28])  # mov [pointer+28], value (32 bits)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 
-from iretrace.litmus.test import Op, Test
+from iretrace.litmus.test import VECTORS, Op, Test
 from iretrace.live.guests import Guest
-from iretrace.live.machine_code import BASE, MAIN_STUB, MAX_DIGITS, Program, claimed_after
+from iretrace.live.machine_code import BASE, MAIN_STUB, MAX_DIGITS, Program, claimed_after, counts_spins
 from iretrace.verdict import Outcome
 
 MP_STATE_HALTED = 3
@@ -43,6 +44,15 @@ Event = Delivery | Mark
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """An NMI came so many spins of the guest after it was sent. exits: the reasons of KVM's exits while it spun, the
+    last one being that behind which it came; () if this kernel does not tell."""
+
+    spins: int
+    exits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run of a guest. complete: all of its history is known. ending: as in verdict.Outcome, or what went wrong."""
 
@@ -55,6 +65,7 @@ class Run:
     """The instruction at which it spins, is halted or loops, or -1."""
     after: tuple[int, ...] = ()
     """Of each arrival: how many events of the history certainly came before it; NEVER for one that was not sent."""
+    late: Late | None = None
     failure: str = ""
     """Not empty: the harness or KVM could not run the guest as it should; there is no outcome."""
 
@@ -80,7 +91,35 @@ def read_run(line: str, guests: Mapping[int, Guest]) -> Run:
     history, complete, shown_with = _history(guest, fields)
     ending = _ending(guest, end, reason, int(fields["mp"]), rip)
     after = _after(guest.test, fields.get("after", ""), shown_with)
-    return Run(guest, repetition, history, complete, ending, guest.program.place(rip), after)
+    place = guest.program.place(rip)
+    return Run(guest, repetition, history, complete, ending, place, after, _late(guest, fields))
+
+
+def _late(guest: Guest, fields: dict[str, str]) -> Late | None:
+    """How late the NMI was that was sent last, where that is known: it was sent at a place, all others had been taken,
+    and none was merged."""
+    after, at = ([int(word) for word in fields.get(name, "").split(",") if word] for name in ("after", "at"))
+    nmis = [number for number, arrival in enumerate(guest.test.outside) if arrival.kind == "nmi"]
+    records = [record for record in _logged(fields) if record[0] == VECTORS["nmi"]]
+    if not at or not nmis or len(records) != len(nmis) or not counts_spins(guest.test):
+        return None
+    last = max(nmis, key=lambda number: after[number])
+    others = [after[number] for number in nmis if number != last]
+    if at[last] < 0 or max(others, default=-1) >= after[last] or len(records[-1]) < 6:
+        return None
+    spins = records[-1][5] - at[last]
+    if spins <= 0:
+        return None
+    exits = [text.split("@") for text in fields.get("exits", "").split(";") if text]
+    spinning = [(reason, _spins(guest.test, guest.program, int(rip, 16))) for reason, rip in exits]
+    behind = dropwhile(lambda one: not one[1], spinning)
+    return Late(spins, tuple(reason for reason, _ in takewhile(lambda one: one[1], behind)))
+
+
+def _logged(fields: dict[str, str]) -> list[tuple[int, ...]]:
+    """The records of the log: vector, RIP, RFLAGS, error code, marks, spins."""
+    texts = [text for text in fields["log"].split(";") if text]
+    return [tuple(int(number, 16) for number in text.split(":")) for text in texts]
 
 
 def _failed(guest: Guest, repetition: int, failure: str) -> Run:
@@ -133,8 +172,7 @@ def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], b
 
     The number that holds the marks overflows in a guest that marks on and on: what follows is left out.
     """
-    texts = [text for text in fields["log"].split(";") if text]
-    logged = [tuple(int(number, 16) for number in text.split(":")) for text in texts]
+    logged = _logged(fields)
     order, certain = _in_order(guest.program, logged)
     records = [logged[number] for number in order]
     # A shutdown resets the registers: the marks behind the last delivery are lost.

@@ -57,10 +57,19 @@ def run_tests(tests: Sequence[Test], repeat: int, start: Start, excuse: Excuse, 
     for seen in session.seen:
         guests += make_guests(seen.test, repeat, len(guests))
     if guests:
-        for run in _runs(guests, start, session, progress):
-            _count(session, run)
-        _explain(session, excuse, progress)
+        run_more(session, guests, start, excuse, progress)
     return session
+
+
+def run_more(session: Session, guests: Sequence[Guest], start: Start, excuse: Excuse, progress: Say) -> None:
+    """Run further guests of the session's tests, in a virtual machine of their own."""
+    runs = list(_runs(guests, start, session, progress))
+    for seen in session.seen:
+        mine = [run for run in runs if run.guest.test is seen.test]
+        for run in mine:
+            _count(seen, run)
+        progress(f"{seen.test.name}: what the processor alone can show")
+        _explain(seen, [run for run in mine if not run.failure], excuse)
 
 
 def _runs(guests: Sequence[Guest], start: Start, session: Session, progress: Say) -> Iterator[Run]:
@@ -93,8 +102,7 @@ def _runs(guests: Sequence[Guest], start: Start, session: Session, progress: Say
                 return
 
 
-def _count(session: Session, run: Run) -> None:
-    seen = next(seen for seen in session.seen if seen.test is run.guest.test)
+def _count(seen: Seen, run: Run) -> None:
     if run.failure:
         seen.failures[run.failure] = seen.failures.get(run.failure, 0) + 1
         return
@@ -102,16 +110,14 @@ def _count(session: Session, run: Run) -> None:
     seen.outcomes[run.outcome()] = seen.outcomes.get(run.outcome(), 0) + 1
 
 
-def _explain(session: Session, excuse: Excuse, progress: Say) -> None:
+def _explain(seen: Seen, runs: Sequence[Run], excuse: Excuse) -> None:
     """Ask the patient reference about every history, each once."""
-    for seen in session.seen:
-        progress(f"{seen.test.name}: what the processor alone can show")
-        explainer = Explainer(seen.test)
-        for run, count in distinct(seen.runs):
-            why = explainer.objection(run)
-            if why:
-                strange = (run.outcome(), why, excuse(run))
-                seen.strange[strange] = seen.strange.get(strange, 0) + count
+    explainer = Explainer(seen.test)
+    for run, count in distinct(runs):
+        why = explainer.objection(run)
+        if why:
+            strange = (run.outcome(), why, excuse(run))
+            seen.strange[strange] = seen.strange.get(strange, 0) + count
 
 
 def distinct(runs: Iterable[Run]) -> list[tuple[Run, int]]:

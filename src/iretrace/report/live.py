@@ -25,6 +25,16 @@ class Strange:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """Runs in which an NMI came late. spins: of the guest until then, the most. exits: of KVM meanwhile, by reason."""
+
+    outcome: Outcome
+    count: int
+    spins: int
+    exits: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """What one test has shown. failures: (what went wrong, how often), runs without an outcome."""
 
@@ -35,6 +45,7 @@ class Observed:
     strange: Sequence[Strange] = ()
     failures: Sequence[tuple[str, int]] = ()
     compared: Compared | None = None
+    late: Sequence[Late] = ()
 
     @property
     def defect(self) -> bool:
@@ -60,6 +71,8 @@ class Compared:
     beyond: Sequence[Strange] = ()
     open: Sequence[Strange] = ()
     unseen: Sequence[Outcome] = ()
+    lasso: bool = False
+    """On a host without ticks the model waits for ever for an event that on a ticking one comes."""
 
     @property
     def new(self) -> bool:
@@ -112,6 +125,8 @@ def observed_block(observed: Observed, look: Look, accused: str = "KVM") -> list
         lines += wrap(look.clean(f"{what} ({count} times)"), "Not run: ", "    ")
     for strange in observed.strange:
         lines += _strange_lines(strange, look, accused)
+    for late in observed.late:
+        lines += _late_lines(late, observed.compared is not None and observed.compared.lasso, look)
     if observed.compared is not None:
         lines += _compared_lines(observed.compared, look)
     return [*lines, f"Hash {observed.hash}"]
@@ -125,6 +140,16 @@ def _strange_lines(strange: Strange, look: Look, accused: str) -> list[str]:
     label, *rest = wrap(text, f"{head} ", "    ")
     known = [f"    known as {look.clean(strange.known)}"] if strange.known else []
     return [label.replace(head, look.paint(head, RED), 1), *rest, *known]
+
+
+def _late_lines(late: Late, lasso: bool, look: Look) -> list[str]:
+    """That it comes late is no defect by itself; that it needs an exit is what a lasso of the model is about."""
+    meanwhile = ", ".join(late.exits[:-1])
+    between = f"with {meanwhile} between" if meanwhile else "with no exit of KVM between"
+    how = f"{between}, present after the next exit ({late.exits[-1]})" if late.exits else "late"
+    text = f"{say_outcome(late.outcome)} ({late.count} times): an NMI absent for {late.spins:,} spins {how}"
+    one_exit = len(late.exits) == 1
+    return wrap(look.clean(text), "Lasso confirmed: " if lasso and one_exit else "Late: ", "    ")
 
 
 def _compared_lines(compared: Compared, look: Look) -> list[str]:
