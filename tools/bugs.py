@@ -14,6 +14,8 @@ CORPUS = ROOT / "src" / "iretrace" / "litmus" / "corpus"
 
 KEYS = {"id", "title", "trees", "description", "shown_by", "introduced", "fixed"}
 TREE_KEYS = {"tree", "version", "state", "note"}
+RUN_KEYS = {"kernel", "machine", "state", "command"}
+RUN_STATES = {"confirmed", "absent", "refuted", "not seen"}
 STATES = {"affected", "fixed", "not in scope"}
 COMMIT_KEYS = {"commit", "subject", "version"}
 
@@ -38,7 +40,17 @@ def require(condition: bool, where: str, message: str) -> None:
 def check_bug(bug: dict[str, Any], tests: set[str]) -> None:
     """Refuse an entry with missing or unknown keys, or that names a test that is not shipped."""
     where = str(bug.get("id", "an entry without id"))
-    require(set(bug) == KEYS, where, f"the keys are {', '.join(sorted(KEYS))}")
+    require(set(bug) - {"runs", "cannot_run"} == KEYS, where, f"the keys are {', '.join(sorted(KEYS))}")
+    require("runs" not in bug or "cannot_run" not in bug, where, "runs, and cannot_run: one of the two")
+    for run in bug.get("runs", []):
+        require(set(run) == RUN_KEYS, where, f"a run's keys are {', '.join(sorted(RUN_KEYS))}")
+        require(run["state"] in RUN_STATES, where, f"a run's state is one of {', '.join(sorted(RUN_STATES))}")
+        shown = [by["test"] for by in bug["shown_by"]]
+        require(
+            any(run["command"].startswith(f"iretrace run {test} ") for test in shown),
+            where,
+            "a run's command is iretrace run TEST, TEST showing the bug",
+        )
     require(bool(bug["trees"]), where, "no trees")
     for tree in bug["trees"]:
         require(set(tree) == TREE_KEYS, where, f"a tree's keys are {', '.join(sorted(TREE_KEYS))}")
@@ -67,6 +79,16 @@ def commit(entry: dict[str, str], otherwise: str) -> str:
     return f'{entry["commit"]} ("{entry["subject"]}", {entry["version"]})' if entry else otherwise
 
 
+def real(bug: dict[str, Any]) -> list[str]:
+    """What `iretrace run` has made of it."""
+    if "cannot_run" in bug:
+        return [f"\nOn a real KVM: cannot be run here, {bug['cannot_run']}.\n"]
+    if "runs" not in bug:
+        return ["\nOn a real KVM: not run yet.\n"]
+    rows = [f"| {r['kernel']} | {r['machine']} | {r['state']} | `{r['command']}` |\n" for r in bug["runs"]]
+    return ["\n| real KVM of | on | | |\n|---|---|---|---|\n", *rows]
+
+
 def render(bugs: list[dict[str, Any]]) -> str:
     """The page."""
     parts = [HEAD]
@@ -78,6 +100,7 @@ def render(bugs: list[dict[str, Any]]) -> str:
         parts.append(f"- fixed upstream: {commit(bug['fixed'], otherwise)}\n")
         parts.append("\n| tree | version | | |\n|---|---|---|---|\n")
         parts += [f"| {t['tree']} | {t['version']} | {t['state']} | {t['note']} |\n" for t in bug["trees"]]
+        parts += real(bug)
         parts.append("\nShown by:\n\n")
         parts += [
             f"    iretrace check TREE --test {s['test']} --vcpu {s['vcpu']} --host {s['host']}\n"

@@ -21,6 +21,9 @@ def test_the_page_is_what_the_list_makes_it() -> None:
         ('state = "affected"', 'state = "perhaps"', "a tree's state is one of"),
         ('test = "nmi-complete-then-spin"', 'test = "no-such-test"', "no-such-test is no shipped test"),
         (', host = "tickless"', "", "shown_by has test, vcpu and host"),
+        ('state = "confirmed"', 'state = "seen"', "a run's state is one of"),
+        ('"iretrace run iret-sets-tf --on', '"iretrace run iret-faults --on', "TEST showing the bug"),
+        ('cannot_run = "', 'runs = []\ncannot_run = "', "one of the two"),
         ('fixed = { commit = "389fbbec261b", ', "fixed = { ", "fixed has commit, subject and version, or nothing"),
     ],
 )
@@ -39,3 +42,9 @@ def test_a_bug_that_is_not_fixed_upstream_says_so() -> None:
     (bug, *_) = load(TEXT, TESTS)
     affected = [{**tree, "state": "affected"} for tree in bug["trees"]]
     assert "fixed upstream: not in the trees below" in render([{**bug, "fixed": {}, "trees": affected}])
+
+
+def test_a_bug_that_nobody_has_run_says_so() -> None:
+    (bug, *_) = load(TEXT, TESTS)
+    without = {key: value for key, value in bug.items() if key != "cannot_run"}
+    assert "On a real KVM: not run yet." in render([without])
