@@ -28,6 +28,10 @@ class SmallSource:
         """The mistake."""
         return ["small", self.mistake]
 
+    def command(self) -> list[str]:
+        """None that works."""
+        return ["iretrace", "check", "small"]
+
     def read(self) -> None:
         """Noted."""
         self.opened.append("read")

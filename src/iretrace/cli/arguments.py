@@ -25,6 +25,10 @@ instructions. What comes out is held against what the processor alone can show, 
 
 ON = "qemu[:6.1|6.12|7.3|FILE.deb|DIR] (default qemu:6.1), qemu-machine for QEMU without KVM, or host"
 
+DIFF = """\
+Compares the behaviour of two hypervisors: each test's verdict, defects and outcomes, and by a
+search under equal guests and equal arrivals the first step at which the two part."""
+
 EXAMPLES = """\
 examples:
   iretrace check
@@ -81,6 +85,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"iretrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _add_check(commands.add_parser("check", help="run litmus tests on a Linux tree", allow_abbrev=False))
+    _add_diff(diff := commands.add_parser("diff", help="what two hypervisors do differently", allow_abbrev=False))
+    show = commands.add_parser("show", help="a result of an earlier check, told again", allow_abbrev=False)
+    show.add_argument("id", metavar="ID", help="as check prints it, or the beginning of it; or the name of a test")
+    show.add_argument("--format", choices=(*FORMATS, "changelog"), default="text", help="default: text")
+    show.add_argument("--verbose", action="store_true", help="every assumption and step")
+    reproduce = commands.add_parser("reproduce", help="files that show a result again", allow_abbrev=False)
+    reproduce.add_argument("id", metavar="ID", help="as for show")
+    reproduce.add_argument(
+        "--output", metavar="DIR", type=Path, help="write litmus file, command and C program there; default: print"
+    )
     demo = commands.add_parser("demo", help="a bug of KVM 6.1, step by step", allow_abbrev=False)
     demo.add_argument("tree", metavar="TREE", nargs="?", type=Path, help="Linux source; default: the built-in KVM")
     tests = commands.add_parser("tests", help="list the litmus tests", allow_abbrev=False)
@@ -90,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
     rules = commands.add_parser("rules", help="list the processor's rules and their sources", allow_abbrev=False)
     rules.add_argument("names", metavar="NAME", nargs="*", help="only these")
     commands.add_parser("revisions", help="what the revisions of the built-in KVM changed", allow_abbrev=False)
-    for command in (demo, tests, rules, run):
+    for command in (diff, show, demo, tests, rules, run):
         _add_color(command)
     return parser
 
@@ -103,16 +117,8 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("tree", metavar="TREE", nargs="?", type=Path, help="a Linux source directory, tarball or linux-source .deb")
     add("--revision", metavar="NAME", default="", help="without TREE: of the built-in KVM; default: the newest")
     add("--patch", metavar="FILE|-", action="append", default=[], help="apply a patch, in memory; several in order")
-    add("--test", metavar="NAME|FILE|DIR", action="append", default=[], help="default: every shipped test")
-    add("--vcpu", metavar="KIND", action="append", default=[], help="vCPU kind, e.g. sev-es; default: the test's own")
-    add("--host", choices=["tickless", "ticking"], help="default: the test's own, else tickless")
-    add("--rules", metavar="FILE", action="append", default=[], type=Path, help="rows for what the tree leaves open")
+    _add_tasks(parser)
     add("--dry", action="store_true", help="only list what the tree leaves open, as rows for --rules")
-    add("--option", metavar="NAME=VALUE", action="append", default=[], type=_option, help="a CONFIG_* or parameter")
-    add("--jobs", metavar="N", type=_at_least_one, default=1, help="processes (default 1)")
-    add("--max-states", metavar="N", type=_at_least_one, default=2_000_000, help="give up beyond (default 2,000,000)")
-    add("--no-cache", action="store_true", help="reuse and keep no results")
-    add("--timeout", metavar="S", type=_seconds, default=0.0, help="seconds for each test; 0: no limit (default)")
     add("--format", choices=FORMATS, default="text", help="default: text; docs/formats.md explains them")
     add("--bisect", action="store_true", help="exit status for git bisect run: 125 for what cannot be judged")
     add("--all", action="store_true", help="run every test anew, whatever is known, and tell each in full")
@@ -121,9 +127,36 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="leave known defects out of the output and of the exit status (default with --patch)",
     )
+    add("--diff", action="store_true", help="with --patch: what changes in behaviour, as `iretrace diff` tells it")
     add("--each", action="store_true", help="judge each patch of a series on top of those before it")
     add("--verbose", action="store_true", help="every assumption and statement, not only what tells")
     _add_color(parser)
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    """What to run, and how far."""
+    add = parser.add_argument
+    add("--test", metavar="NAME|FILE|DIR", action="append", default=[], help="default: every shipped test")
+    add("--vcpu", metavar="KIND", action="append", default=[], help="vCPU kind, e.g. sev-es; default: the test's own")
+    add("--host", choices=["tickless", "ticking"], help="default: the test's own, else tickless")
+    add("--rules", metavar="FILE", action="append", default=[], type=Path, help="rows for what the tree leaves open")
+    add("--option", metavar="NAME=VALUE", action="append", default=[], type=_option, help="a CONFIG_* or parameter")
+    add("--jobs", metavar="N", type=_at_least_one, default=1, help="processes (default 1)")
+    add("--max-states", metavar="N", type=_at_least_one, default=2_000_000, help="give up beyond (default 2,000,000)")
+    add("--no-cache", action="store_true", help="reuse and keep no results")
+    add("--timeout", metavar="S", type=_seconds, default=0.0, help="seconds for each test; 0: no limit (default)")
+
+
+def _add_diff(parser: argparse.ArgumentParser) -> None:
+    parser.description = DIFF
+    parser.epilog = "exit status: 0 no difference, 1 a difference, 2 bad usage or input, 3 not all could be compared"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("first", metavar="A", help="a tree as for check, or a revision of the built-in KVM, such as v6.1")
+    add("second", metavar="B", help="the same")
+    _add_tasks(parser)
+    add("--format", choices=("text", "json"), default="text", help="default: text")
+    add("--verbose", action="store_true", help="every step of the way to a difference")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from iretrace.cli.sources import BuiltinSource, Source, TreeSource
 from iretrace.cli.stored import Lookup, Stored, Used, key, same_of
 from iretrace.cli.workers import Work, results
 from iretrace.explore.graph import Limits
-from iretrace.litmus.corpus import source_text
+from iretrace.litmus.corpus import shipped, source_text
 from iretrace.litmus.grammar import VCPUS
 from iretrace.litmus.test import Test
 from iretrace.report.summary import Report
@@ -118,7 +119,7 @@ def verdicts(
     for number, new in _work(request, source, todo, found, failed, progress):
         found[number] = new
         if stored is not None:
-            stored.keep(names[number], new.result, new.read, new.used)
+            stored.keep(names[number], new.result, new.read, new.used, _told(source, todo[number]))
         progress(f"{len(found)} of {len(todo)} done")
     if stored is not None:
         stored.tidy()
@@ -143,6 +144,12 @@ def _reused(source: Source, names: Sequence[str], stored: Stored, progress: Call
         if kept is not None:
             found[number] = Found(kept.result, same=kept.same)
     return found
+
+
+def _told(source: Source, task: Task) -> tuple[str, str]:
+    """The text of a test, and the command that runs it."""
+    words = [*source.command(), "--test", task.test.name if task.test in shipped() else task.test.path]
+    return source_text(task.test), shlex.join([*words, "--vcpu", task.vcpu, "--host", task.host])
 
 
 def _failed(stored: Stored, name: str) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from iretrace.cli.sources import Patchable, Source
     from iretrace.cli.stored import Stored
     from iretrace.litmus.test import Test
+    from iretrace.report.differences import Differences
     from iretrace.report.summary import Report
     from iretrace.report.terminal import Look
 
@@ -116,6 +117,8 @@ def check(arguments: argparse.Namespace) -> int:
     from iretrace.cli.stored import Stored, cache_directory
 
     request = request_of(arguments)
+    if (arguments.diff or arguments.each) and not request.patches:
+        raise InputError("check: --diff and --each are about patches; give --patch, or see iretrace diff --help")
     stored = None if arguments.no_cache else Stored(cache_directory())
     with Progress(sys.stderr) as progress:
         source = source_of(request, progress)
@@ -134,12 +137,59 @@ def check_patches(arguments: argparse.Namespace, request: Request, tree: Patchab
 
     if arguments.dry:
         return dry(tree.patched(request.patches))
+    if arguments.diff:
+        return diff_patches(arguments, request, tree, stored)
     with Progress(sys.stderr) as progress:
         stages = review(request, tree, progress, stored, arguments.all, arguments.each)
     if stages[0].ran is None:
         return nothing_in_scope([remark for stage in stages for remark in stage.remarks], UNTOUCHED, arguments.format)
     new_only = not arguments.all if arguments.new_only is None else bool(arguments.new_only)
     return finish(compared(stages), arguments, request.tests, new_only)
+
+
+def diff_patches(arguments: argparse.Namespace, request: Request, tree: Patchable, stored: Stored | None) -> int:
+    """`iretrace check --patch --diff`."""
+    from iretrace.cli.diff import differences
+
+    with Progress(sys.stderr) as progress:
+        patched = tree.patched(request.patches)
+        about = patched.about_patches(progress)
+        if not about.in_scope:
+            return nothing_in_scope(about.remarks, UNTOUCHED, "")
+        names = (tree.name, patched.name)
+        found = differences(request, (tree, patched), names, progress, stored, about.remarks)
+    return show_differences(found, arguments)
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """`iretrace diff`."""
+    from iretrace.cli.diff import differences, source_named
+    from iretrace.cli.stored import Stored, cache_directory
+
+    arguments.tree, arguments.revision, arguments.patch = None, "", []
+    request = request_of(arguments)
+    stored = None if arguments.no_cache else Stored(cache_directory())
+    with Progress(sys.stderr) as progress:
+        first, second = (source_named(name, request, progress) for name in (arguments.first, arguments.second))
+        names = (f"{first.name} ({arguments.first})", f"{second.name} ({arguments.second})")
+        found = differences(request, (first, second), names, progress, stored)
+    return show_differences(found, arguments)
+
+
+def show_differences(found: Differences, arguments: argparse.Namespace) -> int:
+    """Write what differs; the exit status."""
+    from iretrace import __version__
+    from iretrace.report.differences import differences_json, differences_text
+
+    if not found.tests:
+        return nothing_in_scope((), "no test is about such a vCPU; iretrace tests lists what there is", "")
+    if arguments.format not in ("text", "json"):
+        raise InputError(f"--diff: there is no {arguments.format} of differences; write --format text or json")
+    as_text = arguments.format == "text"
+    write(differences_text(found, look_for(arguments)) if as_text else differences_json(found, __version__))
+    if any(test.parting or test.turned for test in found.tests):
+        return Status.COUNTEREXAMPLE
+    return Status.HOLDS if all(test.same for test in found.tests) else Status.UNDETERMINED
 
 
 def dry(source: Source) -> int:
@@ -178,7 +228,7 @@ def show(report: Report, arguments: argparse.Namespace, tests: Sequence[Test]) -
     if arguments.format == "text":
         from iretrace.report.text import check_report
 
-        write(check_report(report, look_for(arguments), arguments.all))
+        write(check_report(report, look_for(arguments), getattr(arguments, "all", True)))
         return
     write(FORMATS[arguments.format](report, tests))
     if arguments.format == "gcc":
@@ -194,6 +244,29 @@ def demo(arguments: argparse.Namespace) -> int:
     with Progress(sys.stderr) as progress:
         text = demonstrate(arguments.tree, look_for(arguments), progress)
     write(text)
+    return Status.HOLDS
+
+
+def show_kept(arguments: argparse.Namespace) -> int:
+    """`iretrace show`."""
+    from iretrace.cli.show import changelog_of, remembered
+    from iretrace.cli.stored import Stored, cache_directory
+    from iretrace.report.summary import Report
+
+    one = remembered(Stored(cache_directory()), arguments.id)
+    if arguments.format == "changelog":
+        write(changelog_of(one))
+        return Status.HOLDS
+    show(Report([one.result], kept=True), arguments, ())
+    return Status.HOLDS
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """`iretrace reproduce`."""
+    from iretrace.cli.show import remembered, reproducer
+    from iretrace.cli.stored import Stored, cache_directory
+
+    write(reproducer(remembered(Stored(cache_directory()), arguments.id), arguments.output))
     return Status.HOLDS
 
 
@@ -246,7 +319,17 @@ def run_on_kvm(arguments: argparse.Namespace) -> int:
     return Status.UNDETERMINED if unclear else Status.HOLDS
 
 
-COMMANDS = {"check": check, "run": run_on_kvm, "demo": demo, "tests": tests, "rules": rules, "revisions": revisions}
+COMMANDS = {
+    "check": check,
+    "diff": diff,
+    "show": show_kept,
+    "reproduce": reproduce,
+    "run": run_on_kvm,
+    "demo": demo,
+    "tests": tests,
+    "rules": rules,
+    "revisions": revisions,
+}
 
 
 def write(text: str) -> None:

@@ -84,7 +84,8 @@ def compared(stages: Sequence[Stage]) -> Report:
         reused += after.reused
         told = [_marked(old, new) for old, new in zip(marked, after.results, strict=True)]
         named = [replace(result, hypervisor=stage.name) for result in told]
-        same = [bool(one) and one == two for one, two in zip(before.same, after.same, strict=True)]
+        alike = stage.source.identity() == stages[0].source.identity()
+        same = [alike and one == two for one, two in zip(before.same, after.same, strict=True)]
         untouched += [new for new, is_same in zip(named, same, strict=True) if is_same and _open(new)]
         results += named
         remarks += _gone(stage.name, marked, told)

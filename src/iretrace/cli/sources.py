@@ -38,6 +38,10 @@ class Source(Protocol):
         """What its verdicts depend on, beside what `read_so_far` tells; a JSON value."""
         ...
 
+    def command(self) -> list[str]:
+        """The words of a command line that checks it."""
+        ...
+
     def read(self) -> None:
         """Read what every vCPU kind needs; before `open`."""
         ...
@@ -101,6 +105,7 @@ class TreeSource:
         from iretrace.linux.tree import open_tree, with_patches
 
         self._path = path
+        self._patches = patches
         self._rules = rules
         self._options = {name: integer(name, value) for name, value in (options or {}).items()}
         self.tree: Tree = unpatched.tree if unpatched else open_tree(path, (), progress)
@@ -128,6 +133,14 @@ class TreeSource:
         """The version, rules and options."""
         rules = [(str(path), path.read_text("utf-8", errors="replace")) for path in self._rules if path.is_file()]
         return ["tree", self.tree.version, rules, self._options]
+
+    def command(self) -> list[str]:
+        """Tree, patches (each file once, by its name), rules and options."""
+        files = dict.fromkeys(name.partition(": ")[0].replace("<stdin>", "-") for name, _ in self._patches)
+        words = ["iretrace", "check", str(self._path)]
+        for switch, values in (("--patch", files), ("--rules", self._rules)):
+            words += [word for value in values for word in (switch, str(value))]
+        return words + [word for name, value in self._options.items() for word in ("--option", f"{name}={value}")]
 
     def read(self) -> None:
         """Index the tree, once."""
@@ -207,6 +220,11 @@ class BuiltinSource:
     def identity(self) -> Any:
         """Revision and options; its code is part of Iretrace."""
         return ["built-in", self._revision.name, self._options]
+
+    def command(self) -> list[str]:
+        """Revision and options."""
+        options = [word for name, value in self._options.items() for word in ("--option", f"{name}={value}")]
+        return ["iretrace", "check", "--revision", self._revision.name, *options]
 
     def read(self) -> None:
         """Nothing: it is Python."""

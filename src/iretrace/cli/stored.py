@@ -85,6 +85,14 @@ class Kept(NamedTuple):
     same: str
 
 
+class Remembered(NamedTuple):
+    """A result that was kept, the text of its litmus test, and the command that finds it again."""
+
+    result: Result
+    litmus: str
+    command: str
+
+
 class Stored:
     """The results in a directory, which need not exist. Nothing here ever fails: at worst nothing is kept.
 
@@ -95,25 +103,52 @@ class Stored:
         self._directory = directory
         self._entries: dict[str, Any] = {}
         self._listing: dict[str, list[str]] | None = None
+        self._by_time: list[str] = []
 
-    def by_id(self, start: str) -> list[Result]:
+    def by_id(self, start: str) -> list[Remembered]:
         """The results whose id begins so, each once, the newest first."""
-        found: dict[str, Result] = {}
-        for names in self._names().values():
-            for name in names:
-                identity = name.rpartition("-")[2]
-                if identity.startswith(start) and identity not in found:
-                    with suppress(*UNREADABLE):
-                        found[identity] = read_as(Result, self._entry(name)["result"])
+        found: dict[str, Remembered] = {}
+        for file in self._files():
+            identity = file.rpartition("-")[2]
+            if identity.startswith(start) and identity not in found:
+                with suppress(*UNREADABLE):
+                    found[identity] = self._remembered(file)
         return list(found.values())
+
+    def by_test(self, test: str) -> list[Remembered]:
+        """The newest result of a test of this name, those that are no pass first; none or one."""
+        found: list[Remembered] = []
+        for file in self._files():
+            with suppress(*UNREADABLE):
+                if self._read(file)["result"]["test"] == test:
+                    found.append(self._remembered(file))
+        return sorted(found, key=lambda one: one.result.verdict is Verdict.HOLDS)[:1]
+
+    def _remembered(self, file: str) -> Remembered:
+        entry = self._entry(file)
+        told = (read_as(str, entry[name]) for name in ("litmus", "command"))
+        return Remembered(read_as(Result, entry["result"]), *told)
+
+    def _files(self) -> list[str]:
+        """The files of all results, the newest first."""
+        self._names()
+        return self._by_time
 
     def newest(self, name: str) -> Result | None:
         """The newest result of that name, of whatever tree."""
         kept = self.first(name, lambda entry: Kept(read_as(Result, entry["result"]), ""))
         return kept.result if kept else None
 
-    def keep(self, name: str, result: Result, digests: Mapping[str, str], used: Sequence[Used] = ()) -> None:
-        """Keep a result that was reached by reading and using this. used: in parts, that others may share."""
+    def keep(
+        self,
+        name: str,
+        result: Result,
+        digests: Mapping[str, str],
+        used: Sequence[Used] = (),
+        told: tuple[str, str] = ("", ""),
+    ) -> None:
+        """Keep a result that was reached by reading and using this. used: in parts, that others may share. told: the
+        test's text, and the command that finds the result again."""
         if not keeps(result):
             return
         try:
@@ -121,6 +156,7 @@ class Stored:
             read = self._share(dict(digests))
             parts = [self._share(part) for part in used if part]
             entry = {"read": read, "uses": parts, "same": same_of(used), "result": asdict(result)}
+            entry |= {"litmus": told[0], "command": told[1]}
             self._write(f"{name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
             self._listing = None
         except OSError:
@@ -162,8 +198,9 @@ class Stored:
             self._listing = {}
             with suppress(OSError), os.scandir(self._directory) as entries:
                 found = [(entry.stat().st_mtime, entry.name) for entry in entries if entry.name.count("-") == 2]
-                for _, file in sorted(found, reverse=True):
-                    self._listing.setdefault(file.partition("-")[0], []).append(file.removesuffix(".json"))
+                self._by_time = [file.removesuffix(".json") for _, file in sorted(found, reverse=True)]
+                for file in self._by_time:
+                    self._listing.setdefault(file.partition("-")[0], []).append(file)
         return self._listing
 
     def _entry(self, file: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from iretrace.report.summary import Report, assumptions, counts, statements
+from iretrace.report.summary import Report, assumptions, counts, result_id, statements
 from iretrace.verdict import CLine, Ledger, Result, Step, Trace
 
 SCHEMA = "iretrace/1"
@@ -38,12 +38,14 @@ def document(report: Report, version: str) -> dict[str, Any]:
             for name, results in report.by_hypervisor().items()
         ],
         "remarks": list(report.remarks),
-        "results": [_result(result) for result in report.results],
+        "results": [as_result(result) for result in report.results],
     }
 
 
-def _result(result: Result) -> dict[str, Any]:
+def as_result(result: Result) -> dict[str, Any]:
+    """One result."""
     return {
+        "id": result_id(result),
         "test": result.test,
         "vcpu": result.vcpu,
         "host": result.host,
@@ -65,12 +67,13 @@ def _trace(trace: Trace) -> dict[str, Any]:
     return {
         "cause": trace.cause,
         "cited": None if trace.cited is None else _line(trace.cited),
-        "stem": [_step(step) for step in trace.stem],
-        "loop": [_step(step) for step in trace.loop],
+        "stem": [as_step(step) for step in trace.stem],
+        "loop": [as_step(step) for step in trace.loop],
     }
 
 
-def _step(step: Step) -> dict[str, Any]:
+def as_step(step: Step) -> dict[str, Any]:
+    """One step of a trace."""
     in_tree = isinstance(step.where, CLine)
     return {
         "actor": step.actor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iretrace.report.steps import step_table
-from iretrace.report.summary import Report, assumptions, executed, reuse, summary
+from iretrace.report.summary import Report, assumptions, executed, result_id, reuse, summary
 from iretrace.report.terminal import GREEN, RED, WIDTH, YELLOW, Look, shorten, wrap
 from iretrace.verdict import Assumption, Result, Verdict
 
@@ -36,7 +36,7 @@ def check_report(report: Report, look: Look | None = None, detail: bool = False)
     look = look or Look()
     lines: list[str] = []
     for results in report.by_hypervisor().values():
-        lines += hypervisor_report(results, look, detail)
+        lines += hypervisor_report(results, look, detail, report.kept)
         lines.append("")
     for remark in report.remarks:
         lines += wrap(look.clean(remark), rest="    ")
@@ -44,7 +44,7 @@ def check_report(report: Report, look: Look | None = None, detail: bool = False)
     return "\n".join(lines) + "\n"
 
 
-def hypervisor_report(results: Sequence[Result], look: Look, detail: bool = False) -> list[str]:
+def hypervisor_report(results: Sequence[Result], look: Look, detail: bool = False, kept: bool = False) -> list[str]:
     """The lines about one hypervisor: table, counterexamples, what is open, ledger.
 
     Of results that show the same known defect the first one stands for all, unless detail is wanted."""
@@ -53,7 +53,7 @@ def hypervisor_report(results: Sequence[Result], look: Look, detail: bool = Fals
     alike = 0
     for result in results:
         if detail or result.notes or (result.verdict is not Verdict.HOLDS and result.known not in told):
-            lines += ["", *result_block(result, look)]
+            lines += ["", *result_block(result, look, kept)]
             told.update({result.known} - {""})
         else:
             alike += result.verdict is Verdict.VIOLATED
@@ -100,9 +100,12 @@ def _extent(result: Result) -> str:
     return f"known: {result.known}; {exhausted}" if result.known else exhausted
 
 
-def result_block(result: Result, look: Look) -> list[str]:
-    """The lines about one result that does not simply hold: what was seen, the steps, why, and what to do."""
-    lines = wrap(f"Test {look.clean(result.test)}", rest="    ")
+def result_block(result: Result, look: Look, kept: bool = False) -> list[str]:
+    """The lines about one result that does not simply hold: what was seen, the steps, why, and what to do.
+
+    kept: whether it can be asked for by its id."""
+    named = f", kept as {result_id(result)} (iretrace show, iretrace reproduce)" if kept else ""
+    lines = wrap(f"Test {look.clean(result.test)}{named}", rest="    ")
     lines += wrap(
         look.clean(f"{result.hypervisor}, vcpu {result.vcpu}, host {result.host}: {_word(result)}"), rest="    "
     )

@@ -1,0 +1,113 @@
+"""`iretrace show` and `iretrace reproduce`: results of earlier checks, told again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from iretrace.cli.main import main
+from iretrace.litmus.corpus import select, source_text
+
+TEST = "nmi-complete-then-spin"
+PLAIN = "iret-faults"
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def checked(capsys: pytest.CaptureFixture[str], test: str) -> str:
+    """The id of a violation that a check of the built-in KVM has printed."""
+    assert main(["check", "--revision", "v6.1", "--test", test]) == 1
+    found = re.search(r"kept as ([0-9a-f]{10})", capsys.readouterr().out)
+    assert found is not None
+    return found[1]
+
+
+def test_a_result_is_shown_again_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    identity = checked(capsys, TEST)
+    (result,) = json.loads(told(capsys, "show", identity, "--format", "json"))["results"]
+    assert (result["id"], result["test"], result["known"]) == (identity, TEST, "nmi-complete-defers-unmasking")
+    assert "for ever" in told(capsys, "show", identity[:5])
+
+
+def test_nothing_is_run_to_show_a_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity = checked(capsys, TEST)
+    monkeypatch.setattr("iretrace.cli.driver.check", None)
+    assert identity in told(capsys, "show", TEST)
+
+
+@pytest.mark.parametrize("wanted", ["0123456789", "no-such-test", "../../etc/passwd", "", "\x1b[2J"])
+def test_a_result_that_there_is_not_is_one_line(wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", wanted]) == 2
+    error = capsys.readouterr().err
+    assert "no such result is kept" in error
+    assert error.count("\n") == 1
+    assert "\x1b" not in error
+
+
+def test_a_changelog_has_functions_numbered_steps_manuals_by_title_and_a_reproducer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = told(capsys, "show", checked(capsys, TEST), "--format", "changelog")
+    assert text.startswith("Fix a defect in which an NMI that the processor would deliver never comes")
+    assert re.search(r"^  1\. KVM: ", text, re.MULTILINE)
+    assert "svm_nmi_blocked()" in text
+    assert "AMD's APM volume 2, \"System Programming\": " in " ".join(text.split())
+    assert f"iretrace check --revision v6.1 --test {TEST} --vcpu sev-es --host tickless\n" in text
+    assert all(len(line) <= 75 for line in text.splitlines() if not line.startswith("  iretrace"))
+
+
+def test_a_changelog_is_for_a_defect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--test", TEST]) == 0
+    assert main(["show", TEST, "--format", "changelog"]) == 2
+    assert "this result shows none" in capsys.readouterr().err
+
+
+def test_the_litmus_file_is_the_one_that_was_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "reproduce", checked(capsys, TEST))
+    (test,) = select([TEST])
+    assert text.endswith(source_text(test).rstrip() + "\n")
+
+
+def test_what_reproduce_writes_shows_the_defect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "reproduce", checked(capsys, TEST), "--output", str(tmp_path / "out"))
+    assert "no C program: for sev-es, which needs an AMD host" in text
+    script = (tmp_path / "out" / f"{TEST}.sh").read_text()
+    command = script.splitlines()[-1].replace(f"{TEST}.litmus", str(tmp_path / "out" / f"{TEST}.litmus"))
+    assert main([*command.split()[1:], "--no-cache"]) == 1
+
+
+def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = checked(capsys, TEST)
+    (tmp_path / f"{TEST}.litmus").write_text("mine")
+    assert main(["reproduce", identity, "--output", str(tmp_path)]) == 2
+    assert (tmp_path / f"{TEST}.litmus").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_the_c_program_builds_without_a_warning_and_speaks_ktap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc not found")
+    told(capsys, "reproduce", checked(capsys, PLAIN), "--output", str(tmp_path))
+    built = tmp_path / "program"
+    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", str(built), f"{tmp_path}/{PLAIN}.c"]
+    subprocess.run(command, check=True)
+    done = subprocess.run([str(built)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.startswith("TAP version 13\n1..")
+    assert done.returncode in (0, 1, 4), done.stdout
