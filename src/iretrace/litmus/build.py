@@ -278,7 +278,7 @@ class _Builder:
     def arrival(self, coming: Coming) -> Arrival:
         """An arrival with its label resolved. An event for the guest needs a handler, or df:."""
         event = coming.event
-        if event.text in HANDLED_EVENTS and event.text not in self.starts and "df" not in self.starts:
+        if event.text in HANDLED_EVENTS and not {event.text, "np", "df"} & self.starts.keys():
             what = f"there is no section '{event.text}:' to handle it; write one that ends in iretq"
             self.source.fail_at(event, what)
         at = self.resolve(coming.label) if coming.label is not None else -1

@@ -21,7 +21,7 @@ from iretrace.machine.vmcb import SVM_EXIT_CPUID
 VCPUS = ("plain", "vnmi", "sev-es", "sev-es-vnmi", "sev-es-debugswap")
 """The vCPU kinds of the language."""
 
-SUPPORTED_VCPUS = ("sev-es", "plain")
+SUPPORTED_VCPUS = ("sev-es", "sev-es-debugswap", "plain")
 """The vCPU kinds that can be checked so far."""
 
 ENCRYPTED_VCPUS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap")

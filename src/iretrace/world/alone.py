@@ -10,6 +10,7 @@ from iretrace.explore.graph import Edge, Kind, Limits, explore
 from iretrace.litmus.test import Test
 from iretrace.machine.cpu import SEEN_MARK
 from iretrace.verdict import Outcome
+from iretrace.world.protocol import PROCESSOR
 from iretrace.world.reference import PatientReference, Ref
 
 MAX_MARKS = 16
@@ -30,7 +31,8 @@ class Alone:
 
     def __init__(self, test: Test, vcpu: str, knobs: int = 0) -> None:
         self.test = test
-        self.reference = PatientReference(test, vcpu, knobs)
+        processor = PROCESSOR._replace(nested_data_bp=vcpu != "sev-es-debugswap")  # DebugSwap goes with NoNestedDataBp
+        self.reference = PatientReference(test, vcpu, knobs, processor)
 
     def initial(self) -> Edge:
         """Main begins; nothing has arrived."""

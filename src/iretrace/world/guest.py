@@ -27,7 +27,7 @@ STACK_PAGES = {"main": PAGE_MAIN, "nmi": PAGE_NMI, "vc": PAGE_VC, "df": PAGE_DF,
 VECTOR_PAGES = {litmus.VECTORS[name]: page for name, page in STACK_PAGES.items() if name in litmus.VECTORS}
 
 
-def make_machine(test: Test, vcpu: str, knobs: int, nested_data_bp: bool = False) -> Machine:
+def make_machine(test: Test, vcpu: str, knobs: int, nested_data_bp: bool = True) -> Machine:
     """The constants of a run of this test on this vCPU kind, with these values of the disputed rules."""
     ops = [int(instruction.op) for instruction in test.code]
     args = [instruction.arg for instruction in test.code]

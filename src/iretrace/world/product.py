@@ -58,7 +58,7 @@ class Product:
         self.hypervisor = hypervisor
         self.ticking = host == "ticking"
         self.vcpu = Vcpu(test, vcpu, hypervisor, knobs)
-        self.reference = PatientReference(test, vcpu, knobs, hypervisor.processor.nested_data_bp)
+        self.reference = PatientReference(test, vcpu, knobs, hypervisor.processor)
         self.monitor: Monitor[Ref] = Monitor(self.reference)
         self.longest = max((len(clause.marks) for clause in test.clauses), default=-1) + 1
         self._placed = tuple((n, arrival.at) for n, arrival in enumerate(test.outside) if arrival.at >= 0)

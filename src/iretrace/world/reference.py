@@ -37,6 +37,7 @@ from iretrace.machine.cpu import (
     CODE_SIZE,
     DR6_B_MASK,
     DR6_BS,
+    DR7_ENABLE,
     KNOB_STEP_CLEARS_B,
     OP_FROM_DR,
     OP_HLT,
@@ -55,6 +56,7 @@ from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import pack, unpack
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
+from iretrace.world.protocol import PROCESSOR, Processor
 
 Ref = tuple[int, int, int, bool]
 """(Cpu by number, in transit with the sender still at it, NMIs in transit with the sender done, interrupt begun)."""
@@ -132,8 +134,9 @@ class Known:
 class PatientReference:
     """The reference machine of a test, for explore.monitor.Monitor."""
 
-    def __init__(self, test: Test, vcpu: str, knobs: int, nested_data_bp: bool = False) -> None:
-        self.machine = make_machine(test, vcpu, knobs & ~(1 << KNOB_STEP_CLEARS_B), nested_data_bp)
+    def __init__(self, test: Test, vcpu: str, knobs: int, processor: Processor = PROCESSOR) -> None:
+        self.machine = make_machine(test, vcpu, knobs & ~(1 << KNOB_STEP_CLEARS_B), processor.nested_data_bp)
+        self._host_breakpoints = processor.host_debug.dr7 & DR7_ENABLE != 0
         self._kinds = [arrival.kind for arrival in test.outside]
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
@@ -323,8 +326,11 @@ class PatientReference:
         op, arg = self.machine.ops[cpu.rip], self.machine.args[cpu.rip]
         if cpu.rflags & X86_EFLAGS_TF and op in AUTOMATIC_EXITS:
             self.without_contract = "a single step over an automatic exit has no contract"
-        if op == OP_FROM_DR and arg < 4 and not cpu.debug_swap:
-            self.without_contract = f"DR{arg} of an SEV-ES guest without DebugSwap has no contract: nobody swaps it"
+        if op == OP_FROM_DR and arg < 4 and not cpu.debug_swap and self._host_breakpoints:
+            what = (
+                f"DR{arg} of an SEV-ES guest without DebugSwap has no contract: the host uses it as well"
+            )
+            self.without_contract = what
 
     def _after(self, cpu: Cpu) -> Move:
         shown = observation(cpu)
