@@ -31,7 +31,7 @@ nmi:
     iretq
 """
 
-TESTS = ("two-nmis-at-once", "nmi-and-irq", "hlt-in-nmi-for-ever", "iret-sets-tf")
+TESTS = ("two-nmis-at-once", "nmi-and-signal", "nmi-and-irq", "hlt-in-nmi-for-ever", "iret-sets-tf")
 
 
 @pytest.fixture(scope="module")

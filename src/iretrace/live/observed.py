@@ -135,8 +135,9 @@ def _after(test: Test, text: str, shown_with: list[int]) -> tuple[int, ...]:
     for number, arrival in enumerate(test.outside):
         if arrival.at < 0:
             alike.setdefault((arrival.kind, arrival.promised), []).append(number)
-    for numbers in alike.values():
-        shown = [NEVER if counts[n] < 0 else max(shown_with[: counts[n]], default=0) for n in numbers]
+    for (_, promised), numbers in alike.items():
+        absent = 0 if promised else NEVER  # what is promised and has nobody to send it, as a signal without a VMM
+        shown = [absent if counts[n] < 0 else max(shown_with[: counts[n]], default=0) for n in numbers]
         for number, events in zip(numbers, sorted(shown), strict=True):
             after[number] = events
     return tuple(after)
