@@ -183,7 +183,7 @@ def test_a_trace_cites_our_own_source(kvm: BuiltinHypervisor) -> None:
 
 
 KVM_FILES = (
-    "exceptions", "kvm_host", "kvm_main", "lapic", "senders", "sev", "svm", "svm_exits", "x86", "x86_run",
+    "debug", "exceptions", "kvm_host", "kvm_main", "lapic", "senders", "sev", "svm", "svm_exits", "x86", "x86_run",
 )  # fmt: skip
 
 
@@ -235,7 +235,8 @@ def test_the_name_says_which_revision() -> None:
     ("revision", "kind", "options", "message"),
     [
         ("v5.0", "plain", {}, "no such revision"),
-        ("v6.1", "vnmi", {}, "runs the kinds sev-es and plain"),
+        ("v6.1", "vnmi", {}, "runs the kinds sev-es and sev-es-debugswap and plain"),
+        ("v6.1", "sev-es-debugswap", {}, "DebugSwap since v6.10"),
         ("v6.1", "plain", {"avic": 1}, "known are vgif, nrips"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from iretrace.kvm.debug import kvm_skip_emulated_instruction
 from iretrace.kvm.exceptions import BP_VECTOR, DB_VECTOR, DR6_ACTIVE_LOW, DR6_BS, UD_VECTOR, VC_VECTOR
 from iretrace.kvm.kvm_host import (
     AGAIN,
@@ -39,7 +40,6 @@ from iretrace.kvm.svm_exits import SVM_EXIT_EFER_WRITE_TRAP, svm_invoke_exit_han
 from iretrace.kvm.x86 import (
     kvm_check_and_inject_events,
     kvm_emulate_halt,
-    kvm_skip_emulated_instruction,
     kvm_vcpu_has_events,
     process_nmi,
 )
@@ -241,7 +241,7 @@ def test_an_injected_event_ends_the_step_and_forces_an_exit() -> None:
     vcpu = make_vcpu()
     svm_enable_nmi_window(vcpu)
     svm_inject_nmi(vcpu)
-    svm_vcpu_run(vcpu, False)
+    svm_vcpu_run(vcpu, False, False)
     assert not vcpu.svm.nmi_singlestep
     assert not vcpu.svm.vmcb.rflags & X86_EFLAGS_TF
     assert vcpu.thread.ipi
@@ -250,7 +250,7 @@ def test_an_injected_event_ends_the_step_and_forces_an_exit() -> None:
 def test_a_step_without_an_event_goes_on() -> None:
     vcpu = make_vcpu()
     svm_enable_nmi_window(vcpu)
-    svm_vcpu_run(vcpu, False)
+    svm_vcpu_run(vcpu, False, False)
     assert vcpu.svm.vmcb.rflags & X86_EFLAGS_TF
     assert not vcpu.thread.ipi
 

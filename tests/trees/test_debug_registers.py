@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.linux.hypervisor import TreeHypervisor
 from iretrace.linux.tree import NothingInScope, open_tree
 from iretrace.machine.ghcb import Ghcb
@@ -15,6 +16,8 @@ from iretrace.subset import unpack
 from iretrace.world.protocol import HOST_DEBUG, NO_SENDER, Cause, Debug, GuestDebug, Pause, PauseKind
 
 pytestmark = pytest.mark.trees
+
+Kvm = TreeHypervisor | BuiltinHypervisor
 
 SERIES = ("tree_6_1", "tree_6_12", "tree_7_3")
 SVM_EXIT_WRITE_DR0 = 0x30
@@ -39,7 +42,7 @@ def hypervisor(request: pytest.FixtureRequest, series: str, vcpu: str) -> TreeHy
     return _read(root, vcpu)
 
 
-def exits(kvm: TreeHypervisor, pause: Pause, code: int, debug: Debug, **fields: int) -> Pause:
+def exits(kvm: Kvm, pause: Pause, code: int, debug: Debug, **fields: int) -> Pause:
     """The guest leaves with an exit code, and these registers in the CPU."""
     vmcb = unpack(Vmcb, pause.vmcb)
     vmcb.exit_code = code
@@ -50,7 +53,7 @@ def exits(kvm: TreeHypervisor, pause: Pause, code: int, debug: Debug, **fields: 
     return after
 
 
-def in_userspace(kvm: TreeHypervisor) -> Pause:
+def in_userspace(kvm: Kvm) -> Pause:
     """KVM_RUN has returned because of a signal."""
     start = kvm.start()
     private, sender = start.private, kvm.sender("signal")
@@ -64,12 +67,12 @@ def in_userspace(kvm: TreeHypervisor) -> Pause:
     return after
 
 
-def debugged(kvm: TreeHypervisor, at: Pause, wanted: GuestDebug) -> Pause:
+def debugged(kvm: Kvm, at: Pause, wanted: GuestDebug) -> Pause:
     """KVM_SET_GUEST_DEBUG."""
     return kvm.set_guest_debug(at.private, unpack(Vmcb, at.vmcb), unpack(Ghcb, at.ghcb), wanted, at.debug)
 
 
-def runs_again(kvm: TreeHypervisor, at: Pause) -> Pause:
+def runs_again(kvm: Kvm, at: Pause) -> Pause:
     return kvm.step(at.private, unpack(Vmcb, at.vmcb), unpack(Ghcb, at.ghcb), Cause.RERUN, (), (), at.debug)
 
 
@@ -150,3 +153,79 @@ def test_allowed_sev_features_hold_the_guest_to_what_the_vmm_asked_for(tree_7_3:
     for vcpu, features in (("sev-es", 0), ("sev-es-debugswap", 0x20)):
         start = TreeHypervisor(open_tree(tree_7_3), options=options, vcpu=vcpu).start()
         assert unpack(Vmcb, start.vmcb).allowed_sev_features == 1 << 63 | features
+
+
+# The built-in KVM does the same. -------------------------------------------------------------------------------------
+
+REVISIONS = {"tree_6_1": "v6.1", "tree_6_12": "v6.12", "tree_7_3": "v7.3"}
+BREAKPOINTS = GuestDebug(1 | 0x20000, (3, 4, 0, 0), 0x40A)
+SVM_EXIT_READ_DR7, SVM_EXIT_WRITE_DR6 = 0x27, 0x36
+SVM_EXIT_CPUID, SVM_EXIT_HLT = 0x72, 0x78
+EXITS: tuple[tuple[int, dict[str, int]], ...] = (
+    (SVM_EXIT_EXCP_BASE + 1, {"dr6": 0xFFFF4FF1}),
+    (SVM_EXIT_WRITE_DR0, {"rax": 0x55}),
+    (SVM_EXIT_WRITE_DR6, {"rax": 0x1_0000_0000}),
+    (SVM_EXIT_READ_DR7, {}),
+    (SVM_EXIT_CPUID, {"rax": 0}),
+    (SVM_EXIT_CPUID, {"rflags": 0x102}),
+    (SVM_EXIT_HLT, {"rflags": 0x302}),
+    (SVM_EXIT_INTR, {"dr7": 0x2402, "dr6": 0xFFFF0FF1}),
+)
+"""Exit codes, and what else the guest leaves with."""
+
+
+def after_each(kvm: Kvm, entered: Pause) -> list[Pause]:
+    """What KVM does about every exit, and about every other one behind a first access of a debug register."""
+    given = exits(kvm, entered, SVM_EXIT_WRITE_DR0, entered.debug, rip=7, next_rip=8, rax=3)
+    pauses = [given]
+    for start in (entered, given) if given.kind == PauseKind.ENTER else (entered,):
+        for code, fields in EXITS:
+            registers = GUESTS if start is given else entered.debug._replace(dr7=0x400)
+            pauses.append(exits(kvm, start, code, registers, rip=7, next_rip=8, **fields))
+    return pauses
+
+
+def told(kvm: Kvm, pause: Pause) -> object:
+    """What both sides must agree about, at a hand-over."""
+    vmcb = unpack(Vmcb, pause.vmcb)
+    fields = ("intercept_dr", "intercept_exception", "event_inj", "event_inj_err", "dr6", "dr7", "rflags", "rip", "rax")
+    entered = pause.kind == PauseKind.ENTER
+    view = kvm.view(pause.private)
+    return (
+        pause.kind,
+        pause.exit_reason,
+        pause.unmodelled,
+        [(name, hex(getattr(vmcb, name))) for name in fields if entered],
+        pause.debug,
+        pause.host_area,
+        pause.host,
+        (view.guest_debug, view.switch_db_regs, view.dr6_active, view.exception_pending),
+    )
+
+
+@pytest.mark.parametrize("series", SERIES)
+@pytest.mark.parametrize("wanted", [GuestDebug(0), SINGLE_STEP, BREAKPOINTS, GuestDebug(3 | 0x20000, (9, 0, 0, 0), 1)])
+def test_the_builtin_kvm_has_the_same_debug_registers(
+    request: pytest.FixtureRequest, series: str, wanted: GuestDebug
+) -> None:
+    both: list[list[object]] = []
+    for kvm in (hypervisor(request, series, "plain"), BuiltinHypervisor(REVISIONS[series], "plain")):
+        attached = debugged(kvm, in_userspace(kvm), wanted)
+        entered = runs_again(kvm, attached)
+        pauses = [attached, entered, *after_each(kvm, entered)]
+        pauses += [debugged(kvm, pause, GuestDebug(0)) for pause in pauses if pause.kind == PauseKind.USERSPACE]
+        both.append([told(kvm, pause) for pause in pauses])
+    for mine, theirs in zip(*both, strict=True):
+        assert mine == theirs
+
+
+@pytest.mark.parametrize("series", SERIES[1:])
+def test_the_builtin_kvm_prepares_the_host_save_area_alike(request: pytest.FixtureRequest, series: str) -> None:
+    tree, builtin = (
+        kvm.start()
+        for kvm in (
+            hypervisor(request, series, "sev-es-debugswap"),
+            BuiltinHypervisor(REVISIONS[series], "sev-es-debugswap"),
+        )
+    )
+    assert (tree.debug, tree.host_area, tree.sev_features) == (builtin.debug, builtin.host_area, builtin.sev_features)

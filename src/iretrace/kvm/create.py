@@ -146,8 +146,11 @@ def sev_es_init_vmcb(vcpu: Vcpu) -> None:
     svm_set_intercept(svm, TRAP_CR4_WRITE)
     svm_set_intercept(svm, TRAP_CR8_WRITE)
     svm.vmcb.intercept_dr = 0
-    svm_set_intercept(svm, INTERCEPT_DR7_READ)
-    svm_set_intercept(svm, INTERCEPT_DR7_WRITE)
+    if vcpu.kvm.debug_swap:
+        svm_clr_intercept(svm, INTERCEPT_EXCEPTIONS + DB_VECTOR)  # KVM allows DebugSwap only where #DB comes to an end
+    else:
+        svm_set_intercept(svm, INTERCEPT_DR7_READ)
+        svm_set_intercept(svm, INTERCEPT_DR7_WRITE)
     svm_clr_intercept(svm, INTERCEPT_XSETBV)
 
 
@@ -159,6 +162,7 @@ def kvm_arch_vcpu_create(vcpu: Vcpu) -> None:
     vcpu.dr6 = DR6_ACTIVE_LOW
     vmcb.rflags = RESET_RFLAGS
     vmcb.dr7 = RESET_DR7
+    vcpu.debug.dr7 = RESET_DR7
     svm_set_efer(vcpu, LONG_MODE_EFER)
     if vcpu.kvm.sev_es:
         sev_es_init_vmcb(vcpu)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from iretrace.kvm.kvm_host import KVM_REQ_EVENT, NOT_MODELLED_EXCEPTIONS, Vcpu, kvm_make_request, not_modelled
+from iretrace.kvm.differences import SINCE_PAYLOAD_COMES_WITH_INJECTION
+from iretrace.kvm.kvm_host import KVM_REQ_EVENT, NOT_MODELLED_EXCEPTIONS, Vcpu, kvm_make_request, not_modelled, since
 from iretrace.subset import u1, u8, u32, u64, wrap64
 
 DB_VECTOR = 1
@@ -11,6 +12,7 @@ BP_VECTOR = 3
 OF_VECTOR = 4
 UD_VECTOR = 6
 DF_VECTOR = 8
+GP_VECTOR = 13
 AC_VECTOR = 17
 MC_VECTOR = 18
 VC_VECTOR = 29
@@ -42,18 +44,32 @@ def kvm_clear_exception_queue(vcpu: Vcpu) -> None:
     vcpu.exception_injected = 0
 
 
-def kvm_queue_exception_p(vcpu: Vcpu, vector: u8, has_payload: u1, payload: u64) -> None:
-    """Queue an exception that the guest has caused. A #DB's payload are the bits that it sets in DR6."""
+def kvm_multiple_exception(
+    vcpu: Vcpu, vector: u8, has_error_code: u1, error_code: u32, has_payload: u1, payload: u64
+) -> None:
+    """Queue an exception that the guest has caused."""
     kvm_make_request(KVM_REQ_EVENT, vcpu)
     if vcpu.exception_pending or vcpu.exception_injected:
         not_modelled(vcpu, NOT_MODELLED_EXCEPTIONS)
         return
     vcpu.exception_pending = 1
     vcpu.exception_vector = vector
-    vcpu.exception_has_error_code = 0
-    vcpu.exception_error_code = 0
+    vcpu.exception_has_error_code = has_error_code
+    vcpu.exception_error_code = error_code
     vcpu.exception_has_payload = has_payload
     vcpu.exception_payload = payload
+    if not since(vcpu, SINCE_PAYLOAD_COMES_WITH_INJECTION):
+        kvm_deliver_exception_payload(vcpu)
+
+
+def kvm_queue_exception_p(vcpu: Vcpu, vector: u8, has_payload: u1, payload: u64) -> None:
+    """Queue an exception without error code. A #DB's payload are the bits that it sets in DR6."""
+    kvm_multiple_exception(vcpu, vector, 0, 0, has_payload, payload)
+
+
+def kvm_inject_gp(vcpu: Vcpu, error_code: u32) -> None:
+    """Queue #GP."""
+    kvm_multiple_exception(vcpu, GP_VECTOR, 1, error_code, 0, 0)
 
 
 def kvm_queue_exception(vcpu: Vcpu, vector: u8) -> None:

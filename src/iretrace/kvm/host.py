@@ -17,10 +17,11 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_NMI,
     SET,
     WRITE,
+    DebugRegisters,
     Thread,
     Vcpu,
 )
-from iretrace.world.protocol import NO_SENDER, Landing, SenderState
+from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, SenderState
 
 NEVER = 1 << 62
 
@@ -65,6 +66,17 @@ STEPS: dict[str, tuple[SenderStep, ...]] = {
 """What each kind of event takes."""
 
 
+def registers_of(debug: Debug) -> DebugRegisters:
+    """Debug registers as our KVM has them."""
+    return DebugRegisters(list(debug.dr), list(debug.masks), debug.dr7)
+
+
+def debug_of(registers: DebugRegisters) -> Debug:
+    """Debug registers as the protocol has them."""
+    dr, mask = registers.dr, registers.mask
+    return Debug((dr[0], dr[1], dr[2], dr[3]), (mask[0], mask[1], mask[2], mask[3]), registers.dr7)
+
+
 def send(vcpu: Vcpu, sender: Sender) -> tuple[SenderState, bool]:
     """One step of a sender: what it still has to do, and whether it has sent an IPI."""
     done = STEPS[sender.kind][sender.at].run(vcpu)
@@ -81,13 +93,19 @@ class HostRun(Thread):
     """The vCPU thread during a host step. Shared accesses are counted; before the k-th one the schedule lets senders
     take their steps, and behind the schedule's last landing it is noted where a further one could matter.
 
-    reduce: note only such landings; False: note every one (for tests of that claim).
+    reduce: note only such landings; False: note every one (for tests of that claim). cpu: the debug registers that the
+    CPU has.
     """
 
     def __init__(
-        self, vcpu: Vcpu, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...], reduce: bool
+        self,
+        vcpu: Vcpu,
+        senders: tuple[SenderState, ...],
+        schedule: tuple[Landing, ...],
+        reduce: bool,
+        cpu: Debug = NO_HOST_DEBUG,
     ) -> None:
-        super().__init__()
+        super().__init__(registers_of(cpu), registers_of(NO_HOST_DEBUG), registers_of(NO_HOST_DEBUG))
         self.vcpu = vcpu
         self.senders = list(senders)
         self.log: list[tuple[str, int]] = []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from iretrace.kvm.create import kvm_arch_vcpu_create
-from iretrace.kvm.differences import SINCE_ALL_PENDING_NMIS_ARE_REPORTED
+from iretrace.kvm.debug import DR7_FIXED_1, kvm_arch_vcpu_ioctl_set_guest_debug
+from iretrace.kvm.differences import SINCE_ALL_PENDING_NMIS_ARE_REPORTED, SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED
 from iretrace.kvm.exceptions import DR6_ACTIVE_LOW, kvm_exception_is_soft
-from iretrace.kvm.host import STEPS, HostRun, Sender, send
+from iretrace.kvm.host import STEPS, HostRun, Sender, debug_of, registers_of, send
 from iretrace.kvm.kvm_host import (
     EINTR,
     KVM_MP_STATE_HALTED,
@@ -21,9 +23,12 @@ from iretrace.kvm.kvm_host import (
     NOT_MODELLED_VMGEXIT,
     OUTSIDE_GUEST_MODE,
     SLEEP,
+    TO_USERSPACE,
     VMRUN,
+    DebugRegisters,
     Kvm,
     Vcpu,
+    VcpuDebug,
     VcpuSvm,
 )
 from iretrace.kvm.revisions import Revision, find
@@ -45,11 +50,13 @@ from iretrace.machine.vmcb import (
 from iretrace.subset import pack, unpack
 from iretrace.verdict import Assumption, InputError
 from iretrace.world.protocol import (
+    HOST_DEBUG,
     NO_HOST_DEBUG,
     Cause,
     Comparison,
     Debug,
     Executed,
+    GuestDebug,
     Landing,
     Packed,
     Pause,
@@ -61,9 +68,12 @@ from iretrace.world.protocol import (
     View,
 )
 
-KINDS = ("sev-es", "plain")
-OPTIONS = {"vgif": 1, "nrips": 1, "pause_filter_count": 3000}
-"""Module parameters that can be given, and their defaults: those of an EPYC of the third generation."""
+KINDS = ("sev-es", "sev-es-debugswap", "plain")
+OPTIONS = {"vgif": 1, "nrips": 1, "pause_filter_count": 3000, "host_breakpoints": 1}
+"""Module parameters that can be given, and their defaults: those of an EPYC of the third generation; and whether the
+host uses its breakpoints."""
+
+SVM_SEV_FEAT_DEBUG_SWAP = 1 << 5
 
 KVM_VCPUEVENT_FLAGS = 0xD
 """VALID_NMI_PENDING, VALID_SHADOW and VALID_SMM."""
@@ -84,7 +94,7 @@ UNMODELLED = {
 }
 
 ASSUMPTIONS = (
-    ("one vCPU that stays on its CPU; no nested guest, SMI, INIT, debugger or migration", "the guests of the tests"),
+    ("one vCPU that stays on its CPU; no nested guest, SMI, INIT or migration", "the guests of the tests"),
     ("VMCB clean bits, TLB flushes and ASIDs are left out", "the processor of this model caches nothing"),
     ("no halt polling, and PAUSE does not adapt its filter", "only time depends on them"),
     ("local APIC: one edge-triggered vector, TPR 0, no EOI; no AVIC", "one device"),
@@ -97,6 +107,7 @@ class State(NamedTuple):
 
     vcpu: Packed
     svm: Packed
+    debug: Packed
     shadow: int
     gif: int
 
@@ -117,8 +128,16 @@ class BuiltinHypervisor:
         self.options = OPTIONS | dict(options or {})
         for name in self.options.keys() - OPTIONS.keys():
             raise InputError(f"--option {name}: no such option of the built-in KVM; known are {', '.join(OPTIONS)}")
+        if vcpu == "sev-es-debugswap" and not self.revision.bits >> SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED & 1:
+            raise InputError("--vcpu sev-es-debugswap: VMMs can ask for DebugSwap since v6.10; take --revision v6.12")
+        self._processor = Processor(
+            nested_data_bp=vcpu != "sev-es-debugswap",
+            host_debug=HOST_DEBUG if self.options["host_breakpoints"] else NO_HOST_DEBUG,
+        )
         self._kvm = Kvm(
-            sev_es=int(vcpu == "sev-es"),
+            host=registers_of(self._processor.host_debug),
+            sev_es=int(vcpu != "plain"),
+            debug_swap=int(vcpu == "sev-es-debugswap"),
             vgif=int(self.options["vgif"] != 0),
             nrips=int(self.options["nrips"] != 0),
             pause_filter_count=self.options["pause_filter_count"],
@@ -141,7 +160,7 @@ class BuiltinHypervisor:
     @property
     def processor(self) -> Processor:
         """The processor that it runs on."""
-        return Processor()
+        return self._processor
 
     def start(self) -> Pause:
         """Create the vCPU and run it to its first VMRUN."""
@@ -164,7 +183,7 @@ class BuiltinHypervisor:
         debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         """Run from a hand-over to the next one."""
-        key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule)
+        key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule, debug)
         known = self._steps.get(key)
         if known is None:
             known, run = self._step(*key)
@@ -181,8 +200,17 @@ class BuiltinHypervisor:
         after, ipi = send(vcpu, sender)
         function = STEPS[sender.kind][sender.at].run
         what = " ".join((function.__doc__ or "").split())
-        state = self._intern(State(pack(vcpu), pack(vcpu.svm), private.shadow, private.gif))
+        state = self._intern(private._replace(vcpu=pack(vcpu), svm=pack(vcpu.svm)))
         return Sent(state, after, ipi, what, first_line(function))
+
+    def set_guest_debug(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, wanted: GuestDebug, debug: Debug) -> Pause:
+        """KVM_SET_GUEST_DEBUG between two KVM_RUNs."""
+        assert isinstance(private, State)
+        vcpu = self._vcpu(private, unpack(Vmcb, pack(vmcb)), unpack(Ghcb, pack(ghcb)))
+        run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, debug)
+        run.wanted = registers_of(Debug(wanted.dr, NO_HOST_DEBUG.masks, wanted.dr7))
+        result = kvm_arch_vcpu_ioctl_set_guest_debug(vcpu, wanted.control, wanted.dr7)
+        return replace(self._pause(vcpu, run, TO_USERSPACE), exit_reason=-result)
 
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken."""
@@ -203,7 +231,8 @@ class BuiltinHypervisor:
         queued, mp_state = vcpu.nmi_queued, vcpu.mp_state
         process_nmi(vcpu)
         events = tuple((name, value) for name, value in self._events(vcpu, private.shadow) if value)
-        return Comparison(frozenset(requests), queued, mp_state, events, ())
+        loaded = tuple(vcpu.debug.eff_db) if vcpu.debug.switch_db_regs else ()
+        return Comparison(frozenset(requests), queued, mp_state, events, loaded)
 
     def explain(
         self,
@@ -217,7 +246,7 @@ class BuiltinHypervisor:
     ) -> Executed:
         """The statements of a step, those that change the view, and what became of a waiting event."""
         tracer = Tracer(_view_now)
-        key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule)
+        key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule, debug)
         pause, _ = tracer.run(lambda: self._step(*key))
         return tracer.executed(pause.kind, self.view(pause.private))
 
@@ -244,14 +273,15 @@ class BuiltinHypervisor:
     def _vcpu(self, state: State, vmcb: Vmcb, ghcb: Ghcb) -> Vcpu:
         vcpu, svm = unpack(Vcpu, state.vcpu), unpack(VcpuSvm, state.svm)
         svm.vmcb, svm.ghcb = vmcb, ghcb
-        vcpu.kvm, vcpu.svm = self._kvm, svm
+        vcpu.kvm, vcpu.svm, vcpu.debug = self._kvm, svm, unpack(VcpuDebug, state.debug)
         vcpu.thread = HostRun(vcpu, (), (), True)
         return vcpu
 
     def _start(self) -> Pause:
         svm = VcpuSvm(vmcb=Vmcb(), ghcb=Ghcb())
-        vcpu = Vcpu(kvm=self._kvm, thread=None, svm=svm)  # type: ignore[arg-type]
-        run = vcpu.thread = HostRun(vcpu, (), (), self._reduce)
+        debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0)
+        vcpu = Vcpu(kvm=self._kvm, thread=None, svm=svm, debug=debug)  # type: ignore[arg-type]
+        run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, self._processor.host_debug)
         kvm_arch_vcpu_create(vcpu)
         return self._pause(vcpu, run, kvm_arch_vcpu_ioctl_run(vcpu))
 
@@ -263,12 +293,16 @@ class BuiltinHypervisor:
         cause: Cause,
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
+        cpu: Debug,
     ) -> tuple[Pause, HostRun]:
         assert isinstance(private, State)
         vcpu = self._vcpu(private, unpack(Vmcb, vmcb), unpack(Ghcb, ghcb))
-        run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce)
+        run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce, cpu)
         run.interrupts = int(vcpu.mode == OUTSIDE_GUEST_MODE)
-        return self._pause(vcpu, run, ENTRIES[cause](vcpu)), run
+        result = ENTRIES[cause](vcpu)
+        if cause is not Cause.VMEXIT:
+            run.noted = 0
+        return self._pause(vcpu, run, result), run
 
     def _pause(self, vcpu: Vcpu, run: HostRun, result: int) -> Pause:
         run.hand_over()
@@ -276,13 +310,13 @@ class BuiltinHypervisor:
         vmcb = vcpu.svm.vmcb
         if kind is PauseKind.USERSPACE:
             vcpu.signal_pending = 0  # on the way there the thread handles its signals
+            vcpu.debug.guest_state_loaded = 0
         elif kind is PauseKind.ENTER:
             _forget_what_the_exit_writes(vcpu)
-        shadow = vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK
         reason = -EINTR if result == EINTR else run.exit_reason
         return Pause(
             kind=kind,
-            private=self._intern(State(pack(vcpu), pack(vcpu.svm), shadow, int(gif_set(vcpu)))),
+            private=self._intern(self._state(vcpu)),
             vmcb=pack(vmcb),
             ghcb=pack(vcpu.svm.ghcb),
             senders=tuple(run.senders),
@@ -293,7 +327,18 @@ class BuiltinHypervisor:
             exit_reason=reason if kind is PauseKind.USERSPACE else 0,
             defects=(),
             unmodelled=UNMODELLED.get(run.unmodelled, ""),
+            debug=debug_of(run.cpu),
+            host_area=self._host_area(vcpu) if kind is PauseKind.ENTER else NO_HOST_DEBUG,
+            sev_features=SVM_SEV_FEAT_DEBUG_SWAP if vcpu.kvm.debug_swap else 0,
+            host=debug_of(run.itself) if run.noted else None,
         )
+
+    def _state(self, vcpu: Vcpu) -> State:
+        shadow = vcpu.svm.vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK
+        return State(pack(vcpu), pack(vcpu.svm), pack(vcpu.debug), shadow, int(gif_set(vcpu)))
+
+    def _host_area(self, vcpu: Vcpu) -> Debug:
+        return debug_of(DebugRegisters(vcpu.debug.host_dr, vcpu.debug.host_mask, DR7_FIXED_1))
 
     def _intern(self, state: State) -> State:
         return self._states.setdefault(state, state)
@@ -365,4 +410,6 @@ def _view(vcpu: Vcpu, shadow: int, gif: int, event_inj: int) -> View:
         irq_injected=vcpu.interrupt_injected,
         exception_pending=int(vcpu.exception_pending or vcpu.exception_injected),
         dr6_active=vcpu.dr6 ^ DR6_ACTIVE_LOW,
+        guest_debug=vcpu.debug.guest_debug,
+        switch_db_regs=vcpu.debug.switch_db_regs,
     )

@@ -6,9 +6,11 @@ access, and is where the driver lets the other CPUs' steps land.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
-from iretrace.subset import record, shared, u1, u8, u32, u64, wrap8
+from iretrace.subset import Array, record, shared, u1, u8, u32, u64, wrap8
 
 # KVM_REQ_*: bit numbers in Vcpu.requests (ours: only what this KVM makes).
 KVM_REQ_EVENT = 0
@@ -26,6 +28,7 @@ KVM_MP_STATE_HALTED = 3
 
 # KVM_EXIT_* (Thread.exit_reason): why KVM_RUN returned.
 KVM_EXIT_UNKNOWN = 0
+KVM_EXIT_DEBUG = 4
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTR = 10
@@ -38,6 +41,13 @@ VMRUN = 2
 SLEEP = 3
 EINTR = 4
 """KVM_RUN fails with -EINTR."""
+EINVAL = 22
+"""An ioctl fails with -EINVAL."""
+
+# KVM_GUESTDBG_* (VcpuDebug.guest_debug).
+KVM_GUESTDBG_ENABLE = 0x1
+KVM_GUESTDBG_SINGLESTEP = 0x2
+KVM_GUESTDBG_USE_HW_BP = 0x20000
 
 # Cells that several CPUs access; the first argument of shared().
 CELL_NMI_QUEUED = 0
@@ -54,10 +64,23 @@ SET = 2
 
 
 @record
-class Kvm:
-    """Constants of a run: the kind of VM, module parameters, and what the revision does differently (revisions.py)."""
+class DebugRegisters:
+    """Debug registers that the processor has for whoever runs on it: DR0-3, their address masks, DR7."""
 
+    dr: Annotated[list[int], Array(64, 4)]
+    mask: Annotated[list[int], Array(64, 4)]
+    dr7: u64
+
+
+@record
+class Kvm:
+    """Constants of a run: the kind of VM, module parameters, the host's own debug registers, and what the revision does
+    differently (revisions.py)."""
+
+    host: DebugRegisters
     sev_es: u1
+    debug_swap: u1
+    """The VMM has turned DebugSwap on: an encrypted guest's debug registers are its own."""
     vgif: u1
     nrips: u1
     pause_filter_count: u32
@@ -89,9 +112,37 @@ class VcpuSvm:
 
 
 @record
-class Thread:
-    """The vCPU thread, the CPU that it runs on, and struct kvm_run."""
+class VcpuDebug:
+    """What of struct kvm_vcpu and struct kvm_vcpu_arch is about debug registers, and of the host save area."""
 
+    db: Annotated[list[int], Array(64, 4)]
+    """DR0-3 of the guest."""
+    eff_db: Annotated[list[int], Array(64, 4)]
+    """DR0-3 that it runs with: its own or the debugger's."""
+    host_dr: Annotated[list[int], Array(64, 4)]
+    host_mask: Annotated[list[int], Array(64, 4)]
+    """In the host save area: what #VMEXIT loads under DebugSwap."""
+    dr7: u64
+    switch_db_regs: u8
+    guest_debug: u32
+    guest_debug_dr7: u64
+    singlestep_rip: u64
+    guest_state_loaded: u1
+    """svm_prepare_switch_to_guest() has been done since KVM_RUN was called; kept only where it matters."""
+
+
+@record
+class Thread:
+    """The vCPU thread, the CPU that it runs on, and struct kvm_run.
+
+    cpu: its debug registers. itself: the same when the host was itself again after a #VMEXIT. wanted: what the VMM
+    gives to KVM_SET_GUEST_DEBUG.
+    """
+
+    cpu: DebugRegisters
+    itself: DebugRegisters
+    wanted: DebugRegisters
+    noted: u1 = 0
     interrupts: u1 = 1
     """The CPU takes interrupts."""
     ipi: u1 = 0
@@ -110,6 +161,7 @@ class Vcpu:
     kvm: Kvm
     thread: Thread
     svm: VcpuSvm
+    debug: VcpuDebug
     requests: u8 = 0
     """*shared*"""
     mode: u8 = 0

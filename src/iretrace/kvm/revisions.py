@@ -79,6 +79,35 @@ DIFFERENCES = (
         "INT1 exits.",
         "by v7.3",
     ),
+    Difference(
+        "SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED",
+        differences.SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED,
+        "A VMGEXIT for DR7 of an SEV-ES guest does nothing. Before, KVM took it for an access of the guest's debug"
+        " registers, and loaded its own, all zero, into DR0-3 at every VMRUN from then on.",
+        "v6.6",
+        "c2690b5f0194",
+    ),
+    Difference(
+        "SINCE_HOST_DRS_ARE_RESTORED_BY_KVM",
+        differences.SINCE_HOST_DRS_ARE_RESTORED_BY_KVM,
+        "Under DebugSwap KVM saves only the address masks of the host's breakpoints for #VMEXIT to load, and restores"
+        " DR0-3 itself, like those of any guest. Before, it saved DR0-3 too.",
+        "v6.15",
+        "807cb9ce2ed9",
+    ),
+    Difference(
+        "SINCE_EMULATED_DB_GOES_TO_ANY_DEBUGGER",
+        differences.SINCE_EMULATED_DB_GOES_TO_ANY_DEBUGGER,
+        "A single-step trap behind an instruction that KVM has done goes to a debugger that has set breakpoints, too."
+        " Before, only to one that single-steps.",
+        "by v7.3",
+    ),
+    Difference(
+        "SINCE_PAYLOAD_COMES_WITH_INJECTION",
+        differences.SINCE_PAYLOAD_COMES_WITH_INJECTION,
+        "DR6 gets the cause of a #DB when it is injected. Before, when it was queued.",
+        "by v6.12",
+    ),
 )
 
 

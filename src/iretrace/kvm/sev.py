@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iretrace.kvm.debug import dr_interception
 from iretrace.kvm.differences import SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE
 from iretrace.kvm.kvm_host import (
     AGAIN,
@@ -16,6 +17,9 @@ from iretrace.kvm.svm_exits import svm_invoke_exit_handler
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import SVM_EXIT_CPUID, SVM_EXIT_IRET
 from iretrace.subset import u8, u64
+
+SVM_EXIT_READ_DR7 = 0x27
+SVM_EXIT_WRITE_DR7 = 0x37
 
 GHCB_MSR_INFO_MASK = 0xFFF
 GHCB_ERROR = 2
@@ -75,6 +79,8 @@ def sev_es_input_is_valid(valid_lo: u64, valid_hi: u64, exit_code: u64) -> bool:
     """Whether the guest has filled in what its request needs."""
     if valid_hi & VALID_SW_EXIT_HI != VALID_SW_EXIT_HI:
         return False
+    if exit_code == SVM_EXIT_WRITE_DR7:
+        return valid_lo & VALID_RAX_LO != 0
     if exit_code != SVM_EXIT_CPUID:
         return True
     return valid_lo & VALID_RAX_LO != 0 and valid_hi & VALID_RCX_HI != 0
@@ -109,6 +115,8 @@ def sev_handle_vmgexit(vcpu: Vcpu) -> u8:
     sev_es_answer(vcpu, 0, 0)
     if svm.vmcb.exit_code == SVM_VMGEXIT_NMI_COMPLETE:
         return sev_nmi_complete(vcpu)
+    if svm.vmcb.exit_code == SVM_EXIT_READ_DR7 or svm.vmcb.exit_code == SVM_EXIT_WRITE_DR7:
+        return dr_interception(vcpu)
     if svm.vmcb.exit_code == SVM_EXIT_CPUID:
         return svm_invoke_exit_handler(vcpu, SVM_EXIT_CPUID)
     return not_modelled(vcpu, NOT_MODELLED_VMGEXIT)

@@ -13,7 +13,14 @@ from iretrace.kvm.exceptions import (
     kvm_queue_interrupt,
     kvm_requeue_exception,
 )
-from iretrace.kvm.kvm_host import KVM_REQ_EVENT, Vcpu, VcpuSvm, kvm_make_request, since
+from iretrace.kvm.kvm_host import (
+    KVM_GUESTDBG_SINGLESTEP,
+    KVM_REQ_EVENT,
+    Vcpu,
+    VcpuSvm,
+    kvm_make_request,
+    since,
+)
 from iretrace.machine.vmcb import (
     EFER_SVME,
     INTERCEPT_IRET,
@@ -42,6 +49,8 @@ X86_EFLAGS_IF = 0x200
 X86_EFLAGS_RF = 0x10000
 
 INTERCEPT_CR8_WRITE = 24
+KVM_DEBUGREG_WONT_EXIT = 2
+"""In VcpuDebug.switch_db_regs: the guest has its debug registers."""
 V_IRQ_INJECTION_BITS_MASK = V_IRQ_MASK | V_INTR_PRIO_MASK | V_IGN_TPR_MASK
 
 
@@ -140,6 +149,32 @@ def svm_set_dr6(vcpu: Vcpu, value: u64) -> None:
         vcpu.svm.vmcb.dr6 = value
 
 
+def svm_set_dr7(vcpu: Vcpu, value: u64) -> None:
+    """DR7 for the next VMRUN; an encrypted guest's is its own."""
+    if not vcpu.kvm.sev_es:
+        vcpu.svm.vmcb.dr7 = value
+
+
+def kvm_get_rflags(vcpu: Vcpu) -> u64:
+    """The guest's RFLAGS, without the TF of a debugger that single-steps (x86.c)."""
+    rflags: u64 = svm_get_rflags(vcpu)
+    if vcpu.debug.guest_debug & KVM_GUESTDBG_SINGLESTEP != 0:
+        rflags &= ~X86_EFLAGS_TF
+    return rflags
+
+
+def kvm_write_rflags(vcpu: Vcpu, rflags: u64) -> None:
+    """Change the guest's RFLAGS, and keep stepping where a debugger wants the next step (x86.c: __kvm_set_rflags())."""
+    step: bool = vcpu.debug.guest_debug & KVM_GUESTDBG_SINGLESTEP != 0 and vcpu.rip == vcpu.debug.singlestep_rip
+    svm_set_rflags(vcpu, rflags | X86_EFLAGS_TF if step else rflags)
+
+
+def kvm_set_rflags(vcpu: Vcpu, rflags: u64) -> None:
+    """The same, and IF may have changed (x86.c)."""
+    kvm_write_rflags(vcpu, rflags)
+    kvm_make_request(KVM_REQ_EVENT, vcpu)
+
+
 def svm_skip_rip(vcpu: Vcpu) -> None:
     """Move RIP past the instruction: to where the processor says, or where KVM's emulator finds the next one (every
     instruction of a litmus program has length 1). An encrypted guest's RIP is not KVM's to move."""
@@ -152,9 +187,8 @@ def svm_skip_rip(vcpu: Vcpu) -> None:
         vcpu.rip = svm.next_rip
         return
     vcpu.rip = wrap64(vcpu.rip + 1)
-    if svm_get_rflags(vcpu) & X86_EFLAGS_RF != 0:
-        svm_set_rflags(vcpu, svm_get_rflags(vcpu) & ~X86_EFLAGS_RF)
-        kvm_make_request(KVM_REQ_EVENT, vcpu)
+    if kvm_get_rflags(vcpu) & X86_EFLAGS_RF != 0:
+        kvm_set_rflags(vcpu, kvm_get_rflags(vcpu) & ~X86_EFLAGS_RF)
 
 
 def svm_skip_emulated_instruction(vcpu: Vcpu) -> None:
@@ -227,11 +261,12 @@ def svm_enable_nmi_window(vcpu: Vcpu) -> None:
 
 
 def disable_nmi_singlestep(vcpu: Vcpu) -> None:
-    """Stop stepping: TF and RF are the guest's again."""
+    """Stop stepping: TF and RF are the guest's again, or a debugger's."""
     svm = vcpu.svm
     svm.nmi_singlestep = 0
-    ours: u64 = (X86_EFLAGS_TF | X86_EFLAGS_RF) & ~svm.nmi_singlestep_guest_rflags
-    svm.vmcb.rflags &= ~ours
+    if vcpu.debug.guest_debug & KVM_GUESTDBG_SINGLESTEP == 0:
+        ours: u64 = (X86_EFLAGS_TF | X86_EFLAGS_RF) & ~svm.nmi_singlestep_guest_rflags
+        svm.vmcb.rflags &= ~ours
 
 
 # Interrupts.
@@ -395,9 +430,9 @@ def sync_lapic_to_cr8(vcpu: Vcpu) -> None:
     vmcb.int_ctl = wrap32(vmcb.int_ctl & ~V_TPR_MASK)
 
 
-def svm_vcpu_run(vcpu: Vcpu, force_immediate_exit: bool) -> None:
+def svm_vcpu_run(vcpu: Vcpu, force_immediate_exit: bool, load_guest_dr6: bool) -> None:
     """Everything up to VMRUN. Interrupts are off, so an IPI to this CPU waits, and ends guest mode right after what is
-    injected has been delivered."""
+    injected has been delivered. DR6 is empty, so that #DB shows its cause, unless the guest has its debug registers."""
     svm = vcpu.svm
     svm.vmcb.rip = vcpu.rip
     if svm.nmi_singlestep and svm.vmcb.event_inj != 0:
@@ -407,7 +442,10 @@ def svm_vcpu_run(vcpu: Vcpu, force_immediate_exit: bool) -> None:
     if force_immediate_exit:
         vcpu.thread.ipi = 1
     sync_lapic_to_cr8(vcpu)
-    svm_set_dr6(vcpu, DR6_ACTIVE_LOW)
+    if load_guest_dr6:
+        svm_set_dr6(vcpu, vcpu.dr6)
+    elif vcpu.debug.switch_db_regs & KVM_DEBUGREG_WONT_EXIT == 0:
+        svm_set_dr6(vcpu, DR6_ACTIVE_LOW)
 
 
 def svm_vcpu_exited(vcpu: Vcpu) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from iretrace.kvm.debug import SVM_EXIT_READ_DR0, dr_interception, kvm_skip_emulated_instruction
 from iretrace.kvm.differences import SINCE_HLT_IN_FASTPATH, SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE
 from iretrace.kvm.exceptions import DB_VECTOR, DR6_ACTIVE_LOW, UD_VECTOR, kvm_queue_exception, kvm_queue_exception_p
 from iretrace.kvm.kvm_host import (
     AGAIN,
+    KVM_EXIT_DEBUG,
     KVM_EXIT_SHUTDOWN,
+    KVM_GUESTDBG_SINGLESTEP,
+    KVM_GUESTDBG_USE_HW_BP,
     KVM_REQ_EVENT,
     NOT_MODELLED_EXIT,
     TO_USERSPACE,
@@ -21,7 +25,7 @@ from iretrace.kvm.svm import (
     svm_clr_iret_intercept,
     svm_set_efer,
 )
-from iretrace.kvm.x86 import kvm_emulate_halt, kvm_skip_emulated_instruction, kvm_vcpu_running
+from iretrace.kvm.x86 import kvm_emulate_halt, kvm_vcpu_running
 from iretrace.machine.vmcb import (
     EFER_SVME,
     SVM_EXIT_CLGI,
@@ -44,6 +48,7 @@ SVM_EXIT_EFER_WRITE_TRAP = 0x8F
 EXIT_FASTPATH_NONE = 0
 EXIT_FASTPATH_REENTER_GUEST = 1
 EXIT_FASTPATH_EXIT_HANDLED = 2
+EXIT_FASTPATH_EXIT_USERSPACE = 3
 
 
 def iret_interception(vcpu: Vcpu) -> u8:
@@ -58,13 +63,18 @@ def iret_interception(vcpu: Vcpu) -> u8:
 
 
 def db_interception(vcpu: Vcpu) -> u8:
-    """#DB: KVM's own single step is over, or the guest has caused it and gets it."""
-    if not vcpu.svm.nmi_singlestep:
+    """#DB: KVM's own single step is over, a debugger waits for it, or the guest has caused it and gets it."""
+    debugger: bool = vcpu.debug.guest_debug & (KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP) != 0
+    if not debugger and not vcpu.svm.nmi_singlestep:
         payload: u64 = vcpu.svm.vmcb.dr6 ^ DR6_ACTIVE_LOW
         kvm_queue_exception_p(vcpu, DB_VECTOR, 1, payload)
         return AGAIN
-    disable_nmi_singlestep(vcpu)
-    kvm_make_request(KVM_REQ_EVENT, vcpu)
+    if vcpu.svm.nmi_singlestep:
+        disable_nmi_singlestep(vcpu)
+        kvm_make_request(KVM_REQ_EVENT, vcpu)
+    if debugger:
+        vcpu.thread.exit_reason = KVM_EXIT_DEBUG
+        return TO_USERSPACE
     return AGAIN
 
 
@@ -93,14 +103,13 @@ def cpuid_interception(vcpu: Vcpu) -> u8:
     vcpu.rbx = 0
     vcpu.rcx = 0
     vcpu.rdx = 0
-    kvm_skip_emulated_instruction(vcpu)
-    return AGAIN
+    vcpu.svm.vmcb.rax &= 0xFFFF_FFFF
+    return kvm_skip_emulated_instruction(vcpu)
 
 
 def pause_interception(vcpu: Vcpu) -> u8:
     """PAUSE in a loop. There is no other vCPU to yield to, and the filter is not adapted."""
-    kvm_skip_emulated_instruction(vcpu)
-    return AGAIN
+    return kvm_skip_emulated_instruction(vcpu)
 
 
 def shutdown_interception(vcpu: Vcpu) -> u8:
@@ -112,8 +121,7 @@ def shutdown_interception(vcpu: Vcpu) -> u8:
 def efer_trap(vcpu: Vcpu) -> u8:
     """An encrypted guest has written EFER. The processor reports it with SVME set, which the guest did not mean."""
     svm_set_efer(vcpu, vcpu.svm.vmcb.exit_info_1 & ~EFER_SVME)
-    kvm_skip_emulated_instruction(vcpu)
-    return AGAIN
+    return kvm_skip_emulated_instruction(vcpu)
 
 
 def svm_instruction_interception(vcpu: Vcpu) -> u8:
@@ -132,12 +140,15 @@ def svm_exit_handlers_fastpath(vcpu: Vcpu) -> u8:
         return EXIT_FASTPATH_NONE
     if not vcpu.kvm.nrips or vmcb.next_rip == 0:
         return EXIT_FASTPATH_NONE
-    kvm_emulate_halt(vcpu)
+    if kvm_emulate_halt(vcpu) == TO_USERSPACE:
+        return EXIT_FASTPATH_EXIT_USERSPACE
     return EXIT_FASTPATH_REENTER_GUEST if kvm_vcpu_running(vcpu) else EXIT_FASTPATH_EXIT_HANDLED
 
 
 def svm_invoke_exception_handler(vcpu: Vcpu, exit_code: u64) -> u8:
-    """The handler of an intercepted exception."""
+    """The handler of an intercepted exception or access of a debug register."""
+    if SVM_EXIT_READ_DR0 <= exit_code < SVM_EXIT_EXCP_BASE:
+        return dr_interception(vcpu)
     if exit_code == SVM_EXIT_EXCP_BASE + DB_VECTOR:
         return db_interception(vcpu)
     if exit_code == SVM_EXIT_EXCP_BASE + UD_VECTOR:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from iretrace.kvm.debug import DR7_GD, kvm_skip_emulated_instruction, kvm_update_dr7
 from iretrace.kvm.differences import SINCE_EVENT_REQUEST_IFF_NMI_PENDING, SINCE_HALT_LOOKS_FOR_EVENTS
 from iretrace.kvm.exceptions import (
     DB_VECTOR,
-    DR6_BS,
     exception_is_fault,
     kvm_event_needs_reinjection,
-    kvm_queue_exception_p,
     kvm_queue_interrupt,
 )
 from iretrace.kvm.kvm_host import (
-    AGAIN,
     CELL_NMI_QUEUED,
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_RUNNABLE,
@@ -27,18 +25,16 @@ from iretrace.kvm.kvm_host import (
 from iretrace.kvm.lapic import kvm_apic_has_interrupt, kvm_get_apic_interrupt
 from iretrace.kvm.svm import (
     X86_EFLAGS_RF,
-    X86_EFLAGS_TF,
+    kvm_get_rflags,
+    kvm_write_rflags,
     svm_enable_irq_window,
     svm_enable_nmi_window,
     svm_get_nmi_mask,
-    svm_get_rflags,
     svm_inject_exception,
     svm_inject_irq,
     svm_inject_nmi,
     svm_interrupt_allowed,
     svm_nmi_allowed,
-    svm_set_rflags,
-    svm_skip_emulated_instruction,
 )
 from iretrace.subset import shared, u8, u64, wrap8
 
@@ -60,7 +56,10 @@ def process_nmi(vcpu: Vcpu) -> None:
 def kvm_inject_pending_exception(vcpu: Vcpu) -> None:
     """An exception of the guest's last instruction, in kvm_check_and_inject_events(). It goes before all else."""
     if exception_is_fault(vcpu.exception_vector):
-        svm_set_rflags(vcpu, svm_get_rflags(vcpu) | X86_EFLAGS_RF)
+        kvm_write_rflags(vcpu, kvm_get_rflags(vcpu) | X86_EFLAGS_RF)
+    if vcpu.exception_vector == DB_VECTOR and vcpu.debug.dr7 & DR7_GD != 0:
+        vcpu.debug.dr7 &= ~DR7_GD
+        kvm_update_dr7(vcpu)
     svm_inject_exception(vcpu)
     vcpu.exception_pending = 0
     vcpu.exception_injected = 1
@@ -128,17 +127,9 @@ def kvm_arch_vcpu_runnable(vcpu: Vcpu) -> bool:
     return kvm_vcpu_running(vcpu) or kvm_vcpu_has_events(vcpu)
 
 
-def kvm_skip_emulated_instruction(vcpu: Vcpu) -> None:
-    """KVM has done the instruction. If the guest single-steps itself, that instruction counts."""
-    rflags: u64 = svm_get_rflags(vcpu)
-    svm_skip_emulated_instruction(vcpu)
-    if rflags & X86_EFLAGS_TF != 0:
-        kvm_queue_exception_p(vcpu, DB_VECTOR, 1, DR6_BS)
-
-
 def kvm_emulate_halt(vcpu: Vcpu) -> u8:
     """HLT. The loop of KVM_RUN puts the thread to sleep when it finds the vCPU halted."""
-    kvm_skip_emulated_instruction(vcpu)
+    r: u8 = kvm_skip_emulated_instruction(vcpu)
     if not since(vcpu, SINCE_HALT_LOOKS_FOR_EVENTS) or not kvm_vcpu_has_events(vcpu):
         vcpu.mp_state = KVM_MP_STATE_HALTED
-    return AGAIN
+    return r

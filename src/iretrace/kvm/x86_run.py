@@ -10,6 +10,12 @@ vcpu_exit_guest() and vcpu_woken() are the second halves of vcpu_enter_guest() a
 
 from __future__ import annotations
 
+from iretrace.kvm.debug import (
+    kvm_load_debug_registers,
+    kvm_save_debug_registers,
+    note_host,
+    sev_es_prepare_switch_to_guest,
+)
 from iretrace.kvm.kvm_host import (
     AGAIN,
     CELL_MODE,
@@ -42,6 +48,7 @@ from iretrace.kvm.sev import sev_es_unmap_ghcb, sev_handle_vmgexit
 from iretrace.kvm.svm import svm_cancel_injection, svm_update_cr8_intercept, svm_vcpu_exited, svm_vcpu_run
 from iretrace.kvm.svm_exits import (
     EXIT_FASTPATH_EXIT_HANDLED,
+    EXIT_FASTPATH_EXIT_USERSPACE,
     EXIT_FASTPATH_NONE,
     EXIT_FASTPATH_REENTER_GUEST,
     svm_exit_handlers_fastpath,
@@ -72,6 +79,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> u8:
         req_immediate_exit = kvm_check_and_inject_events(vcpu)
         svm_update_cr8_intercept(vcpu)
     sev_es_unmap_ghcb(vcpu)
+    sev_es_prepare_switch_to_guest(vcpu)
     local_irq_disable(vcpu)
     set_mode(vcpu, IN_GUEST_MODE)
     if kvm_vcpu_exit_request(vcpu):
@@ -83,7 +91,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> u8:
         return AGAIN
     if req_immediate_exit:
         kvm_make_request(KVM_REQ_EVENT, vcpu)
-    svm_vcpu_run(vcpu, req_immediate_exit)
+    svm_vcpu_run(vcpu, req_immediate_exit, kvm_load_debug_registers(vcpu))
     return VMRUN
 
 
@@ -104,11 +112,15 @@ def vcpu_exit_guest(vcpu: Vcpu) -> u8:
     exit_fastpath = svm_exit_handlers_fastpath(vcpu)
     if exit_fastpath == EXIT_FASTPATH_REENTER_GUEST:
         if not kvm_vcpu_exit_request(vcpu):
-            svm_vcpu_run(vcpu, False)
+            svm_vcpu_run(vcpu, False, False)
             return VMRUN
         exit_fastpath = EXIT_FASTPATH_EXIT_HANDLED
+    kvm_save_debug_registers(vcpu)
     set_mode(vcpu, OUTSIDE_GUEST_MODE)
     local_irq_enable(vcpu)
+    note_host(vcpu.thread)
+    if exit_fastpath == EXIT_FASTPATH_EXIT_USERSPACE:
+        return TO_USERSPACE
     if exit_fastpath != EXIT_FASTPATH_NONE:
         return AGAIN
     return svm_handle_exit(vcpu)
