@@ -23,7 +23,7 @@ from iretrace.live.packages import Unavailable
 
 SOURCE = Path(__file__).with_name("bare.S")
 
-MACHINE = "-machine q35,accel=tcg,pit=off,hpet=off -cpu max,+svm -m 16".split()
+MACHINE = "-machine q35,pit=off,hpet=off -cpu max,+svm -m 16".split()
 MACHINE += "-nodefaults -no-user-config -display none".split()
 
 MAIL, START, SHUT_DOWN = 0x8000, 1, 3
@@ -104,7 +104,7 @@ def run_bare(
 def _one_by_one(version: str) -> list[str]:
     """Each instruction is translated for itself, so that events can come before any."""
     numbers = [int(number) for number in version.split(".") if number.isdigit()]
-    return ["-singlestep"] if numbers < [8, 1] else ["-accel", "tcg,one-insn-per-tb=on"]
+    return ["-accel", "tcg", "-singlestep"] if numbers < [8, 1] else ["-accel", "tcg,one-insn-per-tb=on"]
 
 
 def _load(debugger: Debugger, guest: Guest) -> None:
