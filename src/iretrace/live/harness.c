@@ -668,12 +668,11 @@ static int settle(struct seen *seen)
 
 	for (;;) {
 		wait_quiet();
-		int ended = stopped;
 		stop_vcpu();
 		before = *seen;
 		look(seen);
 		equal = rounds++ && same(&before, seen) ? equal + 1 : 0;
-		if (ended || equal == (at_rest(seen) ? 1 : 4) || rounds == MAX_ROUNDS)
+		if (exited || refused || equal == (at_rest(seen) ? 1 : 4) || rounds == MAX_ROUNDS)
 			return rounds;
 		start_vcpu();
 	}
