@@ -9,7 +9,6 @@ from pathlib import Path
 from iretrace.linux.answers import ConditionId
 from iretrace.linux.closure import Closure, vendor_targets
 from iretrace.linux.ctree import Pos
-from iretrace.linux.index import Index
 from iretrace.linux.layout import Layout
 from iretrace.linux.options import set_options
 from iretrace.linux.prims import MODELS
@@ -139,8 +138,9 @@ class Machine:
         return Closure(self.index, self.rules, targets, roots)
 
 
-def exit_handlers(index: Index) -> set[str]:
-    """Handlers of the exits that a guest of this slice causes."""
+def exit_handlers(index: NotingIndex) -> set[str]:
+    """Handlers of the exits that a guest of this slice causes. Only whether they are there is asked."""
     events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "dr", "ud", "stgi", "clgi")
     wanted = {f"{event}_interception" for event in events} | EXITS
-    return {name for name in wanted if index.function(name) is not None}
+    with index.unnoted():
+        return {name for name in wanted if index.function(name) is not None}

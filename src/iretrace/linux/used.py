@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -155,11 +155,13 @@ class Definitions:
         if not isinstance(answer, ctree.Function):
             return Definition(_digest(_words(answer, {})))
         path = answer.pos.path
-        lines = sorted({pos.line for pos in _places(answer) if pos.path == path})
+        last = Pos(path, answer.last_line)
+        lines = sorted({pos.line for pos in (last, *_places(answer)) if pos.path == path})
         text = (self._index.tree.text(path) or "").split("\n")
         shown = [text[line - 1].strip() for line in lines if 0 < line <= len(text)]
         numbers = {Pos(path, line): number for number, line in enumerate(lines)}
-        return Definition(_digest([*_words(answer, numbers), *shown]), path, tuple(lines))
+        told = (replace(answer, last_line=0), last)
+        return Definition(_digest([*_words(told, numbers), *shown]), path, tuple(lines))
 
 
 LOOKUPS = frozenset("function struct enum typedef enumerator variable declared macro op_list functions_in".split())
