@@ -23,6 +23,7 @@ class SmallSource:
         self.patches = AboutPatches(True)
         self.after: SmallSource | None = None
         self.opened: list[str] = []
+        self.without: list[str] = []
 
     def identity(self) -> Any:
         """The mistake."""
@@ -35,6 +36,10 @@ class SmallSource:
     def read(self) -> None:
         """Noted."""
         self.opened.append("read")
+
+    def lacks(self, vcpu: str) -> str:
+        """As it was told."""
+        return "it is too small" if vcpu in self.without else ""
 
     def open(self, vcpu: str) -> Hypervisor:
         """A fresh one."""

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 import iretrace.cli.demo  # noqa: F401  (bound to the real sources before a test puts others in their place)
-from iretrace.cli.driver import Request, run, tasks
+from iretrace.cli.driver import Request, run, scoped, tasks
 from iretrace.cli.main import main, one_line, read_patch, status_of
 from iretrace.cli.sources import AboutPatches, integer, unreadable_is_input_error
 from iretrace.linux.ctree import Pos
 from iretrace.linux.cursor import ParseError
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.litmus.corpus import select
+from iretrace.litmus.parse import parse
 from iretrace.verdict import InputError, Result, Verdict
 from tests.cli.small_source import SmallSource
 from tests.linux.mini import SVM, write_tree
@@ -576,3 +577,26 @@ def test_a_mistake_in_the_command_line_stops_a_bisection(tree: Callable[[str], N
 def test_a_mistake_of_ours_is_skipped_by_a_bisection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: 1 // 0)
     assert main(["check", ".", "--test", TEST, "--bisect"]) == 125
+
+
+TWO_KINDS = "test two-kinds\nabout Both.\nvcpu plain, sev-es-debugswap\nmain:\n    spin\n"
+
+
+def test_a_kind_that_the_hypervisor_does_not_have_is_left_out_and_told_of() -> None:
+    source = SmallSource("")
+    source.without = ["sev-es-debugswap"]
+    request, remarks = scoped(Request(Path(), [parse(TWO_KINDS, "t.litmus")]), source)
+    assert [task.vcpu for task in tasks(request)] == ["plain"]
+    assert remarks == ["small: sev-es-debugswap is not in scope: it is too small"]
+
+
+def test_where_every_kind_is_left_out_nothing_is_in_scope() -> None:
+    source = SmallSource("")
+    source.without = ["plain", "sev-es-debugswap"]
+    request, remarks = scoped(Request(Path(), [parse(TWO_KINDS, "t.litmus")]), source)
+    assert (tasks(request), len(remarks)) == ([], 2)
+
+
+def test_a_request_stays_as_it_is_where_nothing_is_missing() -> None:
+    request = Request(Path(), [parse(TWO_KINDS, "t.litmus")])
+    assert scoped(request, SmallSource("")) == (request, [])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from iretrace.cli.driver import Request, Task, source_of, tasks, verdicts
+from iretrace.cli.driver import Request, Task, scoped, source_of, tasks, verdicts
 from iretrace.cli.sources import Source
 from iretrace.cli.stored import Stored
 from iretrace.cli.workers import Work, results
@@ -46,6 +46,7 @@ def differences(
     remarks: Sequence[str] = (),
 ) -> Differences:
     """Every task of the request on both; what used the same definitions does the same. InputError as theirs."""
+    request, lacking = scoped(request, *sources)
     ran = tuple(verdicts(request, source, progress, stored) for source in sources)
     before, after = ran
     todo = tasks(request)
@@ -75,7 +76,7 @@ def differences(
     for number, (parting, unclear) in results(Work(groups, open_both, do, request.jobs), progress) if missing else ():
         found[number] = Compared(before.results[number], after.results[number], parting, unclear)
         progress(f"{len(found)} of {len(todo)} compared")
-    return Differences(names, [found[number] for number in range(len(todo))], remarks)
+    return Differences(names, [found[number] for number in range(len(todo))], (*lacking, *remarks))
 
 
 def _compare(task: Task, both: Both) -> tuple[Parting | None, tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +64,17 @@ def tasks(request: Request) -> list[Task]:
     ]
 
 
+def scoped(request: Request, *sources: Source) -> tuple[Request, list[str]]:
+    """The request without the vCPU kinds that a source does not have, and a sentence on each of them."""
+    wanted = {task.vcpu for task in tasks(request)}
+    lacking = [(vcpu, source) for source in sources for vcpu in sorted(wanted) if source.lacks(vcpu)]
+    if not lacking:
+        return request, []
+    left = [vcpu for vcpu in VCPUS if vcpu in wanted - {vcpu for vcpu, _ in lacking}]
+    remarks = [f"{source.name}: {vcpu} is not in scope: {source.lacks(vcpu)}" for vcpu, source in lacking]
+    return replace(request, vcpus=left, tests=request.tests if left else ()), remarks
+
+
 def source_of(request: Request, progress: Callable[[str], None] = lambda _text: None) -> Source:
     """The tree without the patches, or the built-in KVM. InputError as theirs, and for what only a tree can get."""
     if request.tree is None:
@@ -98,8 +109,9 @@ def run(
     request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None, anew: bool = False
 ) -> Report:
     """A result for every task, known bugs shown as known; else as `verdicts`."""
+    request, remarks = scoped(request, source)
     ran = verdicts(request, source, progress, stored, anew)
-    return Report(mark_known(ran.results), reused=ran.reused)
+    return Report(mark_known(ran.results), reused=ran.reused, remarks=remarks)
 
 
 def verdicts(

@@ -133,18 +133,21 @@ def check(arguments: argparse.Namespace) -> int:
 
 def check_patches(arguments: argparse.Namespace, request: Request, tree: Patchable, stored: Stored | None) -> int:
     """`iretrace check --patch`: what the patches bring, held against the tree without them."""
+    from iretrace.cli.driver import scoped
     from iretrace.cli.review import compared, review
 
     if arguments.dry:
         return dry(tree.patched(request.patches))
     if arguments.diff:
         return diff_patches(arguments, request, tree, stored)
+    request, lacking = scoped(request, tree)
     with Progress(sys.stderr) as progress:
         stages = review(request, tree, progress, stored, arguments.all, arguments.each)
     if stages[0].ran is None:
         return nothing_in_scope([remark for stage in stages for remark in stage.remarks], UNTOUCHED, arguments.format)
     new_only = not arguments.all if arguments.new_only is None else bool(arguments.new_only)
-    return finish(compared(stages), arguments, request.tests, new_only)
+    report = compared(stages)
+    return finish(replace(report, remarks=(*lacking, *report.remarks)), arguments, request.tests, new_only)
 
 
 def diff_patches(arguments: argparse.Namespace, request: Request, tree: Patchable, stored: Stored | None) -> int:
@@ -203,7 +206,7 @@ def finish(report: Report, arguments: argparse.Namespace, tests: Sequence[Test],
     """Show a report; its exit status."""
     if not report.results:
         why = "no test is about such a vCPU; iretrace tests lists what there is"
-        return nothing_in_scope((), why, arguments.format)
+        return nothing_in_scope(report.remarks, why, arguments.format)
     report = replace(report, kept=not arguments.no_cache)
     if new_only:
         report = report.without_known()

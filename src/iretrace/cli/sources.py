@@ -46,6 +46,10 @@ class Source(Protocol):
         """Read what every vCPU kind needs; before `open`."""
         ...
 
+    def lacks(self, vcpu: str) -> str:
+        """Why there is no such vCPU kind here, in a sentence; "" if there is."""
+        ...
+
     def open(self, vcpu: str) -> Hypervisor:
         """The hypervisor for a vCPU kind. InputError where that cannot be."""
         ...
@@ -164,6 +168,12 @@ class TreeSource:
         in_scope = any(scope.looks_at(touch) for touch in touches)
         return AboutPatches(in_scope, (*record.remarks, *not_looked_at(touches, scope)), len(record.touches))
 
+    def lacks(self, vcpu: str) -> str:
+        """Asked of the rules."""
+        from iretrace.linux.vm import lacks
+
+        return lacks(self.tree.version, vcpu)
+
     def open(self, vcpu: str) -> Hypervisor:
         """Create a vCPU and run it to its first VMRUN."""
         from iretrace.linux.hypervisor import TreeHypervisor
@@ -228,6 +238,12 @@ class BuiltinSource:
 
     def read(self) -> None:
         """Nothing: it is Python."""
+
+    def lacks(self, vcpu: str) -> str:
+        """Asked of the revision."""
+        from iretrace.kvm.hypervisor import lacks
+
+        return lacks(self._revision, vcpu)
 
     def open(self, vcpu: str) -> Hypervisor:
         """Create a vCPU and run it to its first VMRUN."""

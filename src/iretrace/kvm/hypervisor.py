@@ -112,6 +112,13 @@ class State(NamedTuple):
     gif: int
 
 
+def lacks(revision: Revision, vcpu: str) -> str:
+    """Why a revision has no such kind of vCPU; "" if it has one."""
+    if vcpu != "sev-es-debugswap" or revision.bits >> SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED & 1:
+        return ""
+    return "VMMs can ask for DebugSwap since v6.10"
+
+
 class BuiltinHypervisor:
     """Our KVM of a revision, with a vCPU of a kind.
 
@@ -128,8 +135,8 @@ class BuiltinHypervisor:
         self.options = OPTIONS | dict(options or {})
         for name in self.options.keys() - OPTIONS.keys():
             raise InputError(f"--option {name}: no such option of the built-in KVM; known are {', '.join(OPTIONS)}")
-        if vcpu == "sev-es-debugswap" and not self.revision.bits >> SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED & 1:
-            raise InputError("--vcpu sev-es-debugswap: VMMs can ask for DebugSwap since v6.10; take --revision v6.12")
+        if lacks(self.revision, vcpu):
+            raise InputError(f"--vcpu {vcpu}: {lacks(self.revision, vcpu)}; take --revision v6.12")
         self._processor = Processor(
             nested_data_bp=vcpu != "sev-es-debugswap",
             host_debug=HOST_DEBUG if self.options["host_breakpoints"] else NO_HOST_DEBUG,

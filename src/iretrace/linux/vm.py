@@ -7,7 +7,8 @@ from iretrace.linux.host import KernelRun
 from iretrace.linux.initial import Places, build, member_words
 from iretrace.linux.machine import Machine
 from iretrace.linux.memory import load
-from iretrace.linux.rules import Row
+from iretrace.linux.prims import MODELS
+from iretrace.linux.rules import Row, load_rules
 from iretrace.linux.types import VOID, Ptr, Type
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import InputError
@@ -17,6 +18,16 @@ KINDS = ("sev-es", "sev-es-debugswap", "plain")
 
 KIND_FEATURES = {"sev-es-debugswap": ("X86_FEATURE_DEBUG_SWAP", "X86_FEATURE_NO_NESTED_DATA_BP")}
 """What the host CPU has for a kind of vCPU, beside what the rules say (rules/hardware.toml)."""
+
+
+def lacks(version: str, vcpu: str) -> str:
+    """Why KVM of a Linux version has no such kind of vCPU; "" if it has one, as far as the version says it."""
+    rows = load_rules(version, (), MODELS, frozenset()).table("initial")
+    return next((str(row.keys["refused"]) for row in rows if row.is_for(vcpu) and _never(row)), "")
+
+
+def _never(row: Row) -> bool:
+    return "refused" in row.keys and "call" not in row.keys
 
 
 class Vm:
