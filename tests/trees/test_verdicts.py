@@ -13,6 +13,9 @@ from tools.verdicts import SOURCE, TARGET, Malformed, bug_ids, load, render
 HOSTS = ("tickless", "ticking")
 TREES = ("6.1", "6.12", "7.3")
 
+LACKS = {"6.1": ("sev-es-debugswap",)}
+"""Series -> vCPU kinds that it does not have."""
+
 TEXT = SOURCE.read_text(encoding="utf-8")
 ENTRIES = load(TEXT, bug_ids())
 
@@ -27,8 +30,9 @@ def argued(tree: str) -> Argued:
 
 @pytest.mark.parametrize("tree", TREES)
 def test_every_shipped_test_is_argued_for_its_hosts(tree: str) -> None:
-    assert set(argued(tree)) >= {(test.name, host) for test in shipped() for host in test.hosts}
-    assert {name for name, _host in argued(tree)} == {test.name for test in shipped()}
+    tests = [test for test in shipped() if set(test.vcpus) - set(LACKS.get(tree, ()))]
+    assert set(argued(tree)) >= {(test.name, host) for test in tests for host in test.hosts}
+    assert {name for name, _host in argued(tree)} == {test.name for test in tests}
 
 
 @pytest.mark.trees
