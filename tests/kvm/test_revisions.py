@@ -10,7 +10,7 @@ from iretrace.check import check
 from iretrace.kvm import differences
 from iretrace.kvm.hypervisor import BuiltinHypervisor, State
 from iretrace.kvm.kvm_host import KVM_REQ_NMI, Vcpu
-from iretrace.kvm.revisions import DIFFERENCES, NEWEST, REVISIONS, Revision, explain, find
+from iretrace.kvm.revisions import DIFFERENCES, NEWEST, REVISIONS, Revision, find
 from iretrace.litmus.corpus import select
 from iretrace.subset import pack, unpack
 from iretrace.verdict import InputError, Verdict
@@ -40,12 +40,6 @@ def test_a_newer_revision_has_what_an_older_one_has() -> None:
 
 def test_the_oldest_revision_has_none() -> None:
     assert REVISIONS["v6.1"].bits == 0
-
-
-def test_explain_says_a_sentence_for_each_difference_once() -> None:
-    text = explain()
-    assert all(text.count(difference.what) == 1 for difference in DIFFERENCES)
-    assert all(text.count(f"{name}\n") == 1 for name in ("v6.1", "v6.12"))
 
 
 def test_a_revision_that_there_is_not_is_an_input_error() -> None:

@@ -115,6 +115,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("tree", metavar="TREE", nargs="?", type=Path, help="a Linux source directory, tarball or linux-source .deb")
+    add("--rev", metavar="REV", default="", help="TREE is a git repository: this revision; nothing is checked out")
     add("--revision", metavar="NAME", default="", help="without TREE: of the built-in KVM; default: the newest")
     add("--patch", metavar="FILE|-", action="append", default=[], help="apply a patch, in memory; several in order")
     _add_tasks(parser)
@@ -152,7 +153,7 @@ def _add_diff(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "exit status: 0 no difference, 1 a difference, 2 bad usage or input, 3 not all could be compared"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("first", metavar="A", help="a tree as for check, or a revision of the built-in KVM, such as v6.1")
+    add("first", metavar="A", help="a tree as for check, REPOSITORY@REV, or a revision of the built-in KVM (v6.1)")
     add("second", metavar="B", help="the same")
     _add_tasks(parser)
     add("--format", choices=("text", "json"), default="text", help="default: text")

@@ -27,14 +27,17 @@ Both = tuple[ComparableHypervisor, ComparableHypervisor]
 
 
 def source_named(name: str, request: Request, progress: Progress) -> Source:
-    """A tree, or a revision of the built-in KVM. InputError: it is neither."""
+    """A tree, REPOSITORY@REV, or a revision of the built-in KVM. InputError: it is none of them."""
     from iretrace.kvm.revisions import REVISIONS
 
     if name in REVISIONS and not Path(name).exists():
         if request.rules:
             raise InputError(f"diff: --rules are for trees, and {name} is the built-in KVM")
         return source_of(replace(request, tree=None, revision=name), progress)
-    return source_of(replace(request, tree=Path(name), revision=""), progress)
+    repository, at, rev = name.rpartition("@")
+    if at and not Path(name).exists():
+        return source_of(replace(request, tree=Path(repository), rev=rev), progress)
+    return source_of(replace(request, tree=Path(name)), progress)
 
 
 def differences(

@@ -24,12 +24,14 @@ from iretrace.world.protocol import Hypervisor
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for. tree: None for the built-in KVM, of this revision ("" is the newest). vcpus and hosts:
+    """What the user asked for. tree: None for the built-in KVM, of this revision ("" is the newest). rev: the revision
+    of a git repository that the tree is; "" if it is none. vcpus and hosts:
     empty means the test's own. patches: (name, text), in order."""
 
     tree: Path | None
     tests: Sequence[Test]
     revision: str = ""
+    rev: str = ""
     patches: Sequence[tuple[str, str]] = ()
     vcpus: Sequence[str] = ()
     hosts: Sequence[str] = ()
@@ -80,10 +82,12 @@ def source_of(request: Request, progress: Callable[[str], None] = lambda _text: 
     if request.tree is None:
         if request.patches or request.rules:
             raise InputError("check: --patch and --rules need a TREE; the built-in KVM is not made of C")
+        if request.rev:
+            raise InputError("check: --rev needs a TREE that is a git repository; --revision is for the built-in KVM")
         return BuiltinSource(request.revision, request.options)
     if request.revision:
         raise InputError("check: --revision is about the built-in KVM; leave out TREE, or leave out --revision")
-    return TreeSource(request.tree, (), request.rules, request.options, progress)
+    return TreeSource(request.tree, (), request.rules, request.options, progress, rev=request.rev)
 
 
 class Found(NamedTuple):

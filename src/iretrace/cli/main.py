@@ -101,6 +101,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         tree=arguments.tree,
         tests=select(arguments.test),
         revision=arguments.revision,
+        rev=arguments.rev,
         patches=[patch for name in arguments.patch for patch in read_patch(name)],
         vcpus=arguments.vcpu,
         hosts=[arguments.host] if arguments.host else [],
@@ -169,7 +170,7 @@ def diff(arguments: argparse.Namespace) -> int:
     from iretrace.cli.diff import differences, source_named
     from iretrace.cli.stored import Stored, cache_directory
 
-    arguments.tree, arguments.revision, arguments.patch = None, "", []
+    arguments.tree, arguments.revision, arguments.rev, arguments.patch = None, "", "", []
     request = request_of(arguments)
     stored = None if arguments.no_cache else Stored(cache_directory())
     with Progress(sys.stderr) as progress:

@@ -94,6 +94,7 @@ class Patchable(Source, Protocol):
 
 class TreeSource:
     """A Linux tree, patched in memory. unpatched: the same without patches, if that is there already.
+    rev: the revision, if it is a git repository.
 
     InputError: it is none, a patch does not apply, a rule file cannot be read."""
 
@@ -105,21 +106,27 @@ class TreeSource:
         options: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = lambda _text: None,
         unpatched: TreeSource | None = None,
+        rev: str = "",
     ) -> None:
+        from iretrace.linux.revision import open_revision
         from iretrace.linux.tree import open_tree, with_patches
 
         self._path = path
+        self._rev = rev
         self._patches = patches
         self._rules = rules
         self._options = {name: integer(name, value) for name, value in (options or {}).items()}
-        self.tree: Tree = unpatched.tree if unpatched else open_tree(path, (), progress)
+        if unpatched is not None:
+            self.tree: Tree = unpatched.tree
+        else:
+            self.tree = open_tree(open_revision(path, rev, progress) if rev else path, (), progress)
         if patches:
             self.tree = with_patches(self.tree, patches, path)
         self._machine: Machine | None = None
 
     def patched(self, patches: Sequence[tuple[str, str]]) -> TreeSource:
         """The same tree with patches (name, text). InputError: one does not apply."""
-        made = TreeSource(self._path, patches, self._rules, None, unpatched=self)
+        made = TreeSource(self._path, patches, self._rules, None, unpatched=self, rev=self._rev)
         made._options = self._options
         return made
 
@@ -141,7 +148,7 @@ class TreeSource:
     def command(self) -> list[str]:
         """Tree, patches (each file once, by its name), rules and options."""
         files = dict.fromkeys(name.partition(": ")[0].replace("<stdin>", "-") for name, _ in self._patches)
-        words = ["iretrace", "check", str(self._path)]
+        words = ["iretrace", "check", str(self._path), *(["--rev", self._rev] if self._rev else [])]
         for switch, values in (("--patch", files), ("--rules", self._rules)):
             words += [word for value in values for word in (switch, str(value))]
         return words + [word for name, value in self._options.items() for word in ("--option", f"{name}={value}")]
