@@ -103,6 +103,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(run := commands.add_parser("run", help="run litmus tests on a real KVM", allow_abbrev=False))
     rules = commands.add_parser("rules", help="list the processor's rules and their sources", allow_abbrev=False)
     rules.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    completion = commands.add_parser(
+        "completion", help="completion for a shell, to standard output", allow_abbrev=False
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="which one")
+    commands.add_parser("manual", help="the manual page, for man -l -", allow_abbrev=False)
     commands.add_parser("revisions", help="what the revisions of the built-in KVM changed", allow_abbrev=False)
     for command in (diff, show, demo, tests, rules, run):
         _add_color(command)
@@ -130,7 +135,11 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     )
     add("--diff", action="store_true", help="with --patch: what changes in behaviour, as `iretrace diff` tells it")
     add("--each", action="store_true", help="judge each patch of a series on top of those before it")
-    add("--verbose", action="store_true", help="every assumption and statement, not only what tells")
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument(
+        "--quiet", action="store_true", help="no progress; text: only what does not hold, a line each"
+    )
+    how_much.add_argument("--verbose", action="store_true", help="every assumption and statement, not only what tells")
     _add_color(parser)
 
 

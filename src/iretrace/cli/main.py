@@ -89,6 +89,11 @@ def look_for(arguments: argparse.Namespace) -> Look:
     return Look(wants_color(arguments.color, sys.stdout), only_ascii(sys.stdout), verbose)
 
 
+def progress_of(arguments: argparse.Namespace) -> Progress:
+    """What is going on, on standard error."""
+    return Progress(sys.stderr, silent=getattr(arguments, "quiet", False))
+
+
 def request_of(arguments: argparse.Namespace) -> Request:
     """What is asked for. InputError: a patch that cannot be read, a test that there is not."""
     from iretrace.cli.driver import Request
@@ -121,13 +126,13 @@ def check(arguments: argparse.Namespace) -> int:
     if (arguments.diff or arguments.each) and not request.patches:
         raise InputError("check: --diff and --each are about patches; give --patch, or see iretrace diff --help")
     stored = None if arguments.no_cache else Stored(cache_directory())
-    with Progress(sys.stderr) as progress:
+    with progress_of(arguments) as progress:
         source = source_of(request, progress)
     if request.patches:
         return check_patches(arguments, request, cast("Patchable", source), stored)
     if arguments.dry:
         return dry(source)
-    with Progress(sys.stderr) as progress:
+    with progress_of(arguments) as progress:
         report = run(request, source, progress, stored, arguments.all)
     return finish(report, arguments, request.tests, bool(arguments.new_only))
 
@@ -142,7 +147,7 @@ def check_patches(arguments: argparse.Namespace, request: Request, tree: Patchab
     if arguments.diff:
         return diff_patches(arguments, request, tree, stored)
     request, lacking = scoped(request, tree)
-    with Progress(sys.stderr) as progress:
+    with progress_of(arguments) as progress:
         stages = review(request, tree, progress, stored, arguments.all, arguments.each)
     if stages[0].ran is None:
         return nothing_in_scope([remark for stage in stages for remark in stage.remarks], UNTOUCHED, arguments.format)
@@ -155,7 +160,7 @@ def diff_patches(arguments: argparse.Namespace, request: Request, tree: Patchabl
     """`iretrace check --patch --diff`."""
     from iretrace.cli.diff import differences
 
-    with Progress(sys.stderr) as progress:
+    with progress_of(arguments) as progress:
         patched = tree.patched(request.patches)
         about = patched.about_patches(progress)
         if not about.in_scope:
@@ -173,7 +178,7 @@ def diff(arguments: argparse.Namespace) -> int:
     arguments.tree, arguments.revision, arguments.rev, arguments.patch = None, "", "", []
     request = request_of(arguments)
     stored = None if arguments.no_cache else Stored(cache_directory())
-    with Progress(sys.stderr) as progress:
+    with progress_of(arguments) as progress:
         first, second = (source_named(name, request, progress) for name in (arguments.first, arguments.second))
         names = (f"{first.name} ({arguments.first})", f"{second.name} ({arguments.second})")
         found = differences(request, (first, second), names, progress, stored)
@@ -230,8 +235,11 @@ def show(report: Report, arguments: argparse.Namespace, tests: Sequence[Test]) -
     from iretrace.cli.formats import FORMATS
 
     if arguments.format == "text":
-        from iretrace.report.text import check_report
+        from iretrace.report.text import check_report, short_report
 
+        if getattr(arguments, "quiet", False):
+            write(short_report(report, look_for(arguments)))
+            return
         write(check_report(report, look_for(arguments), getattr(arguments, "all", True)))
         return
     write(FORMATS[arguments.format](report, tests))
@@ -245,7 +253,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """`iretrace demo`."""
     from iretrace.cli.demo import demonstrate
 
-    with Progress(sys.stderr) as progress:
+    with progress_of(arguments) as progress:
         text = demonstrate(arguments.tree, look_for(arguments), progress)
     write(text)
     return Status.HOLDS
@@ -307,12 +315,28 @@ def revisions(_arguments: argparse.Namespace) -> int:
     return Status.HOLDS
 
 
+def completion(arguments: argparse.Namespace) -> int:
+    """`iretrace completion`."""
+    from iretrace.cli.manual import COMPLETIONS
+
+    write(COMPLETIONS[arguments.shell]())
+    return Status.HOLDS
+
+
+def print_manual(_arguments: argparse.Namespace) -> int:
+    """`iretrace manual`."""
+    from iretrace.cli.manual import manual
+
+    write(manual())
+    return Status.HOLDS
+
+
 def run_on_kvm(arguments: argparse.Namespace) -> int:
     """`iretrace run`."""
     from iretrace.cli.live import run_live
     from iretrace.report.live import live_report
 
-    with Progress(sys.stderr) as progress:
+    with progress_of(arguments) as progress:
         report = run_live(arguments, progress)
     write(live_report(report, look_for(arguments)))
     if not report.observed:
@@ -333,6 +357,8 @@ COMMANDS = {
     "tests": tests,
     "rules": rules,
     "revisions": revisions,
+    "completion": completion,
+    "manual": print_manual,
 }
 
 

@@ -30,9 +30,9 @@ def only_ascii(stream: TextIO) -> bool:
 class Progress:
     """One line that says what is going on; silent unless the stream is a terminal that can go back in a line."""
 
-    def __init__(self, stream: TextIO, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, stream: TextIO, environment: Mapping[str, str] = os.environ, silent: bool = False) -> None:
         self._stream = stream
-        self._shows = stream.isatty() and environment.get("TERM") != "dumb"
+        self._shows = not silent and stream.isatty() and environment.get("TERM") != "dumb"
         self._next = 0.0
         self._dirty = False
 

@@ -44,6 +44,17 @@ def check_report(report: Report, look: Look | None = None, detail: bool = False)
     return "\n".join(lines) + "\n"
 
 
+def short_report(report: Report, look: Look) -> str:
+    """A line for each result that does not hold, and the counts."""
+    lines = [line for group in report.by_hypervisor().values() for line in _not_holding(group, look)]
+    return "\n".join([*lines, summary(report)]) + "\n"
+
+
+def _not_holding(results: Sequence[Result], look: Look) -> list[str]:
+    found = [result for result in results if result.verdict is not Verdict.HOLDS]
+    return verdict_table(found, look) if found else []
+
+
 def hypervisor_report(results: Sequence[Result], look: Look, detail: bool = False, kept: bool = False) -> list[str]:
     """The lines about one hypervisor: table, counterexamples, what is open, ledger.
 
