@@ -22,6 +22,9 @@ from tests.trees.edits import Edit, patched
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 
+OWN = Path(__file__).resolve().parents[1] / "tests" / "trees" / "litmus"
+"""Tests that are not shipped, because they are about hosts that are not the usual one."""
+
 CONVICTED, ACQUITTED = "violated", "holds"
 
 HEAD = """\
@@ -37,7 +40,7 @@ test, or convicted of something else where the row says so.
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One edit on one tree under one shipped test.
+    """One edit on one tree under one test, a shipped one or one of tests/trees/litmus.
 
     entry: of the list of historical defects. edit: the name in tests/trees/edits.py; "" for the tree as it is. says:
     what the reason holds. note: why it is not convicted, or what else is there.
@@ -60,7 +63,32 @@ class Row:
         return "-".join(part for part in (self.entry, self.edit or "as-it-is", self.tree, self.test) if part)
 
 
+NO_HOST_BREAKPOINTS = {"host_breakpoints": 0}
+SWAP = "sev-es-debugswap"
+
 ROWS = (
+    Row("H05", "a VMGEXIT for DR7 is an access of the debug registers", "6.1", "", "sev-es-dr0-after-dr7", CONVICTED,
+        "the guest sees rax is 0x0 at main+5", "sev-es", NO_HOST_BREAKPOINTS, "the tree as it is: 6.1 has the defect"),
+    Row("H05", "a VMGEXIT for DR7 is an access of the debug registers", "6.12", "DR7_VMGEXIT_IS_AN_ACCESS",
+        "sev-es-dr0-after-dr7", CONVICTED, "WARN reached: sev_es_guest(vcpu->kvm)", "sev-es", NO_HOST_BREAKPOINTS),
+    Row("H05", "*control*: the fix", "6.12", "", "sev-es-dr0-after-dr7", ACQUITTED, "", "sev-es", NO_HOST_BREAKPOINTS,
+        "the tree as it is"),
+    Row("H06", "DR7 is intercepted under DebugSwap", "6.12", "DR7_INTERCEPTED_UNDER_DEBUG_SWAP", "swap-values-last",
+        CONVICTED, "the guest sees", SWAP),
+    Row("H07", "DebugSwap is allowed where data breakpoints nest", "6.12", "DEBUG_SWAP_ANYWAY", "swap-db-frame",
+        CONVICTED, "the guest holds the CPU", SWAP, {"X86_FEATURE_NO_NESTED_DATA_BP": 0}),
+    Row("H07", "#DB of encrypted guests is not intercepted", "6.12", "SEV_ES_DB_NOT_INTERCEPTED", "sev-es-step",
+        CONVICTED, "the guest sees #DB at main+4", "sev-es"),
+    Row("H08", "*control*: #GP is set up elsewhere", "6.12", "GP_SETUP_IN_SVM", "sev-es-gp-on-cold-stack", ACQUITTED,
+        "", "sev-es", note="code that moves"),
+    Row("H10", "*control*: every feature for every guest", "6.12", "DEBUG_SWAP_BY_DEFAULT", "swap-values-last",
+        ACQUITTED, "", SWAP, note="only the guest's measurement would differ, and no guest sees it"),
+    Row("H11", "the host's masks are not saved", "6.12", "HOST_MASKS_NOT_SAVED", "swap-values-last", CONVICTED,
+        "the host's debug registers are not its own after the guest ran: DR0_ADDR_MASK", SWAP),
+    Row("H11", "the host's masks are not saved", "7.3", "HOST_MASKS_NOT_SAVED", "swap-watch-a-write", CONVICTED,
+        "the host's debug registers are not its own after the guest ran: DR0_ADDR_MASK", SWAP),
+    Row("H11", "the host's masks are saved only if KVM has turned DebugSwap on", "6.12",
+        "HOST_MASKS_SAVED_IF_KVM_KNOWS", "swap-values-last", ACQUITTED, "", SWAP, note="it takes an SEV-SNP guest to see it, and there is none here"),
     Row("H20", "svm_get_rflags() shows the TF that KVM has set", "6.12", "STEPPING_SHOWS_TF", "two-events-in-shadow",
         CONVICTED, "the guest sees an NMI at main+2 with IF TF"),
     Row("H20", "svm_get_rflags() shows the TF that KVM has set", "6.1", "STEPPING_SHOWS_TF", "two-events-in-shadow",
@@ -68,15 +96,22 @@ ROWS = (
     Row("H20", "svm_vcpu_run() keeps stepping while it injects", "6.12", "STEPPING_ACROSS_AN_INJECTION",
         "irq-before-iret", CONVICTED, "the guest sees an IRQ at nmi+3 with IF TF",
         note="the tree as it is fails this test too, later: the interrupt is taken for the IRET"),
-    Row("H27", "#DB is not intercepted", "6.12", "DB_NOT_INTERCEPTED", "nmi-while-stepping", CONVICTED, "#DB at"),
+    Row("H27", "#DB is not intercepted", "6.12", "DB_NOT_INTERCEPTED", "db-for-ever", CONVICTED,
+        "the guest sees #DB at main+7, DR6 0xffff0ff0"),
     Row("H28", "DR6 is not loaded before VMRUN", "6.12", "DR6_NOT_CLEARED", "nmi-while-stepping", CONVICTED,
         "DR6 0xfffe47f0"),
+    Row("H28", "stale DR6 is loaded on the way around the inner loop", "6.12", "STALE_DR6_ON_REENTRY", "dr6-over-halt",
+        CONVICTED, "the guest sees rax is 0xffff0ff0 at irq+1"),
+    Row("H28", "stale DR6 is loaded on the way around the inner loop", "7.3", "STALE_DR6_ON_REENTRY", "dr6-over-halt",
+        CONVICTED, "the guest sees rax is 0xffff0ff0 at irq+1"),
+    Row("H28", "the guest runs with KVM's copy of DR6", "6.12", "DR6_OF_KVM", "dr6-adds-up", ACQUITTED,
+        note="a processor may keep older causes in DR6 as well"),
     Row("H35", "an interrupted INTn is not unwound", "6.12", "NO_UNWIND", "int-on-cold-stack", CONVICTED,
         "the guest sees int 0x20 at main+2", options={"nrips": 0}),
     Row("H35", "an interrupted INTn is retried, not injected again", "6.12", "SOFT_INTERRUPT_RETRIED",
         "int-on-cold-stack", ACQUITTED,
         note="no guest can see it while its code does not change, and litmus guests do not change theirs"),
-    Row("H36", "#VC is injected again", "6.12", "REINJECT_VC", "vc-on-cold-stack", ACQUITTED, vcpu="sev-es",
+    Row("H36", "#VC is injected again", "6.12", "REINJECT_VC", "sev-es-vc-on-cold-stack", ACQUITTED, vcpu="sev-es",
         note="the processor's manual does not forbid it, and the guest's handler runs once either way"),
 )  # fmt: skip
 
@@ -88,7 +123,8 @@ def changes(row: Row) -> list[Edit]:
 
 def judge(row: Row, root: Path) -> Result:
     """Run a row on the tree in a directory."""
-    (test,) = select([row.test])
+    own = OWN / f"{row.test}.litmus"
+    (test,) = select([str(own) if own.is_file() else row.test])
     tree = patched(root, f"{row.edit}.patch", changes(row)) if row.edit else open_tree(root)
     return check(test, row.vcpu, test.hosts[0], TreeHypervisor(tree, options=row.options, vcpu=row.vcpu))
 

@@ -188,3 +188,64 @@ DB_NOT_INTERCEPTED = (Edit(SVM, "init_vmcb", "set_exception_intercept(svm, DB_VE
 
 DR6_NOT_CLEARED = (Edit(SVM, "svm_vcpu_run", "svm_set_dr6(vcpu, DR6_ACTIVE_LOW);", ";"),)
 """The guest runs with the DR6 of its last #DB instead of an empty one: causes add up."""
+
+STALE_DR6_ON_REENTRY = (Edit(X86, "vcpu_enter_guest", "run_flags = 0; /* Note, VM-Exits", "/* Note, VM-Exits"),)
+"""KVM loads its copy of DR6 also where it enters the guest again without having read back what the guest wrote."""
+
+DR6_OF_KVM = (Edit(SVM, "svm_vcpu_run", "svm_set_dr6(vcpu, DR6_ACTIVE_LOW);", "svm_set_dr6(vcpu, vcpu->arch.dr6);"),)
+"""The guest runs with the DR6 that it would read, not with an empty one: a processor may keep old causes, too."""
+
+DR7_VMGEXIT_IS_AN_ACCESS = (Edit(SVM, "dr_interception", "if (sev_es_guest(vcpu->kvm)) return 1;", ""),)
+"""KVM takes a VMGEXIT for DR7 for an access of the guest's debug registers, and loads what it knows of them."""
+
+DR7_INTERCEPTED_UNDER_DEBUG_SWAP = (
+    Edit(SEV, "sev_es_init_vmcb", "if (!sev_vcpu_has_debug_swap(svm)) {", "if (1) {"),
+)
+"""DR7 exits although DebugSwap is on: the guest gets a #VC for what the processor does by itself."""
+
+DEBUG_SWAP_ANYWAY = (
+    Edit(SEV, "sev_hardware_setup", "|| !cpu_feature_enabled(X86_FEATURE_NO_NESTED_DATA_BP)", ""),
+)
+"""KVM lets VMMs turn DebugSwap on where data breakpoints nest."""
+
+SEV_ES_DB_NOT_INTERCEPTED = (
+    Edit(SEV, "sev_es_init_vmcb", "recalc_intercepts(svm); } else {", "recalc_intercepts(svm); } {"),
+)
+"""#DB of encrypted guests is not intercepted, DebugSwap or not."""
+
+HOST_MASKS_NOT_SAVED = tuple(
+    Edit(SEV, "sev_es_prepare_switch_to_guest", f"hostsa->dr{n}_addr_mask = amd_get_dr_addr_mask({n});", "")
+    for n in range(4)
+)
+"""#VMEXIT loads masks from the host save area under DebugSwap, and KVM has put none there."""
+
+HOST_MASKS_SAVED_IF_KVM_KNOWS = (
+    Edit(
+        SEV,
+        "sev_es_prepare_switch_to_guest",
+        "(sev_snp_guest(kvm) && cpu_feature_enabled(X86_FEATURE_DEBUG_SWAP))",
+        "0",
+    ),
+)
+"""Nothing is saved for SNP guests that turn DebugSwap on by themselves."""
+
+DEBUG_SWAP_BY_DEFAULT = (
+    Edit(
+        SEV,
+        "__sev_guest_init",
+        "sev->vmsa_features = data->vmsa_features;",
+        "sev->vmsa_features = valid_vmsa_features;",
+    ),
+)
+"""Every SEV-ES guest gets all features that there are: its measurement changes, not what it sees."""
+
+GP_SETUP_IN_SVM = (
+    Edit(SEV, "sev_init_vmcb", "clr_exception_intercept(svm, GP_VECTOR);", ""),
+    Edit(
+        SVM,
+        "init_vmcb",
+        "if (sev_guest(vcpu->kvm)) sev_init_vmcb(svm);",
+        "if (sev_guest(vcpu->kvm)) {\n\t\tsev_init_vmcb(svm);\n\t\tclr_exception_intercept(svm, GP_VECTOR);\n\t}",
+    ),
+)
+"""Where #GP is set up moves from SEV's file to SVM's."""
