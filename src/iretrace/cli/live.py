@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 DEFAULT_KERNEL = "6.1"
 ALONE = "qemu-machine"
 HOSTS = ("tickless", "ticking")
-LIMITS = Limits(timeout=60.0)
+LIMITS = Limits(timeout=20.0)
 """For one verdict of the model; the histories have limits of their own."""
 
 MOST_TRIED = 8

@@ -375,6 +375,7 @@ static void load_memory(void)
 #define MARKER "iretrace: sent"
 
 static int marker = -1; /* -1: this kernel cannot tell */
+static volatile int marked;
 
 static int write_file(const char *name, const char *text)
 {
@@ -397,8 +398,8 @@ static void find_tracing(void)
 
 static void mark_trace(void)
 {
-	if (marker >= 0 && write(marker, MARKER "\n", strlen(MARKER) + 1) < 0)
-		marker = -1;
+	if (marker >= 0)
+		marked = write(marker, MARKER "\n", strlen(MARKER) + 1) > 0;
 }
 
 /* "reason@rip;" of the first exits behind the last mark. */
@@ -407,7 +408,7 @@ static void print_exits(void)
 	static char line[1024];
 	static char told[SHOWN_EXITS][64];
 	unsigned count = 0, long_ago = 1;
-	FILE *trace = marker >= 0 ? fopen(TRACING "trace", "r") : NULL;
+	FILE *trace = marked ? fopen(TRACING "trace", "r") : NULL;
 
 	while (trace && fgets(line, sizeof line, trace)) {
 		char *reason = strstr(line, "kvm_exit: "), *rip;
@@ -752,8 +753,9 @@ static void run_once(unsigned repetition)
 	random_state = ((uint64_t)guest->seed << 32 | repetition << 8 | 0x5b) * 0x9e3779b97f4a7c15ull;
 	refused = exited = 0;
 	cut_time = 0;
-	if (marker >= 0)
+	if (marked)
 		write_file(TRACING "trace", "");
+	marked = 0;
 	memset((void *)fired, 0, sizeof fired);
 	load_memory();
 	make_vm();
