@@ -194,7 +194,7 @@ def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[
 
 
 def _unseen(seen: Seen, results: Sequence[Result]) -> list[Outcome]:
-    """Outcomes of the model, as far as it was explored, that did not come. What only a host without ticks shows cannot."""
+    """Outcomes of the model, as far as it was explored, that did not come; not those that need a host without ticks."""
     mine = [result for result in results if result.test == seen.test.name]
     possible = [one for one in mine if one.host == "ticking" or one.verdict is Verdict.HOLDS]
     modelled = {outcome for result in possible for outcome in result.outcomes}
