@@ -167,3 +167,29 @@ def test_only_tests_that_used_what_a_patch_changes_run_again_and_the_answers_are
     assert reused(check(tree_6_1, mails, tmp_path, capsys, *more)[1]) == expected
     answers = [check(tree_6_1, mails, tmp_path, capsys, *more, "--format", "json", *how)[1] for how in ([], ["--all"])]
     assert json.loads(answers[0]) == json.loads(answers[1])
+
+
+UNKNOWN_HELPER = (
+    Edit(
+        SEV,
+        "sev_handle_vmgexit",
+        "ret = svm_invoke_exit_handler(vcpu, SVM_EXIT_IRET);",
+        "nmi_audit_log(vcpu);\n\t\tret = svm_invoke_exit_handler(vcpu, SVM_EXIT_IRET);",
+    ),
+)
+ROW = '[[function]]\nname = "nmi_audit_log"\nwhat = "neutral"'
+
+
+def test_a_helper_that_no_rule_knows_is_named_with_a_row_to_paste(
+    tree_6_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mails = series(tree_6_1, UNKNOWN_HELPER)
+    status, text, _ = check(tree_6_1, mails, tmp_path, capsys, "--test", PLAIN)
+    assert status == 3
+    assert ROW in text
+    assert f"✓ {PLAIN}" in text  # what does not call it is judged all the same
+    row = text[text.rindex("[[function]]") :].split("\n\n")[0].replace('why = "..."', 'why = "it only records"')
+    (tmp_path / "rows.toml").write_text(row + "\n")
+    status, text, error = check(tree_6_1, mails, tmp_path, capsys, "--rules", str(tmp_path / "rows.toml"))
+    assert not error
+    assert (status, text.splitlines()[-1]) == (0, "0 new, 1 known (1 not shown), 0 undetermined, 0 hold")

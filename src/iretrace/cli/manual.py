@@ -19,8 +19,8 @@ TEXT = {
     "ENVIRONMENT": "XDG_CACHE_HOME: see FILES."
     " NO_COLOR, FORCE_COLOR, TERM=dumb: whether there is colour where"
     " --color is auto. IRETRACE_DEBUG=1: where a bug of iretrace itself is.",
-    "SECURITY": "A tree, a patch and a repository are read as hostile data: nothing of them is built, executed or obeyed,"
-    " and nothing is sent anywhere.",
+    "SECURITY": "A tree, a patch and a repository are read as hostile data: nothing of them is built, executed or"
+    " obeyed, and nothing is sent anywhere.",
 }
 
 

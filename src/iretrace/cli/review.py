@@ -26,13 +26,16 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One tree of a review: name, and what came out. in_scope: whether its patches change anything that is modelled."""
+    """One tree of a review: name, and what came out. in_scope: whether its patches change anything that is modelled.
+
+    rows: rule rows for what they use and nothing answers."""
 
     name: str
     source: Patchable
     ran: Ran | None
     remarks: tuple[str, ...] = ()
     in_scope: bool = True
+    rows: tuple[str, ...] = ()
 
 
 def review(
@@ -56,7 +59,7 @@ def review(
         seen = about.hunks
         name = f"{tree.result_name} + {count} of {len(patches)}" if each else tree.result_name
         remarks = about.remarks if not each else (f"{name}: {patches[count - 1][0]}", *about.remarks)
-        stages.append(Stage(name, source, None, remarks, about.in_scope))
+        stages.append(Stage(name, source, None, remarks, about.in_scope, about.rows))
     if not any(stage.in_scope for stage in stages[1:]):
         return stages
     return [
@@ -90,7 +93,8 @@ def compared(stages: Sequence[Stage]) -> Report:
         results += named
         remarks += _gone(stage.name, marked, told)
         before, marked = after, told
-    return Report(results, reused=reused, remarks=list(dict.fromkeys(remarks)), untouched=untouched)
+    rows = list(dict.fromkeys(row for stage in stages for row in stage.rows))
+    return Report(results, reused=reused, remarks=list(dict.fromkeys(remarks)), untouched=untouched, rows=rows)
 
 
 def _open(result: Result) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 class AboutPatches(NamedTuple):
     """What is to be said of patches: whether they change anything that is modelled, sentences, e.g. on what they change
-    besides, and how many hunks they have."""
+    besides, how many hunks they have, and the rule rows for what they use and nothing answers."""
 
     in_scope: bool
     remarks: tuple[str, ...] = ()
     hunks: int = 0
+    rows: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -114,6 +115,7 @@ class TreeSource:
         self._path = path
         self._rev = rev
         self._patches = patches
+        self._unpatched = unpatched
         self._rules = rules
         self._options = {name: integer(name, value) for name, value in (options or {}).items()}
         if unpatched is not None:
@@ -169,11 +171,25 @@ class TreeSource:
         self.read()
         assert self._machine is not None
         with unreadable_is_input_error():
-            scope = Scope(self.tree, self._machine.closure())
+            closure = self._machine.closure()
+            scope = Scope(self.tree, closure)
         record = self.tree.record
         touches = record.touches[since:]
         in_scope = any(scope.looks_at(touch) for touch in touches)
-        return AboutPatches(in_scope, (*record.remarks, *not_looked_at(touches, scope)), len(record.touches))
+        rows = {name: missing.row for name, missing in closure.missing.items()}
+        if rows and self._unpatched is not None:
+            rows = {name: row for name, row in rows.items() if name not in self._unpatched.missing()}
+        remarks = [*record.remarks, *not_looked_at(touches, scope)]
+        if rows:
+            remarks.append(f"nothing answers for {', '.join(rows)}, which the patches use; --dry prints the rule rows")
+        return AboutPatches(in_scope, tuple(remarks), len(record.touches), tuple(rows.values()))
+
+    def missing(self) -> Collection[str]:
+        """The names that the event path may need and that nothing answers."""
+        self.read()
+        assert self._machine is not None
+        with unreadable_is_input_error():
+            return self._machine.closure().missing
 
     def lacks(self, vcpu: str) -> str:
         """Asked of the rules."""

@@ -24,7 +24,7 @@ class Report:
 
     remarks: sentences on the patches that were applied; they hold foreign names. untouched: the results that are
     undetermined and rest on nothing that the patches change; hidden_open: how many of them are left out. kept:
-    whether `iretrace show` knows the results."""
+    whether `iretrace show` knows the results. rows: rule rows to add, each of several lines."""
 
     results: Sequence[Result]
     hidden: int = 0
@@ -33,6 +33,7 @@ class Report:
     untouched: Sequence[Result] = ()
     hidden_open: int = 0
     kept: bool = False
+    rows: Sequence[str] = ()
 
     def without_known(self) -> Report:
         """The same, without known defects and what is as open as before the patches."""

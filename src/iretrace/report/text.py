@@ -40,6 +40,9 @@ def check_report(report: Report, look: Look | None = None, detail: bool = False)
         lines.append("")
     for remark in report.remarks:
         lines += wrap(look.clean(remark), rest="    ")
+    if report.rows:
+        lines += ["", "Rows to complete and to give with --rules FILE:", ""]
+        lines += [look.clean(line) for row in report.rows for line in row.split("\n")]
     lines += [line for line in (reuse(report), summary(report)) if line]
     return "\n".join(lines) + "\n"
 
