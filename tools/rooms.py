@@ -22,6 +22,8 @@ ROOMS = (
     "kvm",
     "linux",
     "check",
+    "seek",
+    "mail",
     "compiled",
     "live",
     "traces",

@@ -103,6 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(run := commands.add_parser("run", help="run litmus tests on a real KVM", allow_abbrev=False))
     rules = commands.add_parser("rules", help="list the processor's rules and their sources", allow_abbrev=False)
     rules.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    mail = commands.add_parser("mail", help="a maintainer's mail, checked claim by claim", allow_abbrev=False)
+    mail.add_argument("tree", metavar="TREE", nargs="?", type=Path, help="Linux source; default: the built-in KVM")
+    mail.add_argument("--verbose", action="store_true", help="the run behind every answer")
     completion = commands.add_parser(
         "completion", help="completion for a shell, to standard output", allow_abbrev=False
     )

@@ -259,6 +259,16 @@ def demo(arguments: argparse.Namespace) -> int:
     return Status.HOLDS
 
 
+def mail(arguments: argparse.Namespace) -> int:
+    """`iretrace mail`."""
+    from iretrace.cli.mail import mail_text
+
+    with Progress(sys.stderr) as progress:
+        text = mail_text(arguments.tree, look_for(arguments), progress, arguments.verbose)
+    write(text)
+    return Status.HOLDS
+
+
 def show_kept(arguments: argparse.Namespace) -> int:
     """`iretrace show`."""
     from iretrace.cli.show import changelog_of, remembered
@@ -354,6 +364,7 @@ COMMANDS = {
     "reproduce": reproduce,
     "run": run_on_kvm,
     "demo": demo,
+    "mail": mail,
     "tests": tests,
     "rules": rules,
     "revisions": revisions,
