@@ -110,3 +110,27 @@ def test_an_interrupt_in_a_shadow_is_a_known_fault_of_an_old_qemu_only() -> None
     run = read_run(line(guest, f"30:{guest.program.addresses[1]:x}:202:0:0;", 1), {0: guest})
     assert excuse(run, "7.2.22").startswith("known of QEMU 7.2.22: QEMU takes a virtual interrupt inside")
     assert excuse(run, "11.1.0") == ""
+
+
+NO_GATE = """\
+test no-gate
+about An NMI finds no gate.
+vcpu  plain
+outside nmi
+
+main:
+    spin
+np:
+    add rsp, 8
+    mark n
+    iretq
+"""
+
+
+def test_only_an_error_code_without_ext_is_a_known_fault() -> None:
+    guest = first_guest(NO_GATE)
+    without, with_it = (
+        read_run(line(guest, f"b:{guest.program.addresses[0]:x}:2:{code:x}:0;", 1), {0: guest}) for code in (0x12, 0x13)
+    )
+    assert "lacks EXT" in excuse(without, "11.1.3", alone=True)
+    assert excuse(with_it, "11.1.3", alone=True) == ""

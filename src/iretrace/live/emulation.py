@@ -13,6 +13,7 @@ from iretrace.live.observed import Delivery, Run
 
 SHADOWS = (Op.STI, Op.MOV_SS)
 TF = 0x100
+ERROR_EXT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,19 @@ def _steps_over_sti(run: Run) -> bool:
     return Op.STI in ops and any(f", {flag}" in i.text for i in run.guest.test.code for flag in ("TF", str(TF)))
 
 
+def _gate_is_absent(run: Run) -> bool:
+    """#NP for an event that no instruction asked for must have EXT."""
+    return any(
+        isinstance(event, Delivery) and event.vector == VECTORS["np"] and not event.error & ERROR_EXT
+        for event in run.history
+    )
+
+
 FAULTS = (
     Fault("QEMU takes a virtual interrupt inside an interrupt shadow", (11, 1), _irq_in_shadow, in_svm=True),
     Fault("QEMU does not hold NMIs in the shadow of STI or MOV SS", (), _nmi_in_shadow),
     Fault("QEMU raises no single-step trap after STI", (11, 1), _steps_over_sti),
+    Fault("QEMU's error code for an absent gate lacks EXT, and in 7.2 has the vector doubled", (), _gate_is_absent),
 )
 
 

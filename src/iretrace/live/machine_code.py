@@ -38,7 +38,7 @@ BASE = MAX_MARK + 1
 MAX_DIGITS = 20
 """9 ** 20 < 2 ** 64."""
 
-ERROR_CODE_VECTORS = frozenset(VECTORS[name] for name in ("df", "gp", "pf", "vc"))
+ERROR_CODE_VECTORS = frozenset(VECTORS[name] for name in ("df", "np", "gp", "pf", "vc"))
 
 FIXED = {
     Op.NOP: b"\x90",
@@ -98,19 +98,26 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
     if len(test.marks) > MAX_MARK:
         raise NotRunnable(f"more than {MAX_MARK} marks")
     starts = sorted([test.main, *(start for _, start in test.handlers)])
+    if any(instruction.op is Op.ADD_RSP for instruction in test.code[test.main : _end(test, starts, test.main)]):
+        raise NotRunnable("main leaves its stack, and a live guest has memory there")
     labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
     stubs = {start: _entry_stub(vector, test) for vector, start in test.handlers} | {test.main: _main_stub()}
     addresses = _addresses(test, starts, cuts)
     chunks = dict(_tables(test, addresses))
     where: dict[int, tuple[int, int]] = {}
-    for number, start in enumerate(starts):
-        end = starts[number + 1] if number + 1 < len(starts) else len(test.code)
+    for start in starts:
+        end = _end(test, starts, start)
         body = b"".join(_one(test, index, addresses, labels) for index in range(start, end))
         first = addresses[start] - len(stubs[start])
         chunks[first] = stubs[start] + body
         vector = next((vector for vector, at in test.handlers if at == start), MAIN_STUB)
         where[vector] = (first, addresses[start])
     return Program(chunks, tuple(addresses), where, where[MAIN_STUB][0])
+
+
+def _end(test: Test, starts: list[int], start: int) -> int:
+    """Where the section that starts there ends."""
+    return min((other for other in starts if other > start), default=len(test.code))
 
 
 def counts_spins(test: Test) -> bool:
@@ -128,7 +135,7 @@ def _addresses(test: Test, starts: list[int], cuts: Mapping[int, int]) -> list[i
     """Where each instruction lies: sections one after the other, each with its cut at the beginning of a page."""
     addresses = [0] * len(test.code)
     for number, start in enumerate(starts):
-        end = starts[number + 1] if number + 1 < len(starts) else len(test.code)
+        end = _end(test, starts, start)
         offsets = [0]
         for index in range(start, end):
             offsets.append(offsets[-1] + _size(test.code[index]))
@@ -165,7 +172,9 @@ def encode(instruction: Instruction, index: int, addresses: list[int], labels: M
         if op == Op.ANDN_STACK:
             value = ~value & 0xFFFF_FFFF
         return ON_STACK[op] + bytes([(arg >> 24) * 8]) + struct.pack("<I", value)
-    raise NotRunnable(f"`{instruction.text}` is for encrypted guests")
+    if op in (Op.VMGEXIT, Op.SKIP, Op.VC_DB):
+        raise NotRunnable("what only encrypted guests can do")
+    raise NotRunnable("debug registers, and memory that is read or faults, are not in live guests yet")
 
 
 # What the test does not notice. -----------------------------------------------------------------------------------
