@@ -380,6 +380,31 @@ def test_another_defect_of_the_same_test_is_new(monkeypatch: pytest.MonkeyPatch,
     assert main(patched(monkeypatch, tmp_path, "defer", "error")) == 1
 
 
+def test_quiet_tells_only_what_does_not_hold(tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    tree("defer")
+    assert main(["check", ".", "--test", TEST, "--test", "nmi-never-completed", "--quiet", "--color", "never"]) == 1
+    first, last = capsys.readouterr().out.splitlines()
+    assert TEST in first
+    assert last == "1 new, 0 known, 0 undetermined, 1 hold"
+
+
+@pytest.mark.parametrize("switch", ["--diff", "--each"])
+def test_what_is_about_patches_needs_one(switch: str, mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(mini), switch]) == 2
+    assert "give --patch" in capsys.readouterr().err
+
+
+def test_an_undetermined_verdict_that_the_patch_does_not_touch_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*patched(monkeypatch, tmp_path, "", ""), "--max-states", "2"]
+    assert main(command) == 3  # the patch changes the file that the test has read
+    capsys.readouterr()
+    monkeypatch.setattr("tests.cli.small_source.SmallSource.used_so_far", lambda self: {"fact": ("1", "", ())})
+    assert main([*command, "--no-cache"]) == 0
+    assert "1 undetermined (1 not touched by the patches)" in capsys.readouterr().out
+
+
 def test_a_patch_that_does_not_apply_is_one_line_without_escapes(
     mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

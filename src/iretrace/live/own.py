@@ -17,7 +17,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from iretrace.live.packages import Kernel, cache_directory, depends, download, packages_named, unpack_all
+from iretrace.linux.archive import cache_directory
+from iretrace.live.packages import Kernel, depends, download, packages_named, unpack_all
 from iretrace.verdict import InputError
 
 OWN_MODULES = ("kvm.ko", "kvm-amd.ko")

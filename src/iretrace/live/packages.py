@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iretrace.linux.archive import cache_directory
 from iretrace.verdict import InputError
 
 MODULES = ("irqbypass", "kvm", "kvm-amd")
@@ -53,12 +54,6 @@ class Kernel:
     def upstream(self) -> str:
         """The version of the source, e.g. 6.1.192."""
         return self.version.split("-")[0]
-
-
-def cache_directory() -> Path:
-    """Where packages and kernels are kept, by XDG custom."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "iretrace"
 
 
 def find_kernel(wanted: str, say: Say) -> Kernel:

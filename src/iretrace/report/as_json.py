@@ -32,6 +32,7 @@ def document(report: Report, version: str) -> dict[str, Any]:
             "undetermined": number.undetermined,
             "holds": number.holds,
             "not_shown": report.hidden,
+            "not_touched": report.hidden_open,
         },
         "hypervisors": [
             {"name": name, "statements": statements(results), "assumptions": len(assumptions(results))}
