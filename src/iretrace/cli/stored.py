@@ -47,6 +47,8 @@ Used = dict[str, tuple[str, str, tuple[int, ...]]]
 
 T = TypeVar("T")
 
+Reader = Callable[[Any], Any]
+
 
 def cache_directory() -> Path:
     """Where results are kept."""
@@ -289,44 +291,87 @@ def keeps(result: Result) -> bool:
 
 def read_as(kind: type[T], value: Any) -> T:
     """What `dataclasses.asdict` and JSON made of a value of this kind. ValueError if they cannot have made it."""
-    made: T = _read_as(kind, value)
+    named: Any = kind
+    made: T = _reader(named)(value)
     return made
 
 
-def _read_as(kind: Any, value: Any) -> Any:
+@cache
+def _reader(kind: Any) -> Reader:
+    """Reads values of this kind. ValueError for any other."""
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
-        return _read_record(kind, value)
+        return _record_reader(kind)
     if origin is UnionType:
-        return _read_union(arguments, value)
-    if origin is tuple and isinstance(value, list):
-        if arguments[-1] is Ellipsis:
-            return tuple(_read_as(arguments[0], item) for item in value)
-        return tuple(_read_as(one, item) for one, item in zip(arguments, value, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {_read_as(arguments[0], name): _read_as(arguments[1], item) for name, item in value.items()}
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(value)
-    if isinstance(kind, type) and type(value) is kind:
+        return _union_reader([_reader(one) for one in arguments])
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return _list_reader(_reader(arguments[0]))
+    if origin is tuple:
+        return _tuple_reader([_reader(one) for one in arguments])
+    if origin is dict:
+        return _dict_reader(_reader(arguments[0]), _reader(arguments[1]))
+    if issubclass(kind, Enum):
+        return lambda value: kind(value)
+    return _plain_reader(kind)
+
+
+def _plain_reader(kind: type) -> Reader:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"no {kind}")
         return value
-    raise ValueError(f"no {kind}")
+
+    return read
 
 
-def _read_record(kind: Any, value: Any) -> Any:
-    if not isinstance(value, dict) or set(value) != {field.name for field in fields(kind)}:
-        raise ValueError(f"no {kind.__name__}")
-    return kind(**{name: _read_as(one, value[name]) for name, one in _hints(kind).items()})
+def _list_reader(one: Reader) -> Reader:
+    def read(value: Any) -> Any:
+        return tuple([one(item) for item in _plain_list(value)])
+
+    return read
 
 
-def _read_union(kinds: tuple[Any, ...], value: Any) -> Any:
-    for kind in kinds:
-        try:
-            return _read_as(kind, value)
-        except ValueError:
-            continue
-    raise ValueError("none of these kinds")
+def _tuple_reader(each: Sequence[Reader]) -> Reader:
+    def read(value: Any) -> Any:
+        return tuple([one(item) for one, item in zip(each, _plain_list(value), strict=True)])
+
+    return read
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _dict_reader(name: Reader, one: Reader) -> Reader:
+    def read(value: Any) -> Any:
+        if type(value) is not dict:
+            raise ValueError("no object")
+        return {name(key): one(item) for key, item in value.items()}
+
+    return read
+
+
+def _union_reader(each: Sequence[Reader]) -> Reader:
+    def read(value: Any) -> Any:
+        for one in each:
+            try:
+                return one(value)
+            except ValueError:
+                continue
+        raise ValueError("none of these kinds")
+
+    return read
+
+
+def _record_reader(kind: Any) -> Reader:
+    hints = get_type_hints(kind)
+    readers = [(field.name, _reader(hints[field.name])) for field in fields(kind)]
+
+    def read(value: Any) -> Any:
+        if type(value) is not dict or len(value) != len(readers):
+            raise ValueError(f"no {kind.__name__}")
+        return kind(*[one(value[name]) for name, one in readers])
+
+    return read
+
+
+def _plain_list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise ValueError("no list")
+    return value
