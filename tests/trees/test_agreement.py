@@ -11,6 +11,7 @@ import pytest
 from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.linux.hypervisor import TreeHypervisor
 from iretrace.linux.tree import open_tree
+from iretrace.linux.vm import lacks
 from iretrace.litmus import test as litmus_test
 from iretrace.litmus.corpus import shipped
 from iretrace.world.agreement import agree
@@ -19,11 +20,15 @@ from iretrace.world.protocol import ComparableHypervisor
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
 PAIRS = {"v6.1": "6_1", "v6.12": "6_12", "v7.3": "7_3"}
-KINDS = ("sev-es", "plain")
+KINDS = ("sev-es", "sev-es-debugswap", "plain")
 
-BEYOND = {"iret-faults": "which is constant"}
+BEYOND = {"iret-faults": "which is constant", "shut-down": "which is constant"}
 """Tests that come to something that a tree leaves open, and what: on 6.1 and 6.12 the reset of a plain guest that shut
 down writes to the MSR permission map, which is part of no state. There the guest has come to its end."""
+
+LEFT_OUT = {("v7.3", "shut-down"): "senders ("}
+"""Differences that the built-in KVM leaves: it does not reset a plain guest that shut down, as 7.3 does, and so an event
+cannot come in the middle of that. The guest has come to its end here, too."""
 
 _ONE = None
 
@@ -34,7 +39,9 @@ def _told(
     """(test, what differs or could not be compared, pairs of states looked at)."""
     found = agree(test, kind, test.hosts[0], builtin, tree)
     beyond = [what for what in found.unmodelled if test.name not in BEYOND or BEYOND[test.name] not in what]
-    problems = [*map(str, found.differences), *beyond, *(["too many states"] if found.gave_up else [])]
+    left_out = LEFT_OUT.get((builtin.name.removeprefix("built-in "), test.name), "\n")
+    differences = [str(one) for one in found.differences if left_out not in str(one)]
+    problems = [*differences, *beyond, *(["too many states"] if found.gave_up else [])]
     return test.name, "; ".join(problems), found.pairs
 
 
@@ -57,6 +64,8 @@ def _differences(root: Path, revision: str, kind: str) -> dict[str, str]:
 @pytest.mark.parametrize("revision", PAIRS)
 def test_the_builtin_kvm_and_its_tree_agree(revision: str, kind: str, request: pytest.FixtureRequest) -> None:
     root: Path = request.getfixturevalue(f"tree_{PAIRS[revision]}")
+    if lacks(open_tree(root).version, kind):
+        pytest.skip(f"{revision} has no {kind}")
     assert _differences(root, revision, kind) == {}
 
 

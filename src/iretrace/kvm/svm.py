@@ -186,6 +186,7 @@ def svm_skip_rip(vcpu: Vcpu) -> None:
     if svm.next_rip != 0:
         vcpu.rip = svm.next_rip
         return
+    kvm_clear_exception_queue(vcpu)  # the emulator starts afresh: an exception that is injected again is forgotten
     vcpu.rip = wrap64(vcpu.rip + 1)
     if kvm_get_rflags(vcpu) & X86_EFLAGS_RF != 0:
         kvm_set_rflags(vcpu, kvm_get_rflags(vcpu) & ~X86_EFLAGS_RF)

@@ -275,7 +275,11 @@ class TreeHypervisor:
 
     def statements(self) -> int:
         """Distinct C statements executed so far."""
-        return len({line for block in self._blocks for line in self.program.block_lines(block)})
+        return len(self.executed())
+
+    def executed(self) -> set[CLine]:
+        """The C statements executed so far."""
+        return {line for block in self._blocks for line in self.program.block_lines(block)}
 
     def conditions(self) -> set[ConditionId]:
         """Leaf conditions of the tree decided so far."""

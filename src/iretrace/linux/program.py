@@ -182,6 +182,14 @@ class Program:
         info = self.blocks[block]
         return tuple(self.line(pos, info.function) for pos in info.statements)
 
+    def statements_of(self, name: str, path: str = "") -> tuple[CLine, ...]:
+        """The C statements of a function, executed or not, as far as the configuration has them."""
+        function = self._functions[self.callee(name, Pos(path, 0)).name]
+        if function.code is None:
+            self._emit(function)
+        blocks = [info for info in self.blocks if info.function == name]
+        return tuple(self.line(pos, name) for info in blocks for pos in info.statements)
+
     def line(self, pos: Pos, function: str = "") -> CLine:
         """A place with its text."""
         return CLine(pos.path, pos.line, function, self._text(pos))
