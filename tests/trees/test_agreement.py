@@ -27,8 +27,8 @@ BEYOND = {"iret-faults": "which is constant", "shut-down": "which is constant"}
 down writes to the MSR permission map, which is part of no state. There the guest has come to its end."""
 
 LEFT_OUT = {("v7.3", "shut-down"): "senders ("}
-"""Differences that the built-in KVM leaves: it does not reset a plain guest that shut down, as 7.3 does, and so an event
-cannot come in the middle of that. The guest has come to its end here, too."""
+"""Differences that the built-in KVM leaves: it does not reset a plain guest that shut down, as 7.3 does, and so an
+event cannot come in the middle of that. The guest has come to its end here, too."""
 
 _ONE = None
 
