@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iretrace.litmus import corpus, grammar, parse
-from iretrace.litmus.grammar import SECTIONS, SUPPORTED_VCPUS
+from iretrace.litmus.grammar import EVENTS, SECTIONS, SUPPORTED_VCPUS
 from iretrace.litmus.lex import listed
 from iretrace.verdict import InputError
 
@@ -38,7 +38,7 @@ MISTAKES = [
     ("about x", "hots ticking", "2:1: unknown 'hots'; write 'host'"),
     ("about x", "host tickles", "2:6: unknown host 'tickles'; write 'tickless'"),
     ("outside nmi", "outside nmmi", "4:9: unknown event 'nmmi'; write 'nmi'"),
-    ("outside nmi", "outside smi", "4:9: event 'smi' is not supported yet; write one of: nmi, irq, signal"),
+    ("outside nmi", "outside smi", f"4:9: event 'smi' is not supported yet; {listed(EVENTS)}"),
     ("outside nmi", "outside irq", "4:9: there is no section 'irq:' to handle it; write one that ends in iretq"),
     ("outside nmi", "interrupts maybe", "4:12: unknown setting 'maybe'; write one of: on, off"),
     ("main:", "mian:", "5:1: unknown 'mian'; write 'main:'"),
@@ -161,8 +161,8 @@ MISTAKES = [
     ("always n", "reach: gif", "11:1: second 'reach' line, the first is line 10; write one"),
     # broken lines
     ("test t", "test", "1:5: the line ends too early; write the name of the test, such as nmi-at-hlt"),
-    ("outside nmi", "outside", "4:8: the line ends too early; write one of: nmi, irq, signal"),
-    ("outside nmi", "outside nmi,", "4:13: the line ends too early; write one of: nmi, irq, signal"),
+    ("outside nmi", "outside", "4:8: the line ends too early; write one of: nmi, irq, signal, guest-debug"),
+    ("outside nmi", "outside nmi,", "4:13: the line ends too early; write one of: nmi, irq, signal, guest-debug"),
     ("outside nmi", "outside nmi nmi", "4:13: unexpected 'nmi'; end the line before it"),
     ("spin", "spin 3", "6:10: unexpected '3'; end the line before it"),
     ("spin", "$spin", "6:5: unexpected '$'; write words, commas and colons, and comments after #"),

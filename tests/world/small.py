@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from iretrace.machine.cpu import BP_VECTOR, DB_VECTOR, VC_VECTOR
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE, Ghcb
 from iretrace.machine.vmcb import (
     INTERCEPT_CPUID,
@@ -14,6 +15,7 @@ from iretrace.machine.vmcb import (
     INTERCEPT_IRET,
     INTERCEPT_SHUTDOWN,
     SVM_EVTINJ_TYPE_NMI,
+    SVM_EVTINJ_TYPE_SOFT,
     SVM_EVTINJ_VALID,
     SVM_EXIT_HLT,
     SVM_EXIT_NPF,
@@ -42,7 +44,9 @@ from iretrace.world.protocol import (
 )
 
 INJECT_NMI = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI | 2
-EXCEPTION_VC = SVM_EVTINJ_VALID | 3 << 8 | 1 << 11 | 29
+EXCEPTION = SVM_EVTINJ_VALID | 3 << 8
+RAISED_AGAIN = (EXCEPTION | 1 << 11 | VC_VECTOR, EXCEPTION | BP_VECTOR, SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_SOFT | 0x20)
+"""Events that the guest's instruction raises again: #VC, INT3, INT 0x20. They cannot or must not be injected."""
 SENDER = ("queue", "request", "wake", "kick")
 HERE = CLine("small.py", 1, "small", "made by hand")
 EINTR = 4
@@ -163,7 +167,7 @@ class Small:
     def _handle_exit(self, state: State, vmcb: Vmcb, ghcb: Ghcb) -> None:
         if state.unmask_at_exit:
             state.masked = state.unmask_at_exit = 0
-        cut_off = vmcb.exit_int_info if vmcb.exit_int_info != EXCEPTION_VC else 0
+        cut_off = vmcb.exit_int_info if vmcb.exit_int_info not in RAISED_AGAIN else 0
         if cut_off & SVM_EVTINJ_VALID and self.mistake != "forget":
             state.injected, state.error = cut_off, vmcb.exit_int_info_err
             if self.mistake == "again":
@@ -232,6 +236,8 @@ class Small:
             words.append(INTERCEPT_SHUTDOWN)
         if self.mistake == "iret":
             words.append(INTERCEPT_IRET)
+        vmcb.intercept_exception = 1 << DB_VECTOR
+        vmcb.intercept_dr = 1 << 7 | 1 << 16 + 7
         vmcb.intercept_word3 = sum(1 << number - 96 for number in words)
         vmcb.intercept_word4 = 0 if self.mistake == "refuse" and state.delivered else 1
         vmcb.int_ctl = V_INTR_MASKING_MASK

@@ -48,8 +48,13 @@ def test_a_right_hypervisor_is_acquitted_with_three_nmis() -> None:
 
 
 SHIPPED = [
-    test.name for test in select([]) if "sev-es" in test.vcpus and sum(arrival.at < 0 for arrival in test.outside) < 3
+    test.name
+    for test in select([])
+    if "sev-es" in test.vcpus
+    and sum(arrival.at < 0 for arrival in test.outside) < 3
+    and {arrival.kind for arrival in test.outside} <= {"nmi"}
 ]
+"""What the small hypervisor can do: NMIs for encrypted guests."""
 
 
 @pytest.mark.parametrize("name", SHIPPED)

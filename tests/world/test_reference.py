@@ -233,5 +233,5 @@ def test_a_shutdown_owes_nothing_whatever_is_in_transit() -> None:
 
 def test_a_loop_through_instructions_is_named_by_them() -> None:
     history = History("\nmain:\n    hlt\nnmi:\n    vmgexit nmi_complete\n    iretq\n")
-    ref = (history.reference.start()[0], 0, 0, False)
+    ref = (history.reference.start()[0], 0, 0, False, False)
     assert history.reference.goes_on(ref) == "halted at 1"

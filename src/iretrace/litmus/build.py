@@ -282,7 +282,8 @@ class _Builder:
             what = f"there is no section '{event.text}:' to handle it; write one that ends in iretq"
             self.source.fail_at(event, what)
         at = self.resolve(coming.label) if coming.label is not None else -1
-        return Arrival(event.text, coming.promised, at, event.line)
+        target = self.resolve(coming.target) if coming.target is not None else -1
+        return Arrival(event.text, coming.promised, at, event.line, coming.action.text if coming.action else "", target)
 
     def visible_marks(self) -> list[str]:
         """The marks that clauses can speak of: those made outside vc:, in the order of the file."""

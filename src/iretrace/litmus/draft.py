@@ -36,11 +36,13 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Coming:
-    """An arrival as written. label: that of `at LABEL: nmi`."""
+    """An arrival as written. label: that of `at LABEL: nmi`. action, target: of `guest-debug break TARGET`."""
 
     event: Token
     promised: bool
     label: Token | None
+    action: Token | None = None
+    target: Token | None = None
 
 
 @dataclass(frozen=True, slots=True)

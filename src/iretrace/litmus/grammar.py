@@ -29,8 +29,11 @@ ENCRYPTED_VCPUS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap")
 
 HOSTS = ("tickless", "ticking")
 
-EVENTS = ("nmi", "irq", "signal")
+EVENTS = ("nmi", "irq", "signal", "guest-debug")
 """Events that can arrive from outside so far."""
+
+DEBUGGER_ACTIONS = ("step", "break", "off")
+"""What a VMM can do with `guest-debug`."""
 
 HANDLED_EVENTS = ("nmi", "irq")
 """Events that the guest takes. A signal is for the thread that runs the vCPU: the guest must not notice."""

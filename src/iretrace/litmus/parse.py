@@ -11,6 +11,7 @@ from iretrace.litmus.draft import Claim, Coming, Draft, Section
 from iretrace.litmus.grammar import (
     CLAUSES,
     COMPARISONS,
+    DEBUGGER_ACTIONS,
     EVENTS,
     FOOTERS,
     HEADERS,
@@ -199,7 +200,12 @@ class _Reader:
         if words.peek() in LATER_EVENTS:
             token = words.take("an event")
             self.source.fail_at(token, f"event {quote(token.text)} is not supported yet; {listed(EVENTS)}")
-        return Coming(words.one_of(EVENTS, "event"), promised, label)
+        event = words.one_of(EVENTS, "event")
+        if event.text != "guest-debug":
+            return Coming(event, promised, label)
+        action = words.one_of(DEBUGGER_ACTIONS, "action")
+        target = words.new_name("label") if action.text == "break" else None
+        return Coming(event, promised, label, action, target)
 
     def read_section(self, words: Words) -> None:
         token = words.take("a section")

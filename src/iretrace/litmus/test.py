@@ -96,12 +96,15 @@ class Arrival:
     """An event from outside. promised: happens in every fair run; else `maybe`.
 
     at: instruction index for `at LABEL: nmi` (complete before that instruction executes for the first time), else -1.
+    debugger: for `guest-debug`, what the VMM does: "step", "break" or "off". target: the instruction that break is for.
     """
 
     kind: str
     promised: bool = True
     at: int = -1
     line: int = 0
+    debugger: str = ""
+    target: int = -1
 
 
 @dataclass(frozen=True, slots=True)

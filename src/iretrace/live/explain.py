@@ -10,6 +10,7 @@ from iretrace.litmus.test import VECTORS, Test
 from iretrace.live.observed import Delivery, Event, Mark, Run
 from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK
 from iretrace.world.alone import Alone, State
+from iretrace.world.reference import Ref
 
 UNSEEN = frozenset({VECTORS["db"]})
 """Vectors whose error code (DR6) the log does not hold: reading DR6 would exit."""
@@ -72,7 +73,7 @@ def _closed(model: Alone, states: set[State], barred: int) -> set[State]:
     return met
 
 
-def _moves(model: Alone, state: State) -> list[tuple[Hashable, tuple[int, int, int, bool]]]:
+def _moves(model: Alone, state: State) -> list[tuple[Hashable, Ref]]:
     """What the processor can do; nothing while an arrival that belongs before this instruction has not come."""
     edges = list(model.edges(state))
     if len(edges) == 1 and edges[0].kind is Kind.OUTSIDE and edges[0].label == "end":

@@ -12,6 +12,7 @@ A state is flat and small: its parts are interned and named by number. What can 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from iretrace.explore.graph import Edge, Kind
@@ -19,9 +20,11 @@ from iretrace.explore.monitor import EMPTY, Monitor
 from iretrace.litmus.test import Arrival, Test
 from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
 from iretrace.subset import unpack
+from iretrace.world.debugger import ACTIONS, Attached, without_tf
 from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState
 from iretrace.world.reference import PatientReference, Ref, ending_of
 from iretrace.world.vcpu import (
+    ASKED,
     FINISHED,
     UNSTARTED,
     Core,
@@ -62,6 +65,7 @@ class Product:
         self.monitor: Monitor[Ref] = Monitor(self.reference)
         self.longest = max((len(clause.marks) for clause in test.clauses), default=-1) + 1
         self._placed = tuple((n, arrival.at) for n, arrival in enumerate(test.outside) if arrival.at >= 0)
+        self._debugging = tuple(n for n, arrival in enumerate(test.outside) if arrival.debugger)
         self._twins = tuple(_twins_before(test.outside, number) for number in range(len(test.outside)))
         self._sender_steps: dict[tuple[int, int], SenderStep] = {}
         self._host_steps: dict[tuple[int, Senders], list[HostStep]] = {}
@@ -87,7 +91,7 @@ class Product:
         if self.placed_here(state) >= 0:
             return True
         return any(
-            sender >= 0 or (sender == UNSTARTED and arrival.promised and arrival.at < 0)
+            sender >= 0 or sender == ASKED or (sender == UNSTARTED and arrival.promised and arrival.at < 0)
             for sender, arrival in zip(state.senders, self.test.outside, strict=True)
         )
 
@@ -106,6 +110,9 @@ class Product:
                 yield Edge(Kind.TICK, TICK_LABEL, state._replace(core=self.vcpu.interrupted(state.core)))
         elif core.phase == Phase.HOST:
             if core.cause == Cause.RERUN:
+                if (ioctl := self._ioctl(state)) is not None:
+                    yield ioctl
+                    return
                 yield from self._sends(state)
             for step in self.host_steps(state):
                 yield self._handed_over(state.monitor, state.marks, step)
@@ -140,7 +147,7 @@ class Product:
         if did.defect:
             return Edge(kind, GUEST_LABEL, defect=did.defect)
         if did.shown is not None:
-            monitor = self.monitor.observe(monitor, did.shown)
+            monitor = self.monitor.observe(monitor, without_tf(did.shown) if self.core(state).debugger else did.shown)
             if monitor == EMPTY:
                 return Edge(kind, GUEST_LABEL, defect=self._inexplicable(state, did))
             if did.mark >= 0 and len(marks) < self.longest:
@@ -160,7 +167,7 @@ class Product:
             return -1
         rip = self.rip(state)
         for number, at in self._placed:
-            if at == rip and state.senders[number] != FINISHED:
+            if at == rip and state.senders[number] not in (FINISHED, ASKED):
                 return number
         return -1
 
@@ -168,6 +175,9 @@ class Product:
         """An arrival can start; of several alike, the first that has not (they cannot be told apart)."""
         if senders[number] != UNSTARTED or self.test.outside[number].at >= 0:
             return False
+        before = [earlier for earlier in self._debugging if earlier < number] if number in self._debugging else []
+        if any(senders[earlier] != FINISHED for earlier in before):
+            return False  # a VMM does one thing after the other
         return all(senders[twin] != UNSTARTED or twin in landed for twin in self._twins[number])
 
     def sendable(self, state: Point) -> list[int]:
@@ -201,9 +211,11 @@ class Product:
         monitor = state.monitor
         if state.senders[number] == UNSTARTED:
             monitor = self.monitor.stamp(monitor, ("start", number))
-        if step.sender == FINISHED:
+        left = step.sender
+        if left == FINISHED:
             monitor = self.monitor.stamp(monitor, ("end", number))
-        senders = (*state.senders[:number], step.sender, *state.senders[number + 1 :])
+            left = self.vcpu.finished(number)
+        senders = (*state.senders[:number], left, *state.senders[number + 1 :])
         return Edge(Kind.OUTSIDE, label, Point(step.core, senders, monitor, state.marks))
 
     # The hypervisor. --------------------------------------------------------------------------------------------
@@ -235,6 +247,24 @@ class Product:
                 for schedule, pause in self.pauses(state)
             ]
         return known
+
+    def _ioctl(self, state: Point) -> Edge | None:
+        """What the VMM does with its debugger before it calls KVM_RUN again, one thing after the other."""
+        asked = next((n for n in self._debugging if state.senders[n] == ASKED), -1)
+        hit = self.core(state).debugger == Attached.HIT
+        if asked < 0 and not hit:
+            return None
+        attached = Attached.OFF if hit else ACTIONS[self.test.outside[asked].debugger]
+        step = self.vcpu.set_guest_debug(state.core, attached, -1 if hit else self.test.outside[asked].target)
+        label = ("ioctl", int(attached))
+        if step.core < 0:
+            return Edge(Kind.RUN, label, defect=step.defect, unmodelled=step.unmodelled)
+        senders = state.senders
+        if not hit:
+            senders = (*senders[:asked], FINISHED, *senders[asked + 1 :])
+        now = self.vcpu.cores.values[step.core].debugger
+        monitor = self.monitor.stamp(state.monitor, ("attach" if now else "detach", asked))
+        return Edge(Kind.RUN, label, state._replace(core=step.core, senders=senders, monitor=monitor))
 
     def _handed_over(self, monitor: int, marks: tuple[int, ...], step: HostStep) -> Edge:
         if step.core < 0:
@@ -276,5 +306,4 @@ class Product:
 
 def _twins_before(outside: tuple[Arrival, ...], number: int) -> tuple[int, ...]:
     """The arrivals before this one that are just like it."""
-    alike = (outside[number].kind, outside[number].promised, outside[number].at)
-    return tuple(n for n in range(number) if (outside[n].kind, outside[n].promised, outside[n].at) == alike)
+    return tuple(n for n in range(number) if replace(outside[n], line=0) == replace(outside[number], line=0))

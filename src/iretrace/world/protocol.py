@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
@@ -285,6 +285,7 @@ class ComparableHypervisor(Hypervisor, Protocol):
         ...
 
 
+@runtime_checkable
 class DebuggableHypervisor(Hypervisor, Protocol):
     """A hypervisor whose VMM can attach a debugger to the guest."""
 

@@ -54,12 +54,14 @@ from iretrace.machine.cpu import (
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import pack, unpack
+from iretrace.world.debugger import is_debug_exception, without_tf
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
 from iretrace.world.protocol import PROCESSOR, Processor
 
-Ref = tuple[int, int, int, bool]
-"""(Cpu by number, in transit with the sender still at it, NMIs in transit with the sender done, interrupt begun)."""
+Ref = tuple[int, int, int, bool, bool]
+"""(Cpu by number, in transit with the sender still at it, NMIs in transit with the sender done, interrupt begun,
+debugger attached)."""
 
 Move = tuple[Observation | None, int]
 """(what it shows, the Cpu after it)."""
@@ -151,62 +153,74 @@ class PatientReference:
 
     def start(self) -> Ref:
         """The machine as main begins."""
-        return (self._first, 0, 0, False)
+        return (self._first, 0, 0, False, False)
 
     def stamp(self, state: Ref, event: Stamp) -> Ref:
         """("start", i): arrival i is in transit. ("end", i): its sender's call has returned.
 
         An interrupt can be latched at once then: however long it waits to be latched, it merges or waits for ever. A
         signal is for the hypervisor's thread; the guest's processor does not know of it."""
-        cpu, transit, done, begun = state
+        cpu, transit, done, begun, attached = state
         what, arrival = event
+        if what in ("attach", "detach"):
+            return (cpu, transit, done, begun, what == "attach")
         kind = self._kinds[arrival]
         bit = 1 << arrival
-        if kind == "signal":
+        if kind in ("signal", "guest-debug"):
             return state
         if what == "start":
-            return (cpu, transit | bit, done, begun)
+            return (cpu, transit | bit, done, begun, attached)
         if not transit & bit:
             return state
         if kind == "irq":
-            return (self.known(cpu).irq_latched, transit & ~bit, done, begun)
-        return (cpu, transit & ~bit, done + 1, begun)
+            return (self.known(cpu).irq_latched, transit & ~bit, done, begun, attached)
+        return (cpu, transit & ~bit, done + 1, begun, attached)
 
     def moves(self, state: Ref) -> Iterator[tuple[Observation | None, Ref]]:
+        """Its moves; with a debugger attached TF is not compared, and a #DB of the guest's has no contract."""
+        if not state[4]:
+            yield from self._moves(state)
+            return
+        for shown, after in self._moves(state):
+            if is_debug_exception(shown):
+                self.without_contract = "the guest has a #DB of its own while a debugger is attached"
+            yield without_tf(shown), after
+
+    def _moves(self, state: Ref) -> Iterator[tuple[Observation | None, Ref]]:
         """Latch an arrival, take the latched NMI, begin the interrupt, or do what the guest itself causes."""
-        cpu, transit, done, begun = state
+        cpu, transit, done, begun, attached = state
         known = self.known(cpu)
         if known.room and done:
-            yield None, (known.nmi_latched, transit, done - 1, begun)
+            yield None, (known.nmi_latched, transit, done - 1, begun, attached)
         for arrival in range(transit.bit_length()):
             if transit >> arrival & 1:
                 rest = transit & ~(1 << arrival)
                 if self._kinds[arrival] == "irq":
-                    yield None, (known.irq_latched, rest, done, begun)
+                    yield None, (known.irq_latched, rest, done, begun, attached)
                 elif known.room:
-                    yield None, (known.nmi_latched, rest, done, begun)
+                    yield None, (known.nmi_latched, rest, done, begun, attached)
         if begun:
             assert known.irq_taken is not None
             shown, after = known.irq_taken
-            yield shown, (after, transit, done, False)
+            yield shown, (after, transit, done, False, attached)
             return
         if known.taken is not None:
             shown, after = known.taken
-            yield shown, (after, transit, done, False)
+            yield shown, (after, transit, done, False, attached)
         # With `done` an NMI is in transit whose sender is done: room for it comes with the latched one's delivery.
         if known.irq_taken is not None and done == 0 and not known.due:
-            yield None, (cpu, transit, done, True)
+            yield None, (cpu, transit, done, True, attached)
         if known.executed is not None and (done == 0 or known.due):
             shown, after = known.executed
-            yield shown, (after, transit, done, False)
+            yield shown, (after, transit, done, False, attached)
             if known.executed_otherwise is not None:
                 shown, after = known.executed_otherwise
-                yield shown, (after, transit, done, False)
+                yield shown, (after, transit, done, False, attached)
 
     def owes_nothing(self, state: Ref) -> bool:
         """Nothing is in transit, and no event waits that nothing holds. After a shutdown nothing can come any more. A
         trap that is due holds all others: who stays there for ever owes them nothing."""
-        cpu, transit, done, begun = state
+        cpu, transit, done, begun, _ = state
         known = self.known(cpu)
         if known.ending == "shutdown":
             return True
@@ -327,9 +341,7 @@ class PatientReference:
         if cpu.rflags & X86_EFLAGS_TF and op in AUTOMATIC_EXITS:
             self.without_contract = "a single step over an automatic exit has no contract"
         if op == OP_FROM_DR and arg < 4 and not cpu.debug_swap and self._host_breakpoints:
-            what = (
-                f"DR{arg} of an SEV-ES guest without DebugSwap has no contract: the host uses it as well"
-            )
+            what = f"DR{arg} of an SEV-ES guest without DebugSwap has no contract: the host uses it as well"
             self.without_contract = what
 
     def _after(self, cpu: Cpu) -> Move:

@@ -10,6 +10,7 @@ from iretrace.litmus.test import Op
 from iretrace.machine.vmcb import SVM_EXIT_INTR, SVM_EXIT_VINTR, Vmcb
 from iretrace.subset import unpack
 from iretrace.verdict import CLine, Step
+from iretrace.world.debugger import Attached
 from iretrace.world.guest import place
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Cause, Executed, Pause, PauseKind, View
@@ -21,6 +22,13 @@ BOUNDARY_EXITS = {
     SVM_EXIT_VINTR: "vintr_exits: VINTR Intercept",
 }
 """Exits between two instructions, and their rules."""
+
+SET_GUEST_DEBUG = {
+    Attached.OFF: "takes the debugger away",
+    Attached.STEP: "attaches a debugger that steps the guest",
+    Attached.BREAK: "attaches a debugger with a breakpoint",
+}
+"""What the VMM's KVM_SET_GUEST_DEBUG is for."""
 
 SENDER_RULE = "in-kernel source: request + kick"
 
@@ -51,6 +59,8 @@ class Story:
             return self._tell_host(state, label[1], edge)
         if label[0] == "send":
             return [self._tell_send(state, label[1])]
+        if label[0] == "ioctl":
+            return [self._step("VMM", SET_GUEST_DEBUG[label[1]], "KVM_SET_GUEST_DEBUG", note=edge.defect)]
         if label[0] == "tick":
             return [self._step("host", "tick: a host interrupt is pending", "ticking host")]
         return [self._step("host", "the vCPU thread wakes up", "wake-up by the sender")]

@@ -28,11 +28,24 @@ from iretrace.machine.vmcb import (
     Vmcb,
 )
 from iretrace.subset import pack, unpack
+from iretrace.world.debugger import after_stop, sender_kind, wanted_of
 from iretrace.world.guest import make_cpu, make_machine
 from iretrace.world.host import changed_debug, debug_of, state_of
-from iretrace.world.protocol import NO_SENDER, Cause, Debug, Hypervisor, Landing, Pause, PauseKind, SenderState, Sent
+from iretrace.world.protocol import (
+    NO_SENDER,
+    Cause,
+    Debug,
+    DebuggableHypervisor,
+    Hypervisor,
+    Landing,
+    Pause,
+    PauseKind,
+    SenderState,
+    Sent,
+)
 from iretrace.world.reference import forget_seen, observation
 
+KVM_EXIT_DEBUG = 4
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTERNAL_ERROR = 17
@@ -44,10 +57,12 @@ SEV_FEATURE_DEBUG_SWAP = 5
 
 UNSTARTED = -2
 FINISHED = -1
+ASKED = -3
+"""A debugger's VMM has sent its signal, and KVM_SET_GUEST_DEBUG is to come when KVM_RUN has returned."""
 
 Schedule = tuple[Landing, ...]
 Senders = tuple[int, ...]
-"""For each arrival: the number of its sender's state, or UNSTARTED, or FINISHED."""
+"""For each arrival: the number of its sender's state, or UNSTARTED, ASKED or FINISHED."""
 
 
 class Phase(IntEnum):
@@ -69,6 +84,8 @@ class Core(NamedTuple):
     vmcb: int
     ghcb: int
     private: int
+    debugger: int
+    """Whether the VMM has a debugger attached: world.debugger.Attached."""
     debug: int
     """(the physical CPU's debug registers, the host save area's): world.protocol.Debug."""
 
@@ -91,7 +108,7 @@ class Did:
 class HostStep:
     """One way for the hypervisor to get from where it runs to its next hand-over. core: -1 if the run ends here."""
 
-    label: tuple[str, Schedule]
+    label: tuple[Hashable, ...]
     core: int
     senders: Senders
     log: tuple[Stamp, ...]
@@ -122,7 +139,8 @@ class Vcpu:
         self.privates: Interned[Hashable] = Interned()
         self.debugs: Interned[tuple[Debug, Debug]] = Interned()
         self.senders: Interned[SenderState] = Interned()
-        self.fresh = tuple(self.senders(hypervisor.sender(arrival.kind)) for arrival in test.outside)
+        self.fresh = tuple(self.senders(hypervisor.sender(sender_kind(arrival))) for arrival in test.outside)
+        self._debugging = tuple(arrival.debugger != "" for arrival in test.outside)
         """For each arrival: the number of its sender's state before the first step."""
         self._did: dict[tuple[int, int, int], Did] = {}
         self._interrupted: dict[int, int] = {}
@@ -160,7 +178,7 @@ class Vcpu:
 
     def did(self, core: int) -> Did:
         """What the guest's next step does."""
-        _, _, cpu, vmcb, ghcb, _, _ = self.cores.values[core]
+        _, _, cpu, vmcb, ghcb, *_ = self.cores.values[core]
         known = self._did.get((cpu, vmcb, ghcb))
         if known is None:
             known = self._did[cpu, vmcb, ghcb] = self._guest_step(self.cpu(core), self.vmcb(core), self.ghcb(core))
@@ -168,11 +186,11 @@ class Vcpu:
 
     def after(self, core: int, did: Did) -> int:
         """The core after the guest's step."""
-        _, _, _, _, _, private, debug = self.cores.values[core]
+        _, _, _, _, _, private, debugger, debug = self.cores.values[core]
         if not did.exited:
-            return self.cores(Core(Phase.GUEST, 0, did.cpu, did.vmcb, did.ghcb, private, debug))
+            return self.cores(Core(Phase.GUEST, 0, did.cpu, did.vmcb, did.ghcb, private, debugger, debug))
         cpu, debug = self._swap_out(did.cpu, debug)
-        return self.cores(Core(Phase.HOST, Cause.VMEXIT, cpu, did.vmcb, did.ghcb, private, debug))
+        return self.cores(Core(Phase.HOST, Cause.VMEXIT, cpu, did.vmcb, did.ghcb, private, debugger, debug))
 
     def _swap_out(self, cpu: int, debug: int) -> tuple[int, int]:
         """Processor and debug registers after #VMEXIT."""
@@ -265,7 +283,7 @@ class Vcpu:
 
         around: what each sender that may land has still to do. may_land: whether another one may, after some landed.
         """
-        _, cause, _, vmcb, ghcb, private, debug = self.cores.values[core]
+        _, cause, _, vmcb, ghcb, private, _, debug = self.cores.values[core]
         key = (cause, vmcb, ghcb, private, debug, senders)
         known = self._pauses.get(key)
         if known is not None:
@@ -292,10 +310,11 @@ class Vcpu:
         vmcb, cause = self.vmcb(core), self.cores.values[core].cause
         faulted_page = vmcb.exit_info_2 >> PAGE_SHIFT
         asked = cause == Cause.VMEXIT and vmcb.exit_code == SVM_EXIT_VMGEXIT
-        return self._hand_over(self.cores.values[core].cpu, faulted_page, senders, schedule, pause, asked)
+        _, _, cpu, _, _, _, debugger, _ = self.cores.values[core]
+        return self._hand_over(cpu, faulted_page, senders, schedule, pause, asked, debugger)
 
     def _hand_over(
-        self, cpu: int, page: int, senders: Senders, schedule: Schedule, pause: Pause, asked: bool
+        self, cpu: int, page: int, senders: Senders, schedule: Schedule, pause: Pause, asked: bool, debugger: int = 0
     ) -> HostStep:
         """page: the stack page of the nested page fault that the step was entered for. asked: or it was a VMGEXIT."""
         label = ("host", schedule)
@@ -315,6 +334,7 @@ class Vcpu:
             self.vmcbs(pause.vmcb),
             self.ghcbs(pause.ghcb),
             self.privates(pause.private),
+            debugger,
             self.debugs((pause.debug, pause.host_area)),
         )
         if pause.kind == PauseKind.ENTER:
@@ -325,10 +345,29 @@ class Vcpu:
             self._to_userspace(core, pause.exit_reason, made)
         return made
 
+    def finished(self, number: int) -> int:
+        """The state of a sender that has taken its last step."""
+        return ASKED if self._debugging[number] else FINISHED
+
+    def set_guest_debug(self, core: int, debugger: int, target: int) -> HostStep:
+        """The VMM calls KVM_SET_GUEST_DEBUG. An encrypted guest's is refused; another one's is not."""
+        if not isinstance(self.hypervisor, DebuggableHypervisor):
+            return HostStep(("ioctl",), -1, (), (), unmodelled="this hypervisor has no KVM_SET_GUEST_DEBUG")
+        at = (self.private(core), self.vmcb(core), self.ghcb(core))
+        pause = self.hypervisor.set_guest_debug(*at, wanted_of(debugger, target), self.debug(core))
+        made = self.handed_over(core, (), (), replace(pause, exit_reason=-EINTR))
+        if pause.exit_reason == 0 and self.machine.sev_es:
+            made.core, made.defect = -1, "KVM_SET_GUEST_DEBUG succeeds for a guest whose state is protected"
+        elif pause.exit_reason != 0 and not self.machine.sev_es:
+            made.core, made.defect = -1, f"KVM_SET_GUEST_DEBUG fails with errno {-pause.exit_reason}"
+        elif made.core >= 0 and pause.exit_reason == 0:
+            made.core = self.cores(self.cores.values[made.core]._replace(debugger=debugger))
+        return made
+
     def _senders_after(self, senders: Senders, pause: Pause) -> Senders:
         after = list(senders)
         for what, number in pause.log:
-            after[number] = FINISHED if what == "end" else 0
+            after[number] = 0 if what == "start" else self.finished(number)
         return tuple(
             self.senders(pause.senders[number]) if sender >= 0 else sender for number, sender in enumerate(after)
         )
@@ -361,7 +400,7 @@ class Vcpu:
         if entered is None:
             made.defect = "the processor refuses this VMRUN: #VMEXIT(INVALID)"
             return
-        made.core = self.cores(Core(Phase.GUEST, 0, *entered, core.ghcb, core.private, core.debug))
+        made.core = self.cores(core._replace(phase=Phase.GUEST, cause=0, cpu=entered[0], vmcb=entered[1]))
 
     def _dr6_as_read(self, core: Core) -> int:
         """What the hypervisor answers if the guest reads DR6 in a #DB handler that it can enter now; 0: it need not."""
@@ -377,6 +416,10 @@ class Vcpu:
         """KVM_RUN returned. After a signal it is called again; errors are defects; the rest is not modelled."""
         if reason in (-EINTR, -EAGAIN):
             made.core = self.cores(core._replace(cause=Cause.RERUN))
+        elif reason == KVM_EXIT_DEBUG and core.debugger:
+            made.core = self.cores(core._replace(cause=Cause.RERUN, debugger=after_stop(core.debugger)))
+        elif reason == KVM_EXIT_DEBUG:
+            made.defect = "KVM_EXIT_DEBUG although no debugger is attached"
         elif reason == KVM_EXIT_SHUTDOWN and unpack(Cpu, self.cpus.values[core.cpu]).shutdown:
             made.core = self.cores(core._replace(phase=Phase.ENDED))
         elif reason == KVM_EXIT_SHUTDOWN:
