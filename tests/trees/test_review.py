@@ -161,12 +161,14 @@ def test_only_tests_that_used_what_a_patch_changes_run_again_and_the_answers_are
     edits: Sequence[Edit], expected: int, tree_6_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--test", PLAIN, "--no-new-only", "--jobs", "2"]
-    assert main(["check", str(tree_6_1), "--test", ENCRYPTED, *more[:2]]) == 1  # so that there is something to reuse
-    capsys.readouterr()
+    assert main(["check", str(tree_6_1), "--test", ENCRYPTED, *more[:2], "--format", "json"]) == 1
+    before = json.loads(capsys.readouterr().out)["results"]  # so that there is something to reuse
     mails = series(tree_6_1, edits)
     assert reused(check(tree_6_1, mails, tmp_path, capsys, *more)[1]) == expected
     answers = [check(tree_6_1, mails, tmp_path, capsys, *more, "--format", "json", *how)[1] for how in ([], ["--all"])]
     assert json.loads(answers[0]) == json.loads(answers[1])
+    if edits is LINES_ABOVE:  # what was looked at to judge the scope of the patch is no assumption
+        assert [result["ledger"] for result in json.loads(answers[1])["results"]] == [one["ledger"] for one in before]
 
 
 UNKNOWN_HELPER = (
