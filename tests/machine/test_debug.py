@@ -488,6 +488,17 @@ def test_the_handler_answers_a_read_of_dr7_by_itself() -> None:
     assert on.ghcb.pack() == Ghcb().pack()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("swap", "allowed", "enters"),
+    [(1, 0, 1), (1, 1 << 63, 0), (1, 1 << 63 | 1 << 5, 1), (1, 1 << 5, 1), (1, 1 << 63 | 1 << 6, 0), (0, 1 << 63, 1)],
+)
+def test_vmrun_refuses_a_feature_that_is_not_allowed(swap: int, allowed: int, enters: int) -> None:
+    on = rig(OP_NOP, sev_es=True)
+    on.cpu.debug_swap, on.vmcb.allowed_sev_features = swap, allowed
+    vmrun(on.m, on.cpu, on.vmcb)
+    assert on.cpu.guest_mode == enters
+
+
 # Swap types. ----------------------------------------------------------------------------------------------------------
 
 GUESTS, HOSTS, AREAS = (11, 12, 13, 14), (21, 22, 23, 24), (31, 32, 33, 34)

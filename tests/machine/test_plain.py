@@ -129,9 +129,9 @@ def test_vmrun_refuses_a_plain_guest_without_svme_or_with_high_bits_in_dr6_or_dr
     """APM vol. 2, Canonicalization and Consistency Checks. An encrypted guest's are in its VMSA."""
     for sev_es in (False, True):
         on = rig(OP_NOP, sev_es=sev_es)
-        assert vmcb_consistent(on.m, on.vmcb)
+        assert vmcb_consistent(on.m, on.cpu, on.vmcb)
         setattr(on.vmcb, field, value)
-        assert vmcb_consistent(on.m, on.vmcb) == sev_es
+        assert vmcb_consistent(on.m, on.cpu, on.vmcb) == sev_es
 
 
 def test_dr6_and_dr7_may_use_their_low_halves() -> None:
@@ -139,7 +139,7 @@ def test_dr6_and_dr7_may_use_their_low_halves() -> None:
     on = rig(OP_NOP)
     on.vmcb.dr6 = on.vmcb.dr7 = 0xFFFF_FFFF
     on.vmcb.efer = EFER_SVME | 1
-    assert vmcb_consistent(on.m, on.vmcb)
+    assert vmcb_consistent(on.m, on.cpu, on.vmcb)
 
 
 # Instruction intercepts. ----------------------------------------------------------------------------------------

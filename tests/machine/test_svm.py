@@ -82,7 +82,7 @@ def test_vmrun_refuses(why: str, sev_es: bool) -> None:
     """APM vol. 2, Canonicalization and Consistency Checks; Event Injection; NMI Virtualization."""
     on = rig(OP_NOP, sev_es=sev_es)
     REFUSED[why](on.vmcb)
-    assert not vmcb_consistent(on.m, on.vmcb)
+    assert not vmcb_consistent(on.m, on.cpu, on.vmcb)
 
 
 @pytest.mark.parametrize("why", REFUSED_SEV_ES)
@@ -90,10 +90,10 @@ def test_vmrun_refuses_for_an_encrypted_guest(why: str) -> None:
     """APM vol. 2, Encrypted State: Event Injection Restrictions."""
     on = rig(OP_NOP, sev_es=True)
     REFUSED_SEV_ES[why](on.vmcb)
-    assert not vmcb_consistent(on.m, on.vmcb)
+    assert not vmcb_consistent(on.m, on.cpu, on.vmcb)
     plain = rig(OP_NOP)
     REFUSED_SEV_ES[why](plain.vmcb)
-    assert vmcb_consistent(plain.m, plain.vmcb)
+    assert vmcb_consistent(plain.m, plain.cpu, plain.vmcb)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_vmrun_accepts_nmis_interrupts_and_exceptions(event: int, sev_es: bool) 
     """APM vol. 2, Event Injection."""
     on = rig(OP_NOP, sev_es=sev_es)
     on.vmcb.event_inj = event
-    assert vmcb_consistent(on.m, on.vmcb)
+    assert vmcb_consistent(on.m, on.cpu, on.vmcb)
 
 
 @pytest.mark.parametrize("sev_es", [False, True])
@@ -121,7 +121,7 @@ def test_vnmi_with_the_nmi_intercept_is_accepted() -> None:
     """APM vol. 2, NMI Virtualization."""
     on = rig(OP_NOP, intercepts=(INTERCEPT_NMI,))
     on.vmcb.int_ctl |= V_NMI_ENABLE_MASK
-    assert vmcb_consistent(on.m, on.vmcb)
+    assert vmcb_consistent(on.m, on.cpu, on.vmcb)
 
 
 def test_a_refused_vmrun_exits_as_invalid_and_runs_nothing() -> None:

@@ -48,6 +48,9 @@ from iretrace.machine.vmcb import (
 )
 from iretrace.subset import rule, u8, u16, u32, u64, wrap16, wrap32, wrap64
 
+SEV_FEATURE_DEBUG_SWAP = 5
+"""Bit number in SEV_FEATURES."""
+
 INTERCEPT_NMI_BIT = 1 << 1
 NPF_WRITE_USER = 0x6
 PAGE_SHIFT = 12
@@ -91,8 +94,16 @@ def event_inj_legal_sev_es(event_inj: u32) -> bool:
     return not (kind == SVM_EVTINJ_TYPE_EXEPT and BP_VECTOR <= vector <= OF_VECTOR)
 
 
+@rule("AMD64 APM vol. 2", "Allowed SEV Features", "read")
+def features_allowed(cpu: Cpu, vmcb: Vmcb) -> bool:
+    """A VMSA may turn on only what ALLOWED_SEV_FEATURES has, if that is valid."""
+    if (vmcb.allowed_sev_features >> 63) & 1 == 0 or cpu.debug_swap == 0:
+        return True
+    return (vmcb.allowed_sev_features >> SEV_FEATURE_DEBUG_SWAP) & 1 != 0
+
+
 @rule("AMD64 APM vol. 2", "VMRUN Instruction: Canonicalization and Consistency Checks")
-def vmcb_consistent(m: Machine, vmcb: Vmcb) -> bool:
+def vmcb_consistent(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
     """VMRUN refuses: VMRUN not intercepted, ASID 0, an illegal EVENTINJ, vNMI without the NMI intercept, a SEV-ES
     guest that is not set up as one; for other guests EFER.SVME clear and high bits in DR6 or DR7."""
     if not intercepted(vmcb, INTERCEPT_VMRUN) or vmcb.asid == 0:
@@ -104,6 +115,8 @@ def vmcb_consistent(m: Machine, vmcb: Vmcb) -> bool:
     if m.sev_es:
         if vmcb.nested_ctl & SVM_NESTED_CTL_SEV_ES_ENABLE == 0 or vmcb.vmsa_pa == 0:
             return False
+        if not features_allowed(cpu, vmcb):
+            return False
         return vmcb.event_inj & SVM_EVTINJ_VALID == 0 or event_inj_legal_sev_es(vmcb.event_inj)
     return vmcb.efer & EFER_SVME != 0 and vmcb.dr6 >> 32 == 0 and vmcb.dr7 >> 32 == 0
 
@@ -111,7 +124,7 @@ def vmcb_consistent(m: Machine, vmcb: Vmcb) -> bool:
 @rule("AMD64 APM vol. 2", "VMRUN Instruction; Interrupt Shadows")
 def vmrun(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """Enter the guest: check the VMCB, load guest state, the interrupt shadow and EVENTINJ."""
-    if not vmcb_consistent(m, vmcb):
+    if not vmcb_consistent(m, cpu, vmcb):
         vmcb.exit_code = SVM_EXIT_ERR
         vmcb.exit_info_1 = 0
         vmcb.exit_info_2 = 0

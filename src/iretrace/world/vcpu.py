@@ -17,7 +17,7 @@ from iretrace.litmus.test import Test
 from iretrace.machine.boundary import guest_step
 from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, SEEN_MARK, VC_VECTOR, Cpu
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.svm import PAGE_SHIFT, exception_intercepted, vmrun
+from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, vmrun
 from iretrace.machine.swap import swap_in, swap_out
 from iretrace.machine.vmcb import (
     INTERCEPT_DR6_READ,
@@ -51,9 +51,6 @@ KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTERNAL_ERROR = 17
 EINTR = 4
 EAGAIN = 11
-
-SEV_FEATURE_DEBUG_SWAP = 5
-"""Bit number in SEV_FEATURES."""
 
 UNSTARTED = -2
 FINISHED = -1
