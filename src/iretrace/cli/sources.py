@@ -150,7 +150,7 @@ class TreeSource:
     def command(self) -> list[str]:
         """Tree, patches (each file once, by its name), rules and options."""
         files = dict.fromkeys(name.partition(": ")[0].replace("<stdin>", "-") for name, _ in self._patches)
-        words = ["iretrace", "check", str(self._path), *(["--rev", self._rev] if self._rev else [])]
+        words = ["iretrace", "check", str(self._path.absolute()), *(["--rev", self._rev] if self._rev else [])]
         for switch, values in (("--patch", files), ("--rules", self._rules)):
             words += [word for value in values for word in (switch, str(value))]
         return words + [word for name, value in self._options.items() for word in ("--option", f"{name}={value}")]
