@@ -67,6 +67,8 @@ NO_HOST_BREAKPOINTS = {"host_breakpoints": 0}
 SWAP = "sev-es-debugswap"
 
 ROWS = (
+    Row("H04", "a guest whose state is protected can be debugged", "6.12", "PROTECTED_GUESTS_ARE_DEBUGGED",
+        "debugger-is-refused", CONVICTED, "KVM_SET_GUEST_DEBUG succeeds", "sev-es"),
     Row("H05", "a VMGEXIT for DR7 is an access of the debug registers", "6.1", "", "sev-es-dr0-after-dr7", CONVICTED,
         "the guest sees rax is 0x0 at main+5", "sev-es", NO_HOST_BREAKPOINTS, "the tree as it is: 6.1 has the defect"),
     Row("H05", "a VMGEXIT for DR7 is an access of the debug registers", "6.12", "DR7_VMGEXIT_IS_AN_ACCESS",
@@ -97,6 +99,8 @@ ROWS = (
     Row("H20", "svm_vcpu_run() keeps stepping while it injects", "6.12", "STEPPING_ACROSS_AN_INJECTION",
         "irq-before-iret", CONVICTED, "the guest sees an IRQ at nmi+3 with IF TF",
         note="the tree as it is fails this test too, later: the interrupt is taken for the IRET"),
+    Row("H20", "svm_set_rflags() drops KVM's TF", "6.12", "STEP_LOST_WITH_RFLAGS", "debugger-while-stepping", ACQUITTED,
+        note="kvm_set_rflags() requests events, and the step is armed again before the guest runs"),
     Row("H27", "#DB is not intercepted", "6.12", "DB_NOT_INTERCEPTED", "db-for-ever", CONVICTED,
         "the guest sees #DB at main+7, DR6 0xffff0ff0"),
     Row("H28", "DR6 is not loaded before VMRUN", "6.12", "DR6_NOT_CLEARED", "nmi-while-stepping", CONVICTED,

@@ -182,3 +182,18 @@ GP_SETUP_IN_SVM = (
     ),
 )
 """Where #GP is set up moves from SEV's file to SVM's."""
+
+PROTECTED_GUESTS_ARE_DEBUGGED = (
+    Edit(X86, "kvm_arch_vcpu_ioctl_set_guest_debug", "if (vcpu->arch.guest_state_protected) return -EINVAL;", ""),
+)
+"""KVM_SET_GUEST_DEBUG succeeds for a guest whose registers KVM cannot write."""
+
+STEP_LOST_WITH_RFLAGS = (
+    Edit(
+        SVM,
+        "svm_set_rflags",
+        "if (to_svm(vcpu)->nmi_singlestep) rflags |= (X86_EFLAGS_TF | X86_EFLAGS_RF);",
+        "",
+    ),
+)
+"""Whoever writes RFLAGS ends KVM's single step; events are requested with it, and the step is armed again."""
