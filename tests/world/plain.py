@@ -91,6 +91,7 @@ MISTAKES = {
     "soft": "INT n is injected again without nRIP",
     "again": "an event that is injected again is also kept",
     "signal": "what is to be injected is lost when a signal is pending",
+    "held": "neither #DB nor reads of DR6 are intercepted",
     "svme": "EFER.SVME is what the guest has",
 }
 
@@ -372,8 +373,8 @@ class Plain:
         vmcb.intercept_word3 = sum(1 << number - 96 for number in numbers)
         gif = () if self.mistake == "gif" else (INTERCEPT_STGI, INTERCEPT_CLGI)
         vmcb.intercept_word4 = sum(1 << number - 128 for number in (INTERCEPT_VMRUN, *gif))
-        vmcb.intercept_exception = 1 << DB_VECTOR
-        vmcb.intercept_dr = 1 << INTERCEPT_DR6_READ
+        vmcb.intercept_exception = 0 if self.mistake == "held" else 1 << DB_VECTOR
+        vmcb.intercept_dr = 0 if self.mistake == "held" else 1 << INTERCEPT_DR6_READ
         vmcb.asid = 1
         vmcb.efer = 0 if self.mistake == "svme" else EFER_SVME
         vmcb.dr6 = DR6_RESET

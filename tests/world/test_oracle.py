@@ -6,6 +6,7 @@ import pytest
 
 from iretrace.check import check
 from iretrace.explore.graph import Limits
+from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.litmus.corpus import select
 from iretrace.litmus.parse import parse
 from iretrace.verdict import Result, Verdict
@@ -337,3 +338,11 @@ def test_a_counterexample_starts_with_the_creation_of_the_vcpu_and_says_why() ->
     assert result.trace is not None
     assert result.trace.stem[0].where == "vcpu creation"
     assert result.trace.cause == result.reason
+
+
+# Debug registers. -----------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_that_the_processor_holds_too_is_acquitted_if_the_hypervisor_gets_the_cpu_back() -> None:
+    (test,) = select(["db-for-ever"])
+    assert check(test, "plain", "ticking", BuiltinHypervisor("v7.3", "plain")).verdict is Verdict.HOLDS

@@ -19,6 +19,24 @@ STEPPED_HLT = (
 )
 IN_A_SHADOW = "irq\n\nmain:\n    sti\n    mark m\n    spin\nirq:\n    mark i\n    iretq\n"
 
+DB_FOR_EVER = """test t
+about A breakpoint on the frame of #DB.
+vcpu plain
+ist db
+
+main:
+    lea rax, [db_stack - 8]
+    mov dr0, rax
+    lea rax, [main_stack - 8]
+    mov dr1, rax
+    mov rax, W0 + W1
+    mov dr7, rax
+    push rax
+    spin
+db:
+    iretq
+"""
+
 CONVICTS = {
     "lose": "nmi-iret-then-spin",
     "double": "nmi-iret-then-spin",
@@ -55,8 +73,14 @@ def judged(mistake: str, what: str, host: str = "tickless") -> Result:
     return check(test, "plain", host, Plain(mistake))
 
 
+@pytest.mark.parametrize("host", ["tickless", "ticking"])
+def test_a_guest_that_no_exit_can_end_holds_the_cpu(host: str) -> None:
+    result = check(parse(DB_FOR_EVER, "t.litmus"), "plain", host, Plain("held"))
+    assert result.reason.startswith("the guest holds the CPU")
+
+
 def test_every_mistake_has_a_test_that_shows_it() -> None:
-    assert {*CONVICTS, "", "shadow"} == set(MISTAKES)
+    assert {*CONVICTS, "", "shadow", "held"} == set(MISTAKES)
 
 
 @pytest.mark.parametrize("mistake", CONVICTS)
