@@ -68,7 +68,8 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
         for number in free:
             cuts = (*own[:number], place, *own[number + 1 :])
             for inside in insides:
-                guests.append(_guest(test, first + len(guests), cuts, max(1, repeat // 10), number, inside))
+                times = max(1 if inside < 0 else 3, repeat // 10)
+                guests.append(_guest(test, first + len(guests), cuts, times, number, inside))
     return guests
 
 

@@ -558,6 +558,14 @@ static void wait_cut(uint64_t limit)
 		rest(MS / 50);
 }
 
+/* What comes inside an IRETQ comes a while after the cut in front of it. */
+static void wait_inside(uint64_t limit)
+{
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		for (uint64_t end = now() + limit; guest->arrival[i].inside && !fired[i] && !stopped && now() < end;)
+			rest(MS / 50);
+}
+
 /* Something has to come before main's first instruction, so the rest comes later: not while main's stub runs. */
 static int placed_at_start(void)
 {
@@ -591,8 +599,10 @@ static void send_all(void)
 		sleep_until(now() + random_delay());
 		send(order[n], -1);
 	}
-	if (cuts)
+	if (cuts) {
 		wait_cut(CUT_LIMIT);
+		wait_inside(CUT_LIMIT);
+	}
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		if (guest->arrival[i].cut && !guest->arrival[i].strict && !fired[i])
 			send(i, -1);
