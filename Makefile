@@ -41,6 +41,7 @@ lint: $(STAMP) ## style, types, the restricted Python, the order of the rooms, g
 	$(BIN)/python tools/bugs.py --check
 	$(BIN)/python tools/rules.py --check
 	$(BIN)/python tools/verdicts.py --check
+	$(BIN)/python -m tools.results --check
 
 live: $(STAMP) ## every test that can run on real KVMs (Debian's 6.1, 6.12 and 7.3 under QEMU), beside their models
 	@for series in $(LIVE); do \
