@@ -32,6 +32,12 @@ def test_without_a_cited_line_the_last_line_of_the_trace_is_taken() -> None:
     assert text.startswith("a.c:7: error: [t] a WARN (")
 
 
+def test_without_a_cited_line_kvms_last_one_comes_before_a_senders() -> None:
+    steps = (Step("KVM", "injects", CLine("a.c", 7)), Step("outside", "kicks", CLine("b.c", 9)))
+    text = gcc_report(Report([result("t", Verdict.VIOLATED, trace=Trace(steps, (), "TF shows"))]))
+    assert text.startswith("a.c:7: error: [t] TF shows (")
+
+
 def test_a_trace_without_any_line_of_the_tree_is_an_error_all_the_same() -> None:
     text = gcc_report(Report([result("t", Verdict.VIOLATED, reason="it lost an NMI")]))
     assert text.startswith("iretrace: error: [t] it lost an NMI (")

@@ -60,11 +60,12 @@ def _where_it_ran(result: Result, known: str) -> str:
 
 
 def _cited(trace: Trace) -> str:
-    """The line that the trace cites, else the last line of the tree that it names."""
+    """The line that the trace cites, else the last one that KVM is told to have executed, else the last of anybody."""
     if trace.cited is not None:
         return _place(trace.cited)
-    lines = [step.where for step in (*trace.stem, *trace.loop) if isinstance(step.where, CLine)]
-    return _place(lines[-1]) if lines else NOWHERE
+    steps = [step for step in (*trace.stem, *trace.loop) if _step_place(step) != NOWHERE]
+    steps = [step for step in steps if step.actor == "KVM"] or steps
+    return _step_place(steps[-1]) if steps else NOWHERE
 
 
 def _notes(trace: Trace) -> Iterator[str]:

@@ -107,7 +107,8 @@ class Story:
         kind = self._product.test.outside[number].kind.upper()
         first = " arrives:" if state.senders[number] == UNSTARTED else ":"
         what = f"{kind} {number + 1}{first} {sent.what}"
-        return self._step("outside", what, sent.where, self._product.hypervisor.view(sent.private))
+        where = sent.where if sent.where.line else SENDER_RULE
+        return self._step("outside", what, where, self._product.hypervisor.view(sent.private))
 
     def _tell_host(self, state: Point, schedule: tuple[tuple[int, int, int], ...], edge: Edge) -> list[Step]:
         product = self._product
