@@ -353,9 +353,10 @@ def test_a_warning_that_is_reached_is_a_defect(tree_6_1: Path) -> None:
     ]
 
 
-def test_rules_of_both_trees_are_the_same_but_for_versions() -> None:
+def test_functions_have_a_row_for_both_trees_or_for_none() -> None:
+    """Objects and steps of the set-up differ: SEV is set up by KVM's own code since 6.10."""
     old, new = load_rules("6.1.192", [], MODELS), load_rules("6.12.117", [], MODELS)
-    assert old.rows.keys() == new.rows.keys()
+    assert {key for key in old.rows.keys() ^ new.rows.keys() if key[0] in ("function", "macro")} == set()
 
 
 def test_two_senders_that_wake_the_same_vcpu_do_not_disturb_each_other(linux: TreeHypervisor) -> None:
