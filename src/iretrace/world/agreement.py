@@ -240,19 +240,21 @@ class Side:
 
     def label(self, point: Point) -> Label:
         """What is compared of a state."""
-        progress = ("senders", tuple(PROGRESS.get(sender, "begun") for sender in point.senders))
         if point in self._defects:
             return (("ends", self._defects[point]),)
         core = self.product.core(point)
         half_way = any(sender >= 0 for sender in point.senders)
-        # After the guest's shutdown nothing runs any more; the reset that KVM does then is not compared.
-        half_way = half_way or core.phase == Phase.ENDED
+        # After the guest's shutdown nothing runs any more; the reset that KVM does then, and what lands in the middle
+        # of it, are not compared.
+        ended = core.phase == Phase.ENDED
+        half_way = half_way or ended
         running = core.phase == Phase.HOST and core.cause != Cause.RERUN
         key = (point.core, half_way or running)
         known = self._labels.get(key)
         if known is None:
             known = self._labels[key] = self._core_label(point, not (half_way or running))
-        return (progress, *known)
+        progress = () if ended else tuple(PROGRESS.get(sender, "begun") for sender in point.senders)
+        return (("senders", progress), *known)
 
     def _core_label(self, point: Point, whole: bool) -> Label:
         core = self.product.core(point)
