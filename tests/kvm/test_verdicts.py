@@ -14,6 +14,9 @@ ENTRIES = load(SOURCE.read_text(encoding="utf-8"), bug_ids())
 HOSTS = (("sev-es", "tickless"), ("sev-es", "ticking"), ("plain", "tickless"))
 """Plain guests on a ticking host take minutes; make test runs them on the trees."""
 
+ONLY_TREES = ("shut-down",)
+"""Undetermined on 6.1 and 6.12 for what those trees write after the shutdown; the built-in KVM does not reset."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("revision", REVISIONS)
@@ -22,6 +25,6 @@ def test_the_verdicts_are_those_of_the_tree(revision: str, kind: str, host: str)
     entries = [entry for entry in ENTRIES if revision.removeprefix("v") in entry["trees"] and host in entry["hosts"]]
     argued = {entry["test"]: entry["verdict"] for entry in entries}
     kvm = BuiltinHypervisor(revision, kind)
-    tests = [test for test in shipped() if kind in test.vcpus and test.name in argued]
+    tests = [test for test in shipped() if kind in test.vcpus and test.name in argued and test.name not in ONLY_TREES]
     found = {test.name: str(check(test, kind, host, kvm).verdict) for test in tests}
     assert found == {test.name: argued[test.name] for test in tests}
