@@ -59,7 +59,7 @@ def check_bug(bug: dict[str, Any], tests: set[str]) -> None:
         require(set(bug[key]) in (set(), COMMIT_KEYS), where, f"{key} has commit, subject and version, or nothing")
     require(bool(bug["shown_by"]), where, "no test shows it")
     for shown in bug["shown_by"]:
-        require(set(shown) == {"test", "vcpu", "host"}, where, "shown_by has test, vcpu and host")
+        require(set(shown) - {"option"} == {"test", "vcpu", "host"}, where, "shown_by has test, vcpu and host")
         require(shown["test"] in tests, where, f"{shown['test']} is no shipped test")
 
 
@@ -103,7 +103,8 @@ def render(bugs: list[dict[str, Any]]) -> str:
         parts += real(bug)
         parts.append("\nShown by:\n\n")
         parts += [
-            f"    iretrace check TREE --test {s['test']} --vcpu {s['vcpu']} --host {s['host']}\n"
+            f"    iretrace check TREE --test {s['test']} --vcpu {s['vcpu']} --host {s['host']}"
+            + (f" --option {s['option']}\n" if "option" in s else "\n")
             for s in bug["shown_by"]
         ]
     return "".join(parts)

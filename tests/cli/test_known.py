@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from iretrace.cli.known import known_id, mark_known
-from iretrace.verdict import Result, Verdict
+from iretrace.verdict import Assumption, Ledger, Result, Verdict
 
 
 def result(host: str = "tickless", hypervisor: str = "Linux 6.1.192") -> Result:
@@ -26,3 +28,11 @@ def test_another_point_release_of_the_series_has_the_bug_too() -> None:
 
 def test_the_same_test_is_new_on_a_host_that_is_not_listed() -> None:
     assert known_id(result(host="ticking")) == ""
+
+
+def test_what_is_listed_for_an_option_is_known_with_that_option_only() -> None:
+    plain = Result("int3-on-cold-stack", "plain", "tickless", "Linux 6.1.192", Verdict.VIOLATED, exhausted="")
+    assert known_id(plain) == ""
+    for what in ("nrips: 0", "nrips: value=0"):
+        ledger = Ledger(assumptions=(Assumption("option", what, "", ""),))
+        assert known_id(replace(plain, ledger=ledger)) == "int3-is-lost-behind-an-nmi-without-nrips"

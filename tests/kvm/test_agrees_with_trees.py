@@ -17,7 +17,6 @@ KINDS = ("sev-es", "plain")
 """No processor with DebugSwap lacks virtual GIF."""
 
 GAPS = {
-    "int3-on-cold-stack": "without nrips the built-in KVM does not inject an INT3 again that KVM does inject again",
     "shut-down": "a guest that has shut down is reset by KVM, and not by the built-in one",
 }
 """Tests on which the built-in KVM is known to differ on such a machine, and how. They are to become none."""

@@ -26,13 +26,19 @@ def bugs() -> tuple[dict[str, Any], ...]:
 
 def known_id(result: Result) -> str:
     """The id of the entry that names this test, vCPU kind and host as showing the bug on this series; "" if none."""
-    return listed(result.test, result.vcpu, result.host, result.hypervisor.split()[-1])
+    options = frozenset(
+        assumption.what.replace(": value=", "=").replace(": ", "=")
+        for assumption in result.ledger.assumptions
+        if assumption.kind == "option"
+    )
+    return listed(result.test, result.vcpu, result.host, result.hypervisor.split()[-1], options)
 
 
-def listed(test: str, vcpu: str, host: str, version: str) -> str:
-    """The same, for a version such as 6.1.192 or v6.1."""
+def listed(test: str, vcpu: str, host: str, version: str, options: frozenset[str] = frozenset()) -> str:
+    """The same, for a version such as 6.1.192 or v6.1, and options such as nrips=0."""
     for bug in bugs():
-        shown = {(by["test"], by["vcpu"], by["host"]) for by in bug["shown_by"]}
+        here = (by for by in bug["shown_by"] if "option" not in by or by["option"] in options)
+        shown = {(by["test"], by["vcpu"], by["host"]) for by in here}
         affected = {_series(tree["version"]) for tree in bug["trees"] if tree["state"] == "affected"}
         if (test, vcpu, host) in shown and _series(version) in affected:
             return str(bug["id"])

@@ -37,16 +37,7 @@ from iretrace.kvm.trace import Tracer, first_line, statements
 from iretrace.kvm.x86 import process_nmi
 from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.vmcb import (
-    SVM_EVTINJ_TYPE_EXEPT,
-    SVM_EVTINJ_TYPE_INTR,
-    SVM_EVTINJ_TYPE_NMI,
-    SVM_EVTINJ_TYPE_SOFT,
-    SVM_EVTINJ_VALID,
-    SVM_EVTINJ_VALID_ERR,
-    SVM_INTERRUPT_SHADOW_MASK,
-    Vmcb,
-)
+from iretrace.machine.vmcb import SVM_INTERRUPT_SHADOW_MASK, Vmcb
 from iretrace.subset import pack, unpack
 from iretrace.verdict import Assumption, InputError
 from iretrace.world.protocol import (
@@ -103,13 +94,14 @@ ASSUMPTIONS = (
 
 
 class State(NamedTuple):
-    """Hypervisor state at a hand-over. shadow, gif: of the VMCB at that moment, for the view."""
+    """Hypervisor state at a hand-over. shadow, gif, event_inj: of the VMCB at that moment, for the view."""
 
     vcpu: Packed
     svm: Packed
     debug: Packed
     shadow: int
     gif: int
+    event_inj: int
 
 
 def lacks(revision: Revision, vcpu: str) -> str:
@@ -228,7 +220,7 @@ class BuiltinHypervisor:
         """What the state looks like from outside."""
         assert isinstance(private, State)
         vcpu = self._vcpu(private, Vmcb(), Ghcb())
-        return _view(vcpu, private.shadow, private.gif, _event_inj(vcpu))
+        return _view(vcpu, private.shadow, private.gif, private.event_inj)
 
     def compare(self, private: Private) -> Comparison:
         """What agreement is about; the events are those that KVM_GET_VCPU_EVENTS would report."""
@@ -341,8 +333,9 @@ class BuiltinHypervisor:
         )
 
     def _state(self, vcpu: Vcpu) -> State:
-        shadow = vcpu.svm.vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK
-        return State(pack(vcpu), pack(vcpu.svm), pack(vcpu.debug), shadow, int(gif_set(vcpu)))
+        vmcb = vcpu.svm.vmcb
+        shadow = vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK
+        return State(pack(vcpu), pack(vcpu.svm), pack(vcpu.debug), shadow, int(gif_set(vcpu)), vmcb.event_inj)
 
     def _host_area(self, vcpu: Vcpu) -> Debug:
         return debug_of(DebugRegisters(vcpu.debug.host_dr, vcpu.debug.host_mask, DR7_FIXED_1))
@@ -376,21 +369,6 @@ def _forget_what_the_exit_writes(vcpu: Vcpu) -> None:
     vmcb.exit_code = vmcb.exit_info_1 = vmcb.exit_info_2 = vmcb.exit_int_info = vmcb.exit_int_info_err = 0
     if not vcpu.kvm.sev_es:
         vcpu.rip = 0
-
-
-def _event_inj(vcpu: Vcpu) -> int:
-    """What the VMRUN before the last hand-over injects, as in the VMCB."""
-    if vcpu.mode == OUTSIDE_GUEST_MODE:
-        return 0
-    if vcpu.exception_injected:
-        with_error = SVM_EVTINJ_VALID_ERR if vcpu.exception_has_error_code else 0
-        return vcpu.exception_vector | SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_EXEPT | with_error
-    if vcpu.nmi_injected:
-        return SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI
-    if vcpu.interrupt_injected:
-        kind = SVM_EVTINJ_TYPE_SOFT if vcpu.interrupt_soft else SVM_EVTINJ_TYPE_INTR
-        return vcpu.interrupt_nr | SVM_EVTINJ_VALID | kind
-    return 0
 
 
 def _view_now(vcpu: Vcpu) -> View:
