@@ -30,7 +30,7 @@ SUITES = {
     "6.12": ("http://deb.debian.org/debian-security", "trixie-security"),
     "7.3": ("http://deb.debian.org/debian", "trixie-backports"),
 }
-"""Where Debian serves a series, for machines whose own apt does not know it."""
+"""Where Debian serves a series."""
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -113,6 +113,17 @@ def own_apt(series: str, cache: Path) -> list[str]:
     return options
 
 
+def served(package: str, series: str, cache: Path) -> tuple[Sequence[str], list[str]]:
+    """(options for apt, versions of a package, newest first): of the suite itself, since the lists of the machine's own
+    apt can be old; of those where the suite cannot be asked."""
+    try:
+        apt = own_apt(series, cache)
+    except Unavailable as error:
+        print(f"fetch_trees: {error}; going by the lists that this machine's apt has", file=sys.stderr)
+        apt = []
+    return apt, served_versions(package, apt)
+
+
 def as_root() -> list[str]:
     """As root, apt would complain that its sandbox user cannot write to the cache."""
     return ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
@@ -172,11 +183,7 @@ def fetch(series: str, count: int, cache: Path) -> None:
     if len(trees_in(cache / "trees").get(series, [])) >= count:
         return
     package = f"linux-source-{series}"
-    apt: list[str] = []
-    versions = served_versions(package, apt)
-    if not versions:
-        apt = own_apt(series, cache)
-        versions = served_versions(package, apt)
+    apt, versions = served(package, series, cache)
     if not versions:
         raise Unavailable(f"Debian's {SUITES[series][1]} serves no {package} any more; name trees: TREES=DIR")
     for version in choose(versions, count):

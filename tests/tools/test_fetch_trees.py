@@ -80,7 +80,7 @@ def test_the_newest_and_the_oldest_point_release_are_chosen(versions: list[str],
     assert choose(versions, count) == chosen
 
 
-def test_a_series_that_the_machine_does_not_serve_is_asked_for_in_its_suite(
+def test_a_series_is_asked_for_in_its_suite_whatever_lists_the_machine_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[tuple[str, ...]] = []
@@ -101,7 +101,16 @@ def test_a_series_that_the_machine_does_not_serve_is_asked_for_in_its_suite(
     sources = (tmp_path / "apt/7.3/debian.sources").read_text()
     assert "Suites: trixie-backports\n" in sources
     assert f"Signed-By: {tmp_path}\n" in sources
-    assert all(f"Dir::State::lists={tmp_path}/apt/7.3/lists" in command for command in commands[1:])
+    assert all(f"Dir::State::lists={tmp_path}/apt/7.3/lists" in command for command in commands)
+
+
+def test_where_the_suite_cannot_be_asked_the_machines_own_lists_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fetch_trees, "KEYRING", tmp_path / "no keyring")
+    monkeypatch.setattr(fetch_trees, "run", lambda *_command, cwd=None: " linux-source-6.1 | 6.1.5-1 | Packages")
+    assert fetch_trees.served("linux-source-6.1", "6.1", tmp_path) == ([], ["6.1.5-1"])
+    assert "going by the lists that this machine's apt has" in capsys.readouterr().err
 
 
 def test_a_series_that_is_not_to_be_had_is_told_and_the_others_serve(
