@@ -1,4 +1,4 @@
-"""Fixtures for all tests: real kernel trees, when there are any."""
+"""For all tests: real kernel trees, when there are any, and Hypothesis without a look at the clock."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from iretrace.linux.tree import tree_version
 from iretrace.verdict import InputError
+
+# How fast a machine is decides nothing.
+settings.register_profile("iretrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("iretrace")
 
 
 def _tree(series: str) -> Path:

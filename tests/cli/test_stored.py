@@ -43,7 +43,7 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found(tmp_path / "new") == LASSO
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ANY_RESULTS)
 def test_any_result_survives_json(result: Result) -> None:
     assert read_as(Result, json.loads(json.dumps(asdict(result)))) == result

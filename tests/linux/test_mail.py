@@ -139,7 +139,7 @@ def test_parts_within_parts_without_end_are_refused() -> None:
         patches_in(f"Subject: [PATCH] x\n{parts}".encode(), "x")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_patches_or_refused(content: bytes) -> None:
     for start in (b"", b"Subject: ", ENVELOPE.encode(), b"Subject: [PATCH]\nContent-Type: "):

@@ -188,7 +188,7 @@ _expressions = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_expressions)
 def test_an_expression_with_all_parentheses_is_parsed_as_written(text: str) -> None:
     assert show(expr(text)) == text

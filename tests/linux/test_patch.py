@@ -120,7 +120,7 @@ def test_changed_paths_are_told_once_each() -> None:
 _texts = st.lists(st.sampled_from("abcd"), max_size=12).map(lambda lines: "".join(line + "\n" for line in lines))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(_texts, _texts, st.booleans())
 def test_a_diff_of_two_texts_makes_one_of_the_other(old: str, new: str, cut: bool) -> None:
     new = new.rstrip("\n") if cut else new

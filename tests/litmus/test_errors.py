@@ -242,7 +242,7 @@ def check(text: str) -> None:
         assert len(message) < 300
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=200))
 def test_any_text_is_accepted_or_refused_in_one_line(text: str) -> None:
     check(text)
@@ -263,13 +263,13 @@ WORDS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from(WORDS), max_size=60))
 def test_any_sequence_of_the_languages_words_is_accepted_or_refused_in_one_line(words: list[str]) -> None:
     check("test t\nvcpu sev-es\n" + " ".join(words))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(SHIPPED), st.integers(0, 2**32), st.integers(1, 6))
 def test_any_change_to_a_valid_test_is_accepted_or_refused_in_one_line(text: str, seed: int, changes: int) -> None:
     dice = random.Random(seed)

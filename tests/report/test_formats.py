@@ -61,7 +61,7 @@ def test_ktap_skips_what_is_not_in_scope() -> None:
     assert ktap_nothing(HOSTILE).startswith("KTAP version 1\n1..0 # SKIP evil\\x1b[2J")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(REPORTS)
 def test_every_ktap_line_is_one_whatever_the_results(report: Report) -> None:
     text = ktap_report(report)
@@ -93,7 +93,7 @@ def test_junit_tells_violations_as_failures_and_undetermined_as_errors() -> None
     assert "hunk 1 not looked at" in (second.findtext("system-out") or "")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(REPORTS)
 def test_junit_is_xml_whatever_the_results(report: Report) -> None:
     text = junit_report(report)
@@ -196,7 +196,7 @@ def test_a_fingerprint_stays_when_lines_move_and_versions_change() -> None:
     assert len(fingerprints(here, other, result("u", Verdict.UNDETERMINED, reason=here.reason))) == 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(REPORTS)
 def test_sarif_has_its_structure_whatever_the_results(report: Report) -> None:
     text = sarif_report(report, "1.0", {})
@@ -243,7 +243,7 @@ def test_b4_never_passes_what_does_not_hold(verdict: Verdict) -> None:
     assert statuses == {"fail" if verdict is Verdict.VIOLATED else "warn"}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(REPORTS)
 def test_b4_entries_are_strings_whatever_the_results(report: Report) -> None:
     text = b4_report(report)

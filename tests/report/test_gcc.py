@@ -68,7 +68,7 @@ def test_the_summary_names_each_hypervisor_and_ends_with_the_counts() -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ANY_RESULTS, max_size=3))
 def test_no_foreign_text_makes_a_line_of_its_own(results: list[Result]) -> None:
     text = gcc_report(Report(results))

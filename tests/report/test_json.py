@@ -34,7 +34,7 @@ def test_the_samples_are_valid() -> None:
     VALIDATOR.validate(made())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ANY_RESULTS, max_size=3))
 def test_any_result_is_valid_and_ascii(results: list[Result]) -> None:
     text = json_report(Report(results), "1.0")

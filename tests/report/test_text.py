@@ -155,7 +155,7 @@ def test_ascii_only_means_ascii_only() -> None:
     assert check_report(Report([*RESULTS, hostile_result()]), Look(ascii_only=True)).isascii()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ANY_RESULTS, max_size=3), st.booleans(), st.booleans())
 def test_no_line_exceeds_80_columns_and_nothing_but_print_comes_out(
     results: list[Result], ascii_only: bool, verbose: bool

@@ -43,7 +43,7 @@ def programs(draw: st.DrawFn, outside: str = "nmi, nmi, nmi", cold: bool = False
     return f"test t\nabout random\nvcpu sev-es\noutside {outside}\n{stacks}\n{code}{vc}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(programs(), st.lists(st.integers(0, 25), min_size=ARRIVALS, max_size=ARRIVALS), st.booleans(), st.booleans())
 def test_all_that_a_prompt_processor_does_is_explained(
     program: str, when: list[int], sti_blocks: bool, movss_blocks: bool
@@ -80,7 +80,7 @@ def test_all_that_a_prompt_processor_does_is_explained(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(programs("nmi, maybe nmi", cold=True), st.sampled_from(["tickless", "ticking"]))
 def test_a_right_hypervisor_is_acquitted_whatever_its_guest_does(program: str, host: str) -> None:
     """With every value of the knobs. A limit may be met, and an error code that nobody knows may be forwarded."""

@@ -61,7 +61,7 @@ def programs(draw: st.DrawFn, outside: str, most: int = 4, cold: bool = False) -
     return f"test t\nabout random\nvcpu plain\noutside {outside}\n{interrupts}{stacks}\n{code}{handlers}{ud}"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(programs(", ".join(KINDS)), st.lists(st.integers(0, 30), min_size=4, max_size=4), st.booleans(), st.booleans())
 def test_all_that_a_prompt_processor_does_is_explained(
     program: str, when: list[int], sti_blocks: bool, movss_blocks: bool
@@ -97,7 +97,7 @@ def test_all_that_a_prompt_processor_does_is_explained(
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.sampled_from(["nmi", "nmi, nmi", "nmi, irq", "nmi, maybe nmi, irq", "nmi, signal", "irq, signal"]).flatmap(
         lambda outside: programs(outside, most=3, cold=True)
