@@ -327,13 +327,16 @@ def test_remarks_on_patches_are_part_of_the_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = SmallSource("")
-    source.patches = AboutPatches(True, ("a.patch: a.c: hunk 1 applied 2 lines further down", "\x1b[2J: not looked at"))
+    source.after = SmallSource("", {"a.c": "2"})
+    source.after.patches = AboutPatches(
+        True, ("a.patch: a.c: hunk 1 applied 2 lines further down", "\x1b[2J: not looked at")
+    )
     monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: source)
     (tmp_path / "a.patch").write_text("")
     assert main(["check", ".", "--test", TEST, "--patch", str(tmp_path / "a.patch")]) == 0
     assert capsys.readouterr().out.endswith(
         "\na.patch: a.c: hunk 1 applied 2 lines further down\n\\x1b[2J: not looked at\n"
-        "1 of 1 reused: nothing that they used has changed\n0 new, 0 known, 0 undetermined, 1 hold\n"
+        "0 new, 0 known, 0 undetermined, 1 hold\n"
     )
 
 
@@ -394,15 +397,24 @@ def test_what_is_about_patches_needs_one(switch: str, mini: Path, capsys: pytest
     assert "give --patch" in capsys.readouterr().err
 
 
-def test_an_undetermined_verdict_that_the_patch_does_not_touch_does_not_count(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("more", [[], ["--max-states", "2"]], ids=["holds", "undetermined"])
+def test_patches_of_which_no_test_uses_anything_are_no_pass(
+    more: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*patched(monkeypatch, tmp_path, "", ""), "--max-states", "2"]
-    assert main(command) == 3  # the patch changes the file that the test has read
+    command = [*patched(monkeypatch, tmp_path, "", ""), *more, "--no-cache"]
+    assert main(command) == (3 if more else 0)  # the patch changes the file that the test has read
     capsys.readouterr()
     monkeypatch.setattr("tests.cli.small_source.SmallSource.used_so_far", lambda self: {"fact": ("1", "", ())})
-    assert main([*command, "--no-cache"]) == 0
-    assert "1 undetermined (1 not touched by the patches)" in capsys.readouterr().out
+    assert main(command) == 4
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == (
+        "iretrace: small: none of these tests uses what the patches change\n"
+        "iretrace: no test judges the patches; that is no pass\n"
+    )
+    assert main([*command, "--format", "b4"]) == 4
+    assert capsys.readouterr().out == "[]\n"
+    assert main([*command, "--no-new-only"]) == (3 if more else 0)
 
 
 def test_a_patch_that_does_not_apply_is_one_line_without_escapes(

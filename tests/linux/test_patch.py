@@ -168,10 +168,79 @@ def test_every_hunk_is_recorded_with_its_lines_before_and_after() -> None:
     assert {(touch.path, touch.before, touch.after) for touch in touches} == {("a.c", OLD, new)}
 
 
-def test_context_that_differs_is_refused_there_is_no_fuzz() -> None:
-    new = OLD.replace("line 7\n", "seven\n")
-    with pytest.raises(InputError, match=r"hunk 1 .* does not apply"):
-        apply({"a.c": OLD.replace("line 4\n", "four\n")}, make_diff("a.c", OLD, new))
+def changed(*numbers: int) -> str:
+    """OLD with other lines."""
+    return "".join(f"line {number}{' is other' * (number in numbers)}\n" for number in range(1, 21))
+
+
+SEVEN = make_diff("a.c", OLD, OLD.replace("line 7\n", "seven\n"))
+"""Lines 4 to 10."""
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ((4,), "with fuzz 1 (the outermost line of its context not looked for), at line 5"),
+        ((10,), "with fuzz 1 (the outermost line of its context not looked for), at line 5"),
+        ((4, 10), "with fuzz 1 (the outermost line of its context not looked for), at line 5"),
+        ((5, 10), "with fuzz 2 (the outermost 2 lines of its context not looked for), at line 6"),
+    ],
+)
+def test_context_that_differs_at_the_ends_of_a_hunk_is_fuzz_and_told(other: tuple[int, ...], told: str) -> None:
+    text = changed(*other)
+    assert apply({"a.c": text}, SEVEN)["a.c"] == PatchedFile(text.replace("line 7\n", "seven\n"), frozenset((7,)))
+    record = recorded({"a.c": text}, SEVEN)
+    assert record.remarks == [f"1.patch: a.c: hunk 1 applied {told}"]
+    assert [(touch.removed, touch.added) for touch in record.touches] == [((7,), (7,))]
+
+
+def test_fuzz_and_offset_are_told_together() -> None:
+    (remark,) = recorded({"a.c": "more\n" * 5 + changed(4)}, SEVEN).remarks
+    assert remark.startswith("1.patch: a.c: hunk 1 applied with fuzz 1 (")
+    assert remark.endswith("), 5 lines further down, at line 10")
+
+
+@pytest.mark.parametrize("other", [(6,), (7,), (8,), (6, 8)])
+def test_what_a_hunk_removes_and_the_lines_beside_it_must_be_there(other: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"1\.patch: a\.c: hunk 1 \(@@.*@@\) does not apply; wrong version\?"):
+        apply({"a.c": changed(*other)}, SEVEN)
+
+
+def test_with_fuzz_a_hunk_must_fit_in_one_place_only() -> None:
+    text = changed(4) + "and again\n" + changed(4)
+    with pytest.raises(InputError, match=r"hunk 1 .* does not apply; with fuzz 1 it fits in 2 places: lines 5, 26"):
+        apply({"a.c": text}, SEVEN)
+
+
+def test_fuzz_is_tried_only_where_no_place_has_all_of_the_context() -> None:
+    text = changed(4) + OLD
+    assert recorded({"a.c": text}, SEVEN).remarks == ["1.patch: a.c: hunk 1 applied 20 lines further down, at line 24"]
+
+
+def test_the_shorter_context_of_a_hunk_at_an_end_of_its_file_must_be_there() -> None:
+    """As for patch(1): a hunk with one line above and three below it loses lines below only."""
+    second = make_diff("a.c", OLD, OLD.replace("line 2\n", "two\n"))
+    assert apply({"a.c": changed(5)}, second)["a.c"].text == changed(5).replace("line 2\n", "two\n")
+    with pytest.raises(InputError, match="does not apply"):
+        apply({"a.c": changed(1, 4)}, second)
+
+
+def test_hunks_behind_a_fuzzy_one_are_found_where_it_left_them() -> None:
+    new = OLD.replace("line 2\n", "two\nand a half\n").replace("line 17\n", "seventeen\n")
+    record = recorded({"a.c": changed(5)}, make_diff("a.c", OLD, new))
+    assert len(record.remarks) == 1
+    assert [(touch.removed, touch.added) for touch in record.touches] == [((2,), (2, 3)), ((17,), (18,))]
+
+
+def test_without_context_there_is_no_fuzz() -> None:
+    with pytest.raises(InputError, match="does not apply; wrong version"):
+        apply({"a.c": OLD}, "--- a/a.c\n+++ b/a.c\n@@ -7 +7 @@\n-seven\n+line seven\n")
+
+
+def test_a_hunk_that_is_applied_already_is_told_so_and_fuzz_does_not_apply_it_again() -> None:
+    twice = make_diff("a.c", OLD, OLD.replace("line 7\n", "line 7\nseven and a half\n"))
+    with pytest.raises(InputError, match="does not apply; is it applied already"):
+        apply({"a.c": OLD.replace("line 7\n", "line 7\nseven and a half\n")}, twice)
 
 
 def test_hunks_that_fit_everywhere_do_not_take_for_ever() -> None:

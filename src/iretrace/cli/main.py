@@ -30,6 +30,7 @@ MAX_PATCH_BYTES = 16 << 20
 INDENT = "    "
 
 UNTOUCHED = "the patches change nothing that is modelled; no test was run"
+UNUSED = "no test judges the patches; that is no pass"
 
 CANNOT_BE_BISECTED = 125
 """`git bisect run` leaves such a commit out."""
@@ -153,6 +154,8 @@ def check_patches(arguments: argparse.Namespace, request: Request, tree: Patchab
         return nothing_in_scope([remark for stage in stages for remark in stage.remarks], UNTOUCHED, arguments.format)
     new_only = not arguments.all if arguments.new_only is None else bool(arguments.new_only)
     report = compared(stages)
+    if new_only and report.results and not report.judges:
+        return nothing_in_scope([*lacking, *report.remarks], UNUSED, arguments.format)
     return finish(replace(report, remarks=(*lacking, *report.remarks)), arguments, request.tests, new_only)
 
 

@@ -19,6 +19,9 @@ IN_THE_TREE = "in-the-tree-before"
 HELD = "; the hypervisor holds "
 """What follows in a cause is how things stand, not what is wrong."""
 
+STOPPED = "stopped by"
+"""How the reason of a search begins that a limit ended: behind it could be anything."""
+
 NAMES_IN_A_REMARK = 4
 
 Progress = Callable[[str], None]
@@ -68,13 +71,24 @@ def review(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The results of a stage, those that were violated before marked as known. untouched: the undetermined ones that
+    used nothing that its patches change; as_before: those that are so in just the same way without them. judges:
+    whether any test used what they change."""
+
+    results: Sequence[Result]
+    untouched: Sequence[Result]
+    as_before: Sequence[Result]
+    judges: bool
+
+
 def compared(stages: Sequence[Stage]) -> Report:
-    """The results of all stages but the first, what was there before each marked as known; the number of results that
-    are open, but not because of the patches, is `untouched`."""
+    """The results of all stages but the first, each held against the one before it."""
     before = stages[0].ran
     assert before is not None, "the tree without patches was run"
     results: list[Result] = []
-    untouched: list[Result] = []
+    judged: list[Judged] = []
     remarks: list[str] = []
     marked = mark_known(before.results)
     reused = 0
@@ -89,16 +103,44 @@ def compared(stages: Sequence[Stage]) -> Report:
         named = [replace(result, hypervisor=stage.name) for result in told]
         alike = stage.source.identity() == stages[0].source.identity()
         same = [alike and one == two for one, two in zip(before.same, after.same, strict=True)]
-        untouched += [new for new, is_same in zip(named, same, strict=True) if is_same and _open(new)]
+        judged.append(_judged(marked, named, same))
         results += named
-        remarks += _gone(stage.name, marked, told)
+        remarks += [*_gone(stage.name, marked, told), *_unclear(stage.name, judged[-1])]
         before, marked = after, told
-    rows = list(dict.fromkeys(row for stage in stages for row in stage.rows))
-    return Report(results, reused=reused, remarks=list(dict.fromkeys(remarks)), untouched=untouched, rows=rows)
+    return Report(
+        results,
+        reused=reused,
+        remarks=list(dict.fromkeys(remarks)),
+        untouched=[result for one in judged for result in one.untouched],
+        as_before=[result for one in judged for result in one.as_before],
+        rows=list(dict.fromkeys(row for stage in stages for row in stage.rows)),
+        judges=any(one.judges for one in judged),
+    )
+
+
+def _judged(before: Sequence[Result], after: Sequence[Result], same: Sequence[bool]) -> Judged:
+    """What is as undetermined as before says nothing against the patches, but nothing for them either: it is left out
+    only where at least one other test that used what they change has a verdict."""
+    untouched = [new for new, is_same in zip(after, same, strict=True) if is_same and _open(new)]
+    touched = [(old, new) for old, new, is_same in zip(before, after, same, strict=True) if not is_same]
+    has_verdict = any(not _open(new) for _, new in touched)
+    as_before = [new for old, new in touched if has_verdict and _open(new) and _as_open(old, new)]
+    return Judged(after, untouched, as_before, bool(touched))
 
 
 def _open(result: Result) -> bool:
     return result.verdict is Verdict.UNDETERMINED
+
+
+def _as_open(old: Result, new: Result) -> bool:
+    """Whether both are undetermined in the same way: for the same reason, with the same defect where a value of a
+    disputed rule makes one, and with the same outcomes. What a limit ended is never the same."""
+    return _open(old) and _told(old) == _told(new) and not new.reason.startswith(STOPPED)
+
+
+def _told(result: Result) -> tuple[object, ...]:
+    cause = result.trace.cause if result.trace is not None else ""
+    return (*map(_anywhere, (result.reason, cause)), result.outcomes)
 
 
 def _marked(old: Result, new: Result) -> Result:
@@ -110,18 +152,35 @@ def _marked(old: Result, new: Result) -> Result:
 
 def defect(result: Result) -> str:
     """What is wrong, in words that do not depend on where in a file it is."""
-    return PLACE.sub(r"\1", result.reason.partition(HELD)[0])
+    return _anywhere(result.reason)
+
+
+def _anywhere(reason: str) -> str:
+    """A reason without lines of files and without how things stand."""
+    return PLACE.sub(r"\1", reason.partition(HELD)[0])
 
 
 def _gone(name: str, before: Sequence[Result], after: Sequence[Result]) -> list[str]:
     """A sentence on the defects that the patches repair."""
     gone = [
-        f"{new.test} {new.vcpu} {new.host}"
+        new
         for old, new in zip(before, after, strict=True)
         if old.verdict is Verdict.VIOLATED and new.verdict is Verdict.HOLDS
     ]
-    if not gone:
-        return []
-    more = f" and {len(gone) - NAMES_IN_A_REMARK} more" if len(gone) > NAMES_IN_A_REMARK else ""
     tests = "test holds" if len(gone) == 1 else "tests hold"
-    return [f"{name}: {len(gone)} {tests} that failed before: {', '.join(gone[:NAMES_IN_A_REMARK])}{more}"]
+    return [f"{name}: {len(gone)} {tests} that failed before: {_names(gone)}"] if gone else []
+
+
+def _unclear(name: str, judged: Judged) -> list[str]:
+    """Sentences on what the tests do not say about the patches."""
+    if not judged.judges:
+        return [f"{name}: none of these tests uses what the patches change"]
+    count = len(judged.as_before)
+    tests, do = ("test is", "does") if count == 1 else ("tests are", "do")
+    told = f"{name}: {count} {tests} as undetermined as without the patches, and {do} not count: "
+    return [told + _names(judged.as_before)] if count else []
+
+
+def _names(results: Sequence[Result]) -> str:
+    more = f" and {len(results) - NAMES_IN_A_REMARK} more" if len(results) > NAMES_IN_A_REMARK else ""
+    return ", ".join(f"{one.test} {one.vcpu} {one.host}" for one in results[:NAMES_IN_A_REMARK]) + more

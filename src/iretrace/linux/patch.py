@@ -1,7 +1,8 @@
 """Unified diffs on texts, in memory: nothing is written. (mail.py takes them out of mails.)
 
-A hunk is looked for around the line that it names, and where it is found elsewhere that is told. All of its context
-must be there, as for git apply: there is no fuzz. If it is nowhere, the patches are refused as a whole.
+A hunk is looked for around the line that it names, and where it is found elsewhere that is told. If it is nowhere, it
+is looked for without its outermost lines of context (fuzz, as for patch(1) and git apply -C), which is told as well: it
+must then fit in one place only. What still is nowhere refuses the patches as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ MAX_LINES = 1_000_000
 
 MAX_HUNKS = 5_000
 """Of one patch."""
+
+MAX_FUZZ = 2
+"""Lines of context at either end of a hunk that need not be there, as for patch(1)."""
+
+MAX_PLACES = 4
+"""That are told of a hunk."""
 
 _HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 _EXTENDED = re.compile(r"(rename|copy) (from|to) (.+)")
@@ -44,6 +51,28 @@ class Hunk:
     def old(self) -> list[str]:
         """The lines that must be there."""
         return [line[1:] for line in self.lines if line[0] != "+"]
+
+    def new(self) -> list[str]:
+        """The lines that it leaves."""
+        return [line[1:] for line in self.lines if line[0] != "-"]
+
+    def fuzzy(self, fuzz: int) -> Hunk:
+        """The same without so many lines of context at its end that has more of them; where the other end has fewer, by
+        so many fewer are left out there (the hunk is at the beginning or the end of its file)."""
+        marks = "".join(line[0] for line in self.lines)
+        first, last = (len(side) - len(side.lstrip(" ")) for side in (marks, marks[::-1]))
+        least = max(first, last) - fuzz
+        front, back = max(first - max(least, 0), 0), max(last - max(least, 0), 0)
+        return Hunk(self.header, self.start + front, self.lines[front : len(self.lines) - back])
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A hunk as it is applied: the line (from 0) of the old text where it begins; fuzz: lines of context left out."""
+
+    hunk: Hunk
+    at: int
+    fuzz: int = 0
 
 
 @dataclass(slots=True)
@@ -75,7 +104,8 @@ class Touch:
 
 @dataclass(slots=True)
 class Record:
-    """What is told of patches beside the texts that they make. remarks: sentences on hunks that had moved."""
+    """What is told of patches beside the texts that they make. remarks: sentences on hunks that do not stand where they
+    say, or not among the lines that they say."""
 
     touches: list[Touch] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -129,31 +159,30 @@ def _apply_file(
         raise InputError(f"{name}: {change.old}: no such file in the tree; is the patch for another version?")
     if change.new and change.new != change.old and current(change.new).text is not None:
         raise InputError(f"{name}: {change.new}: the patch creates it, but the tree has it; is it applied already?")
-    after, places = _apply_hunks(before, change, name, record)
+    after, placed = _apply_hunks(before, change, name, record)
     if change.old and change.old != change.new and not change.copied:
         done[change.old] = PatchedFile(None)
     if change.new:
         done[change.new] = after
     elif after.text:
         raise InputError(f"{name}: {change.old}: the patch deletes it, but not all of its lines; wrong version?")
-    _note(record, change, name, (before.text, after.text or ""), places)
+    _note(record, change, name, (before.text, after.text or ""), placed)
 
 
-def _note(record: Record, change: FilePatch, name: str, texts: tuple[str, str], places: Sequence[int]) -> None:
-    """Record the hunks of a file, which begin at these lines (from 0) of the old text."""
+def _note(record: Record, change: FilePatch, name: str, texts: tuple[str, str], placed: Sequence[Placed]) -> None:
+    """Record the hunks of a file, as they were applied."""
     path = change.new or change.old
     if not change.hunks:
         record.touches.append(Touch(name, path, 0, *texts))
     shift = 0
-    for number, (hunk, at) in enumerate(zip(change.hunks, places, strict=True), start=1):
-        offset = at + 1 - hunk.start
-        if offset and hunk.old():
-            way = f"{abs(offset)} line{'s' * (abs(offset) > 1)} further {'down' if offset > 0 else 'up'}"
-            record.remarks.append(f"{name}: {path}: hunk {number} applied {way}, at line {at + 1}")
+    for number, one in enumerate(placed, start=1):
+        how = _how(one)
+        if how:
+            record.remarks.append(f"{name}: {path}: hunk {number} applied {how}, at line {one.at + 1}")
         removed: list[int] = []
         added: list[int] = []
-        old, new = at + 1, at + 1 + shift
-        for line in hunk.lines:
+        old, new = one.at + 1, one.at + 1 + shift
+        for line in one.hunk.lines:
             if line[0] == "-":
                 removed.append(old)
             elif line[0] == "+":
@@ -164,40 +193,77 @@ def _note(record: Record, change: FilePatch, name: str, texts: tuple[str, str], 
         record.touches.append(Touch(name, path, number, *texts, tuple(removed), tuple(added)))
 
 
-def _apply_hunks(before: PatchedFile, change: FilePatch, name: str, record: Record) -> tuple[PatchedFile, list[int]]:
-    """The text and added lines of a file after all hunks of one patch, and where (from 0) the hunks stood before."""
+def _how(one: Placed) -> str:
+    """In which way a hunk does not stand where it says; "" if it does."""
+    offset = one.at + 1 - one.hunk.start
+    told = []
+    if one.fuzz:
+        what = "line" if one.fuzz == 1 else f"{one.fuzz} lines"
+        told.append(f"with fuzz {one.fuzz} (the outermost {what} of its context not looked for)")
+    if offset and one.hunk.old():
+        told.append(f"{abs(offset)} line{'s' * (abs(offset) > 1)} further {'down' if offset > 0 else 'up'}")
+    return ", ".join(told)
+
+
+def _apply_hunks(before: PatchedFile, change: FilePatch, name: str, record: Record) -> tuple[PatchedFile, list[Placed]]:
+    """The text and added lines of a file after all hunks of one patch, and where the hunks stood before."""
     lines = _lines(before.text or "")
     added = [number in before.added for number in range(1, len(lines) + 1)]
-    places: list[int] = []
+    done: list[Placed] = []
     moved = shift = low = 0
     for number, hunk in enumerate(change.hunks, start=1):
-        old = hunk.old()
-        at = _find(lines, old, hunk.start - 1 + shift if old else hunk.start + shift, low, record, name)
-        if at < 0:
-            where = change.old or change.new
-            raise InputError(f"{name}: {where}: hunk {number} ({hunk.header}) does not apply; wrong version?")
-        new: list[str] = []
-        marks: list[bool] = []
-        taken = at
-        for line in hunk.lines:
-            if line[0] == "+":
-                new.append(line[1:])
-                marks.append(True)
-                continue
-            if line[0] == " ":
-                new.append(lines[taken])
-                marks.append(added[taken])
-            taken += 1
-        lines[at : at + len(old)] = new
-        added[at : at + len(old)] = marks
+        who = f"{name}: {change.old or change.new}: hunk {number} ({hunk.header})"
+        placed = _place(lines, hunk, shift, low, record, who)
+        at, length = placed.at, len(placed.hunk.old())
+        new, marks = _replaced(placed, lines, added)
+        lines[at : at + length] = new
+        added[at : at + length] = marks
         if len(lines) > MAX_LINES:
             raise InputError(f"{name}: {change.new}: more than {MAX_LINES:,} lines; no kernel source is so long")
-        places.append(at - moved)
-        moved += len(new) - len(old)
+        done.append(Placed(placed.hunk, at - moved, placed.fuzz))
+        shift = at - (placed.hunk.start - 1) + len(new) - length
+        moved += len(new) - length
         low = at + len(new)
-        shift = at - (hunk.start - 1) + len(new) - len(old)
     marked = frozenset(number for number, mark in enumerate(added, start=1) if mark)
-    return PatchedFile("".join(lines), marked), places
+    return PatchedFile("".join(lines), marked), done
+
+
+def _replaced(placed: Placed, lines: Sequence[str], added: Sequence[bool]) -> tuple[list[str], list[bool]]:
+    """What a hunk makes of the lines where it stands, and which of these patches have added."""
+    new: list[str] = []
+    marks: list[bool] = []
+    taken = placed.at
+    for line in placed.hunk.lines:
+        if line[0] == "+":
+            new.append(line[1:])
+            marks.append(True)
+            continue
+        if line[0] == " ":
+            new.append(lines[taken])
+            marks.append(added[taken])
+        taken += 1
+    return new, marks
+
+
+def _place(lines: Sequence[str], hunk: Hunk, shift: int, low: int, record: Record, who: str) -> Placed:
+    """Where a hunk stands, with as little fuzz as will do. InputError: nowhere, or with fuzz in several places."""
+    old = hunk.old()
+    at = _find(lines, old, hunk.start - 1 + shift if old else hunk.start + shift, low, record, who)
+    if at >= 0:
+        return Placed(hunk, at)
+    new = hunk.new()
+    if new and _find(lines, new, hunk.start - 1 + shift, low, record, who) >= 0:
+        raise InputError(f"{who} does not apply; is it applied already?")
+    for fuzz in range(1, MAX_FUZZ + 1):
+        fuzzy = hunk.fuzzy(fuzz)
+        places = _everywhere(lines, fuzzy.old(), low, record, who) if fuzzy.old() else []
+        if len(places) > 1:
+            told = ", ".join(str(place + 1) for place in places[:MAX_PLACES])
+            where = f"{told}{', ...' if len(places) > MAX_PLACES else ''}"
+            raise InputError(f"{who} does not apply; with fuzz {fuzz} it fits in {len(places)} places: lines {where}")
+        if places:
+            return Placed(fuzzy, places[0], fuzz)
+    raise InputError(f"{who} does not apply; wrong version?")
 
 
 def _lines(text: str) -> list[str]:
@@ -221,6 +287,18 @@ def _find(lines: Sequence[str], old: Sequence[str], near: int, low: int, record:
                 if list(lines[at : at + len(old)]) == list(old):
                     return at
     return -1
+
+
+def _everywhere(lines: Sequence[str], old: Sequence[str], low: int, record: Record, name: str) -> list[int]:
+    """All places at or behind `low` where `old` stands."""
+    record.spend(len(lines) - low, name)
+    found = []
+    for at in range(low, len(lines) - len(old) + 1):
+        if lines[at] == old[0]:
+            record.spend(len(old), name)
+            if list(lines[at : at + len(old)]) == list(old):
+                found.append(at)
+    return found
 
 
 def parse_patch(text: str, name: str) -> list[FilePatch]:

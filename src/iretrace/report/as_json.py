@@ -33,6 +33,7 @@ def document(report: Report, version: str) -> dict[str, Any]:
             "holds": number.holds,
             "not_shown": report.hidden,
             "not_touched": report.hidden_open,
+            "as_before": report.hidden_as_before,
         },
         "hypervisors": [
             {"name": name, "statements": statements(results), "assumptions": len(assumptions(results))}

@@ -23,8 +23,11 @@ class Report:
     """The results to show. hidden: known defects that --new-only leaves out. reused: results of an earlier run.
 
     remarks: sentences on the patches that were applied; they hold foreign names. untouched: the results that are
-    undetermined and rest on nothing that the patches change; hidden_open: how many of them are left out. kept:
-    whether `iretrace show` knows the results. rows: rule rows to add, each of several lines."""
+    undetermined and rest on nothing that the patches change; hidden_open: how many of them are left out. as_before:
+    those that are undetermined in just the same way without the patches, which change what they use, while other tests
+    judge the patches; hidden_as_before: how many of them are left out. kept: whether `iretrace show` knows the results.
+    rows: rule rows to add, each of several lines. judges: whether a test used what the patches change, if there are
+    any."""
 
     results: Sequence[Result]
     hidden: int = 0
@@ -32,17 +35,29 @@ class Report:
     remarks: Sequence[str] = ()
     untouched: Sequence[Result] = ()
     hidden_open: int = 0
+    as_before: Sequence[Result] = ()
+    hidden_as_before: int = 0
     kept: bool = False
     rows: Sequence[str] = ()
+    judges: bool = True
 
     def without_known(self) -> Report:
         """The same, without known defects and what is as open as before the patches."""
-        shown = [result for result in self.results if not result.known]
-        known = len(self.results) - len(shown)
-        news = [result for result in shown if result not in self.untouched]
+        unknown = [result for result in self.results if not result.known]
+        touched = [result for result in unknown if result not in self.untouched]
+        news = [result for result in touched if result not in self.as_before]
         return replace(
-            self, results=news, hidden=self.hidden + known, hidden_open=self.hidden_open + len(shown) - len(news)
+            self,
+            results=news,
+            hidden=self.hidden + len(self.results) - len(unknown),
+            hidden_open=self.hidden_open + len(unknown) - len(touched),
+            hidden_as_before=self.hidden_as_before + len(touched) - len(news),
         )
+
+    @property
+    def total(self) -> int:
+        """How many results there are, shown or not."""
+        return len(self.results) + self.hidden + self.hidden_open + self.hidden_as_before
 
     def by_hypervisor(self) -> dict[str, list[Result]]:
         """The results of each hypervisor, in the order of first use."""
@@ -68,15 +83,19 @@ def counts(report: Report) -> Counts:
     known = sum(1 for result in violated if result.known)
     undetermined = sum(1 for result in report.results if result.verdict is Verdict.UNDETERMINED)
     holds = len(report.results) - len(violated) - undetermined
-    return Counts(len(violated) - known, known + report.hidden, undetermined + report.hidden_open, holds)
+    left_open = undetermined + report.hidden_open + report.hidden_as_before
+    return Counts(len(violated) - known, known + report.hidden, left_open, holds)
 
 
 def summary(report: Report) -> str:
     """The last line: how many defects are new and how many known, how many verdicts are open, how many hold."""
     number = counts(report)
     hidden = f" ({report.hidden} not shown)" if report.hidden else ""
-    as_before = f" ({report.hidden_open} not touched by the patches)" if report.hidden_open else ""
-    undetermined = f"{number.undetermined} undetermined{as_before}"
+    left_out = [
+        *([f"{report.hidden_open} not touched by the patches"] if report.hidden_open else []),
+        *([f"{report.hidden_as_before} as before them"] if report.hidden_as_before else []),
+    ]
+    undetermined = f"{number.undetermined} undetermined" + (f" ({', '.join(left_out)})" if left_out else "")
     return f"{number.new} new, {number.known} known{hidden}, {undetermined}, {number.holds} hold"
 
 
@@ -84,8 +103,7 @@ def reuse(report: Report) -> str:
     """Which results come from an earlier run, and why they may; "" if none does."""
     if not report.reused:
         return ""
-    total = len(report.results) + report.hidden + report.hidden_open
-    return f"{report.reused} of {total} reused: nothing that they used has changed"
+    return f"{report.reused} of {report.total} reused: nothing that they used has changed"
 
 
 def assumptions(results: Sequence[Result]) -> tuple[Assumption, ...]:
