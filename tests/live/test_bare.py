@@ -12,7 +12,7 @@ from iretrace.live.emulation import excuse
 from iretrace.live.harness import workplace
 from iretrace.live.packages import Unavailable
 from iretrace.live.qemu import qemu_version
-from iretrace.live.session import Seen, run_tests
+from iretrace.live.session import Machine, Seen, run_tests
 from iretrace.verdict import Outcome
 from tests.live.guests import TWO_NMIS, make_test
 
@@ -45,8 +45,10 @@ def seen() -> Iterator[list[Seen]]:
             session = run_tests(
                 tests,
                 4,
-                lambda guests: run_bare(firmware, guests, 1, version, directory),
-                lambda run: excuse(run, version, alone=True),
+                Machine(
+                    lambda guests: run_bare(firmware, guests, 1, version, directory),
+                    lambda run: excuse(run, version, alone=True),
+                ),
                 lambda text: None,
             )
             assert session.broken == []

@@ -7,7 +7,8 @@ import pytest
 from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.live.follow import Follower
 from iretrace.live.guests import directed, make_guests
-from iretrace.live.observed import Delivery, Event, Mark, Run
+from iretrace.live.observed import Run
+from iretrace.live.walk import Delivery, Event, Mark
 from iretrace.live.witness import places
 from iretrace.verdict import Outcome
 from tests.live.guests import first_guest, make_test

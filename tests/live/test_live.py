@@ -13,7 +13,7 @@ from iretrace.live.guests import pack
 from iretrace.live.harness import build_harness, workplace
 from iretrace.live.packages import Unavailable, find_kernel
 from iretrace.live.qemu import boot, qemu_version
-from iretrace.live.session import Seen, Session, run_tests
+from iretrace.live.session import Machine, Seen, Session, run_tests
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -51,8 +51,9 @@ def live() -> Iterator[Live]:
             session = run_tests(
                 select(TESTS),
                 4,
-                lambda guests: boot(kernel, harness, pack(guests, 1), directory),
-                lambda run: excuse(run, version),
+                Machine(
+                    lambda guests: boot(kernel, harness, pack(guests, 1), directory), lambda run: excuse(run, version)
+                ),
                 lambda text: None,
             )
             yield Live(session)

@@ -11,7 +11,7 @@ import pytest
 from iretrace.litmus.corpus import shipped
 from iretrace.litmus.test import Instruction, Op
 from iretrace.live.guests import reason_not_to_run
-from iretrace.live.machine_code import ARMED, IDT, PAGE, NotRunnable, assemble, claimed_after, encode
+from iretrace.live.machine_code import ARMED, IDT, PAGE, UNMAPPED, NotRunnable, assemble, claimed_after, encode
 from tests.live.guests import TWO_NMIS, make_test
 
 INSTRUCTIONS = {
@@ -19,13 +19,13 @@ INSTRUCTIONS = {
     "cli": (Op.CLI, 0, "cli"),
     "sti": (Op.STI, 0, "sti"),
     "hlt": (Op.HLT, 0, "hlt"),
-    "mov ss, ax": (Op.MOV_SS, 0, "mov ss, edi"),
+    "mov ss, ax": (Op.MOV_SS, 0, "mov ss, esi"),
     "iretq": (Op.IRETQ, 0, "iretq"),
     "pause": (Op.PAUSE, 0, "pause"),
     "cpuid": (Op.CPUID, 0, "cpuid"),
     "mark m": (Op.MARK, 2, "lea r15, [r15+r15*8+3]"),
     "spin": (Op.SPIN, 0, "loop ."),
-    "push rax": (Op.PUSH, 0, "push rbp"),
+    "push rax": (Op.PUSH, 0, "push rax"),
     "pushfq": (Op.PUSHFQ, 0, "pushfq"),
     "popfq": (Op.POPFQ, 0, "popfq"),
     "int3": (Op.INT3, 0, "int3"),
@@ -35,6 +35,14 @@ INSTRUCTIONS = {
     "stgi": (Op.STGI, 0, "stgi"),
     "clgi": (Op.CLGI, 0, "clgi"),
     "ud2": (Op.UD2, 0, "ud2"),
+    "mov rax, 7": (Op.MOV_RAX, 7, "mov eax, 7"),
+    "lea rax, [nmi_stack - 8]": (Op.MOV_RAX, 32 + 29, "lea rax, [0x12ff8]"),
+    "mov dr7, rax": (Op.TO_DR, 7, "mov dr7, rax"),
+    "mov rax, dr6": (Op.FROM_DR, 6, "mov rax, dr6"),
+    "mov rax, [rsp+8]": (Op.LOAD, 1, "mov rax, [rsp+8]"),
+    "mov rax, [unmapped]": (Op.LOAD_BAD, 0, f"mov rax, [{UNMAPPED}]"),
+    "mov rax, [noncanonical]": (Op.LOAD_BAD, 1, "mov rax, [r13]"),
+    "show rax": (Op.SHOW, 0, "stosq"),
 }
 
 

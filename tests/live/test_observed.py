@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from iretrace.live.explain import Explainer
 from iretrace.live.guests import Guest
-from iretrace.live.observed import MORE, Delivery, Late, Mark, Run, digits, read_run
+from iretrace.live.observed import MORE, Late, Run, digits, read_run
+from iretrace.live.walk import Delivery, Mark
 from iretrace.verdict import Outcome
 from tests.live.guests import TWO_NMIS, first_guest
 

@@ -6,12 +6,12 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
-from iretrace.live.emulation import excuse
+from iretrace.live.emulation import breaks, excuse, unfit
 from iretrace.live.guests import Guest, make_guests, pack, reason_not_to_run
 from iretrace.live.harness import Broken
 from iretrace.live.observed import read_run
 from iretrace.live.packages import Unavailable
-from iretrace.live.session import Session, run_tests
+from iretrace.live.session import MAX_OF_A_TEST, Machine, Session, Start, run_tests
 from tests.live.guests import TWO_NMIS, first_guest, make_test
 from tests.live.test_observed import line
 
@@ -27,9 +27,9 @@ def halves(guests: Sequence[Guest]) -> Generator[str, None, None]:
         yield line(guest, "", 0)
 
 
-def run(start: object) -> Session:
-    test = make_test(TWO_NMIS)
-    return run_tests([test], 10, start, lambda run: "", lambda text: None)  # type: ignore[arg-type]
+def run(start: Start, why: str = "") -> Session:
+    machine = Machine(start, breaks=lambda test: why)
+    return run_tests([make_test(TWO_NMIS)], 10, machine, lambda text: None)
 
 
 def test_one_guest_that_breaks_the_machine_is_tried_twice_and_left_out() -> None:
@@ -53,6 +53,41 @@ def test_a_machine_that_breaks_at_every_guest_is_given_up() -> None:
         raise Broken("QEMU aborted")
 
     assert "too many breaks" in run(always).broken[-1]
+
+
+def test_a_guest_that_was_to_break_the_machine_is_tried_once() -> None:
+    session = run(halves, "known of QEMU")
+    assert session.broken == ["two-nmis: QEMU aborted (known of QEMU)"]
+    assert len(session.seen[0].runs) == len(make_guests(make_test(TWO_NMIS), 10, 0)) - 1
+
+
+def test_a_test_whose_guests_all_break_the_machine_as_was_to_be_expected_is_left_out() -> None:
+    def always(guests: Sequence[Guest]) -> Generator[str, None, None]:
+        yield f"begin {guests[0].number}"
+        raise Broken("QEMU aborted")
+
+    assert len(run(always, "known of QEMU").broken) == MAX_OF_A_TEST
+
+
+def test_a_test_that_a_machine_is_unfit_for_is_left_out() -> None:
+    machine = Machine(halves, unfit=lambda test: "it has no NMIs")
+    session = run_tests([make_test(TWO_NMIS)], 10, machine, lambda text: None)
+    assert (session.seen, session.left_out) == ([], [("two-nmis", "it has no NMIs")])
+
+
+def test_what_may_break_the_machine_runs_last() -> None:
+    ran: list[str] = []
+
+    def noting(guests: Sequence[Guest]) -> Generator[str, None, None]:
+        for guest in guests:
+            ran.append(guest.test.name)
+            yield f"begin {guest.number}"
+            yield line(guest, "", 0)
+
+    tests = [make_test(TWO_NMIS.replace("two-nmis", name)) for name in ("dangerous", "harmless")]
+    machine = Machine(noting, breaks=lambda test: "yes" if test.name == "dangerous" else "")
+    run_tests(tests, 1, machine, lambda text: None)
+    assert list(dict.fromkeys(ran)) == ["harmless", "dangerous"]
 
 
 def test_the_lost_nmis_are_strange() -> None:
@@ -134,3 +169,56 @@ def test_only_an_error_code_without_ext_is_a_known_fault() -> None:
     )
     assert "lacks EXT" in excuse(without, "11.1.3", alone=True)
     assert excuse(with_it, "11.1.3", alone=True) == ""
+
+
+WATCHED = """\
+test watched
+about A word of the stack is watched.
+vcpu  plain
+outside nmi
+
+main:
+    lea rax, [main_stack - 8]
+    mov dr0, rax
+    mov rax, W0
+    mov dr7, rax
+    push rax
+    mark m
+    spin
+nmi:
+    mark n
+    iretq
+db:
+    mark d
+    or  qword [rsp+16], RF
+    iretq
+"""
+
+
+def test_breakpoints_need_a_qemu_that_arms_them() -> None:
+    test = make_test(WATCHED)
+    assert "arms no breakpoints at VMRUN" in unfit(test, "7.2.22")
+    assert unfit(test, "11.1.3") == unfit(test, "7.2.22", alone=True) == unfit(make_test(TWO_NMIS), "7.2.22") == ""
+    general_detect = make_test(WATCHED.replace("W0", "GD"))
+    assert unfit(general_detect, "7.2.22", alone=True) == "known of QEMU 7.2.22: it has no general detect"
+
+
+def test_a_watched_word_may_break_qemu_with_kvm_only() -> None:
+    test = make_test(WATCHED)
+    assert "touches a watched word" in breaks(test, "11.1.3")
+    assert breaks(test, "11.1.3", alone=True) == breaks(make_test(WATCHED.replace("W0", "X0")), "11.1.3") == ""
+
+
+def test_a_lost_db_is_excused_where_the_event_was_placed_behind_the_access_only() -> None:
+    guests = make_guests(make_test(WATCHED), 10, 0)
+    for guest in guests:
+        run = read_run(line(guest, f"2:{guest.program.addresses[5]:x}:2:0:0;", 2), {guest.number: guest})
+        assert bool(excuse(run, "11.1.3")) == (guest.cuts == (5,)), guest.cuts
+
+
+def test_an_rf_that_did_not_hold_the_breakpoint_off_is_no_defect_of_kvm() -> None:
+    guest = first_guest(WATCHED.replace("W0", "X0"))
+    place = f"1:{guest.program.addresses[5]:x}:2:0:"
+    once, twice = (read_run(line(guest, log, 0), {0: guest}) for log in (place + "0;", place + "0;" + place + "3;"))
+    assert excuse(once, "11.1.3") == ""
+    assert "drops the RF" in excuse(twice, "11.1.3")

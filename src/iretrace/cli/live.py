@@ -17,16 +17,15 @@ from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.bare import build_firmware, run_bare
-from iretrace.live.emulation import excuse
+from iretrace.live.emulation import breaks, excuse, unfit
 from iretrace.live.follow import NOT_KNOWN, Follower
 from iretrace.live.guests import Guest, directed, pack
 from iretrace.live.harness import build_harness, workplace
 from iretrace.live.host import host_kernel, run_here
-from iretrace.live.observed import Run
 from iretrace.live.own import build, with_modules
 from iretrace.live.packages import Kernel, find_kernel
 from iretrace.live.qemu import boot, qemu_version
-from iretrace.live.session import Seen, Session, Start, distinct, run_more, run_tests
+from iretrace.live.session import Machine, Seen, Session, Start, distinct, run_more, run_tests
 from iretrace.live.witness import places
 from iretrace.report.live import Compared, Late, LiveReport, Observed, Strange
 from iretrace.verdict import InputError, Outcome, Result, Verdict
@@ -60,9 +59,17 @@ class Place:
         """No KVM."""
         return not self.linux
 
-    def excuse(self, run: Run) -> str:
-        """What is known to be wrong with the machine and may be behind this run."""
-        return excuse(run, self.qemu, self.alone) if self.qemu else ""
+    def machine(self) -> Machine:
+        """With what is known to be wrong with it."""
+        if not self.qemu:
+            return Machine(self.start)
+        qemu, alone = self.qemu, self.alone
+        return Machine(
+            self.start,
+            lambda run: excuse(run, qemu, alone),
+            lambda test: unfit(test, qemu, alone),
+            lambda test: breaks(test, qemu, alone),
+        )
 
 
 def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
@@ -73,7 +80,7 @@ def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
     signal.signal(signal.SIGTERM, _terminated)
     with workplace() as directory:
         place = _place(arguments, directory, progress)
-        session = run_tests(tests, arguments.repeat, place.start, place.excuse, progress)
+        session = run_tests(tests, arguments.repeat, place.machine(), progress)
         compared = _compare(session, arguments.compare, place, progress) if arguments.compare else {}
     accused = "QEMU" if place.alone else "KVM"
     return LiveReport(place.say, _observed(session, compared, place), session.left_out, session.broken, accused)
@@ -147,7 +154,8 @@ def _late(seen: Seen) -> list[Late]:
 
 def _strange(seen: Seen, place: Place) -> list[Strange]:
     """Runs that the processor could not show, with the key of the known bug that this test shows on this kernel."""
-    known = listed(seen.test.name, "plain", "ticking", place.linux) if place.linux else ""
+    entries = [listed(seen.test.name, "plain", host, place.linux) for host in HOSTS if place.linux]
+    known = max(entries, default="")
     return [Strange(outcome, why, count, fault, known) for (outcome, why, fault), count in seen.strange.items()]
 
 
@@ -176,9 +184,10 @@ def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[
     for seen in session.seen:
         progress(f"{seen.test.name}: looking for what was seen in the model")
         follower = Follower(seen.test, hypervisor)
+        excuse_of = place.machine().excuse
         histories = distinct(seen.runs)
         objections = [
-            Strange(one.outcome(), why, count, place.excuse(one))
+            Strange(one.outcome(), why, count, excuse_of(one))
             for one, count in histories
             if (why := follower.objection(one))
         ]
@@ -213,7 +222,7 @@ def _try_for_more(
             if wanted:
                 guests.append(directed(seen.test, wanted, DIRECTED_REPEAT, len(guests)))
     if guests:
-        run_more(session, guests, place.start, place.excuse, progress)
+        run_more(session, guests, place.machine(), progress)
 
 
 def _in_words(result: Result) -> str:

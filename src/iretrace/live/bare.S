@@ -16,6 +16,9 @@
 	.set	STACKS_END, 0x1a000
 	.set	LOG, 0x40000
 	.set	LOG_END, 0x44000
+	.set	VALUES, 0x46000
+	.set	VALUES_END, 0x47000
+	.set	NOT_CANONICAL, 0x800000000000
 	.set	MAIN_STACK_TOP, 0x11000
 	.set	CODE_SELECTOR, 0x10
 	.set	DATA_SELECTOR, 0x18
@@ -48,6 +51,9 @@ in_32_bits:
 	movl	$LOG, %edi
 	movl	$(LOG_END - LOG) / 4, %ecx
 	rep	stosl
+	movl	$VALUES, %edi
+	movl	$(VALUES_END - VALUES) / 4, %ecx
+	rep	stosl
 	movl	%eax, ARMED
 
 	movl	$MASKED, APIC + 0x350	/* LINT0: the old interrupt controller */
@@ -75,10 +81,10 @@ shut_down:
 
 	.code64
 in_64_bits:
-	movl	$DATA_SELECTOR, %edi
-	movl	%edi, %ds
-	movl	%edi, %es
-	movl	%edi, %ss
+	movl	$DATA_SELECTOR, %esi
+	movl	%esi, %ds
+	movl	%esi, %es
+	movl	%esi, %ss
 	andb	$~2, GDT + TSS_SELECTOR + 5	/* not busy */
 	movl	$TSS_SELECTOR, %eax
 	ltr	%ax
@@ -92,8 +98,9 @@ in_64_bits:
 	xorl	%ebx, %ebx
 	xorl	%ecx, %ecx
 	xorl	%edx, %edx
-	xorl	%esi, %esi
 	xorl	%ebp, %ebp
+	movl	$VALUES, %edi
+	movabsq	$NOT_CANONICAL, %r13
 	movl	$LOG, %r14d
 	xorl	%r15d, %r15d
 	iretq

@@ -17,8 +17,8 @@ from iretrace.litmus.test import Op
 from iretrace.live.gdb import Debugger
 from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest
 from iretrace.live.harness import Broken, end, last_line, spawn
-from iretrace.live.machine_code import FIXED, LOG, LOG_END, MEMORY_END, RECORD_BYTES, SELF_JUMP
-from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS
+from iretrace.live.machine_code import FIXED, LOG, LOG_END, MEMORY_END, RECORD_BYTES, SELF_JUMP, VALUES
+from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS, SHOWN_VALUES
 from iretrace.live.packages import Unavailable
 
 SOURCE = Path(__file__).with_name("bare.S")
@@ -33,8 +33,10 @@ MSI = 0xFEE00000
 MESSAGES = {"nmi": 0x400, "irq": 0x30}
 """What a device writes for it. A signal is for a VMM, and here is none."""
 
-RECORD = "<QQQIIQ24x"
-"""RIP, RFLAGS, marks, vector, error code, spins."""
+RECORD = "<QQQIIQQ16x"
+"""RIP, RFLAGS, marks, vector, error code, spins (counted down), where the next value shown goes."""
+
+MASK = (1 << 64) - 1
 
 QUIET = 0.01
 """Seconds in which a guest comes as far as it will."""
@@ -56,6 +58,7 @@ class Look:
 
     registers: dict[str, int]
     log: bytes
+    values: bytes
     mail: int
 
     @property
@@ -223,9 +226,10 @@ class _Run:
     def _look(self) -> Look:
         registers = self._debugger.registers()
         if "rip" not in registers:  # in the firmware, which has seen a second reset
-            registers = {"rip": 0, "rfl": 0, "r14": 0, "r15": 0, "hlt": 0}
+            registers = {"rip": 0, "rfl": 0, "r14": 0, "r15": 0, "rdi": 0, "hlt": 0}
         mail = self._debugger.read(MAIL, 1)[0]
-        return Look(registers, self._debugger.read(LOG, RECORD_BYTES * SHOWN_RECORDS), mail)
+        values = self._debugger.read(VALUES, 8 * SHOWN_VALUES)
+        return Look(registers, self._debugger.read(LOG, RECORD_BYTES * SHOWN_RECORDS), values, mail)
 
     def _at_rest(self, look: Look) -> bool:
         rip = look.registers["rip"]
@@ -242,10 +246,15 @@ class _Run:
         records = list(struct.iter_unpack(RECORD, look.log))
         known = [record for record in records if record[0]]
         count = -1 if self._wrapped() else len(known) if shut_down else (at["r14"] - LOG) // RECORD_BYTES
-        log = "".join(f"{vector:x}:{rip:x}:{flags:x}:{error:x}:{r15:x};" for rip, flags, r15, vector, error, _ in known)
+        log = "".join(
+            f"{vector:x}:{rip:x}:{flags:x}:{error:x}:{r15:x}:{-spins & MASK:x}:{(values - VALUES) // 8:x};"
+            for rip, flags, r15, vector, error, spins, values in known
+        )
         head = f"run {self._guest.number} {repetition} {how} errno=0 {where}"
         after = "".join(f"{self._after.get(number, -1)}," for number in range(len(self._guest.test.outside)))
-        return f"{head} after={after} records={count} log={log}"
+        values = "".join(f"{value:x}," for value in struct.unpack(f"<{SHOWN_VALUES}Q", look.values))
+        shown = max(0, (at["rdi"] - VALUES) // 8)
+        return f"{head} after={after} shown={shown} values={values} records={count} log={log}"
 
     def _wrapped(self) -> bool:
         return any(self._debugger.read(LOG_END - RECORD_BYTES, 8))

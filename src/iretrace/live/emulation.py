@@ -5,14 +5,19 @@ RF in pushed flags is not in the table: this comparison looks at TF and IF only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from iretrace.litmus.grammar import DR7_BITS
 from iretrace.litmus.test import VECTORS, Op, Test
-from iretrace.live.observed import Delivery, Run
+from iretrace.live.observed import Run
+from iretrace.live.walk import Delivery
 
 SHADOWS = (Op.STI, Op.MOV_SS)
+ACCESSES = (Op.PUSH, Op.PUSHFQ, Op.POPFQ, Op.OR_STACK, Op.ANDN_STACK, Op.MOV_STACK, Op.LOAD)
 TF = 0x100
+DR7_ENABLE = 0xFF
+DR7_GD = 0x2000
 ERROR_EXT = 1
 
 
@@ -61,19 +66,96 @@ def _gate_is_absent(run: Run) -> bool:
     )
 
 
+def _dr7_values(test: Test) -> list[int]:
+    """What the test loads to put it into DR7."""
+    return [i.arg for i in test.code if i.op is Op.MOV_RAX and not DR7_BITS.keys().isdisjoint(i.text.split())]
+
+
+def _watches(test: Test) -> bool:
+    """The test has data breakpoints."""
+    return any(value >> (16 + 4 * n) & 1 for value in _dr7_values(test) for n in range(4))
+
+
+def _breaks_anywhere(test: Test) -> bool:
+    return any(value & DR7_ENABLE for value in _dr7_values(test))
+
+
+def _general_detect(test: Test) -> bool:
+    return any(value & DR7_GD for value in _dr7_values(test))
+
+
+def _watched_before_a_hidden_page(run: Run) -> bool:
+    """An event was placed, by a page that was not there, behind an access that may be watched, and taken there."""
+    test = run.guest.test
+    taken = {event.place for event in run.history if isinstance(event, Delivery)}
+    places = [at for at in run.guest.cuts if at > 0 and test.code[at - 1].op in ACCESSES]
+    return _watches(test) and not taken.isdisjoint(places)
+
+
+def _rf_is_dropped(run: Run) -> bool:
+    """#DB comes twice to a place whose handler had set RF."""
+    test = run.guest.test
+    places = [event.place for event in run.history if isinstance(event, Delivery) and event.vector == VECTORS["db"]]
+    return any(", RF" in i.text for i in test.code) and len(places) != len(set(places))
+
+
 FAULTS = (
     Fault("QEMU takes a virtual interrupt inside an interrupt shadow", (11, 1), _irq_in_shadow, in_svm=True),
     Fault("QEMU does not hold NMIs in the shadow of STI or MOV SS", (), _nmi_in_shadow),
     Fault("QEMU raises no single-step trap after STI", (11, 1), _steps_over_sti),
     Fault("QEMU's error code for an absent gate lacks EXT, and in 7.2 has the vector doubled", (), _gate_is_absent),
+    Fault(
+        "QEMU loses the #DB of a data breakpoint where the next instruction cannot be fetched",
+        (),
+        _watched_before_a_hidden_page,
+        in_svm=True,
+    ),
+    Fault("QEMU drops the RF that an IRETQ pops, if it runs with RF set itself", (), _rf_is_dropped),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Tests that QEMU cannot run, or that may end it. before, in_svm: as of a Fault."""
+
+    reason: str
+    before: tuple[int, ...]
+    concerns: Callable[[Test], bool]
+    in_svm: bool = False
+
+
+UNFIT = (
+    Limit("it arms no breakpoints at VMRUN, and keeps those of another guest", (11, 1), _breaks_anywhere, in_svm=True),
+    Limit("it has no general detect", (11, 1), _general_detect),
+)
+BREAKS = (Limit("it aborts where a delivery or an IRETQ touches a watched word", (), _watches, in_svm=True),)
+
+
+def unfit(test: Test, version: str, alone: bool = False) -> str:
+    """Why this version of QEMU cannot run a test; "" if nothing is known."""
+    return _limit(UNFIT, test, version, alone)
+
+
+def breaks(test: Test, version: str, alone: bool = False) -> str:
+    """Why this version of QEMU may abort with a test; "" if nothing is known."""
+    return _limit(BREAKS, test, version, alone)
+
+
+def _limit(limits: Sequence[Limit], test: Test, version: str, alone: bool) -> str:
+    for limit in limits:
+        if _has(limit.before, version) and not (alone and limit.in_svm) and limit.concerns(test):
+            return f"known of QEMU {version}: {limit.reason}"
+    return ""
+
+
+def _has(before: tuple[int, ...], version: str) -> bool:
+    """Whether a version is older than the first one without a fault."""
+    return not before or tuple(int(number) for number in version.split(".") if number.isdigit()) < before
 
 
 def excuse(run: Run, version: str, alone: bool = False) -> str:
     """The known fault of this version of QEMU that may be behind a run; "" if there is none. alone: without KVM."""
-    numbers = tuple(int(number) for number in version.split(".") if number.isdigit())
     for fault in FAULTS:
-        known = not fault.before or numbers < fault.before
-        if known and not (alone and fault.in_svm) and fault.excuses(run):
+        if _has(fault.before, version) and not (alone and fault.in_svm) and fault.excuses(run):
             return f"known of QEMU {version}: {fault.name}"
     return ""

@@ -7,8 +7,9 @@ from collections.abc import Hashable
 from iretrace.check import UNKNOWN_KNOBS
 from iretrace.explore.graph import Kind
 from iretrace.litmus.test import VECTORS, Test
-from iretrace.live.observed import Delivery, Event, Mark, Run
-from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK
+from iretrace.live.observed import Run
+from iretrace.live.walk import Delivery, Event, Mark, Shown
+from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK, SEEN_VALUE
 from iretrace.world.alone import Alone, State
 from iretrace.world.reference import Ref
 
@@ -86,6 +87,8 @@ def matches(event: Event, shown: Hashable) -> bool:
     assert isinstance(shown, tuple)
     if isinstance(event, Mark):
         return bool(shown[0] == SEEN_MARK and shown[1] == event.number)
+    if isinstance(event, Shown):
+        return bool(shown[0] == SEEN_VALUE and shown[4] == event.value)
     seen, vector, rip, flags, error = shown
     told = event.error == error or event.vector in UNSEEN
     return bool(seen == SEEN_DELIVERY and (vector, rip, flags) == (event.vector, event.place, event.flags) and told)
@@ -105,6 +108,8 @@ def say(run: Run, event: Event) -> str:
     test = run.guest.test
     if isinstance(event, Mark):
         return f"mark {test.marks[event.number]}"
+    if isinstance(event, Shown):
+        return f"value {event.value:#x} shown"
     return say_delivery(run, event)
 
 

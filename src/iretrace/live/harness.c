@@ -43,6 +43,8 @@
 #define MAIN_STACK_TOP 0x11000
 #define LOG 0x40000
 #define LOG_END 0x44000
+#define VALUES 0x46000
+#define NOT_CANONICAL 0x800000000000
 #define MAIN_STUB 11 /* bytes in front of main's first instruction */
 #define CODE_SELECTOR 0x10
 #define DATA_SELECTOR 0x18
@@ -51,6 +53,7 @@
 #define MAGIC 0x65637274
 #define MAX_ARRIVALS 8
 #define SHOWN_RECORDS 48
+#define SHOWN_VALUES 64
 
 enum kind { NMI, IRQ, SIGNAL };
 #define IRQ_VECTOR 0x30
@@ -62,7 +65,7 @@ enum kind { NMI, IRQ, SIGNAL };
 #define TICKS 3
 #define STOP_LIMIT (3000 * MS)
 #define MAX_ROUNDS 12
-#define CUT_LIMIT (4 * MS) /* a label that the guest has not reached by then it does not reach now */
+#define CUT_LIMIT (4 * MS) /* a label that the guest has not reached by then, and with a tick, it does not reach now */
 #define START_LIMIT (500 * MS)
 
 struct arrival {
@@ -98,7 +101,8 @@ struct record {
 	uint32_t vector;
 	uint32_t error;
 	uint64_t spins; /* counted down from 0 */
-	uint64_t unused[3];
+	uint64_t values; /* where the next one goes */
+	uint64_t unused[2];
 };
 
 static int kvm, vm, vcpu, run_size;
@@ -216,7 +220,7 @@ struct counter {
 };
 
 static int stats;
-static struct counter exits = { .name = "exits" }, blocking = { .name = "blocking" };
+static struct counter ticks = { .name = "irq_exits" }, blocking = { .name = "blocking" };
 
 static void find_counter(struct counter *counter)
 {
@@ -248,22 +252,34 @@ static uint64_t count(const struct counter *counter)
 	return value;
 }
 
+struct wait {
+	uint64_t began, ticks;
+};
+
+static struct wait begin_wait(void)
+{
+	return (struct wait){ now(), count(&ticks) };
+}
+
 /*
- * Wait until the guest has had time: it was interrupted by three ticks, or it sleeps. The clock alone does not tell, for
+ * Whether the guest has had time: it was interrupted by so many ticks, or it sleeps. The clock alone does not tell, for
  * the machine that runs this may be busy.
  */
+static int has_had_time(const struct wait *wait, uint64_t least, unsigned needed)
+{
+	uint64_t passed = now() - wait->began;
+
+	if (passed > QUIET_LIMIT)
+		return 1;
+	return passed > least && (count(&ticks) >= wait->ticks + needed || count(&blocking) || ticks.at < 0);
+}
+
 static void wait_quiet(void)
 {
-	uint64_t began = now(), before = count(&exits);
+	struct wait wait = begin_wait();
 
-	while (!stopped) {
-		int long_enough = now() > began + QUIET;
-		if (long_enough && (count(&exits) >= before + TICKS || count(&blocking) || exits.at < 0))
-			break;
-		if (now() > began + QUIET_LIMIT)
-			break;
+	while (!stopped && !has_had_time(&wait, QUIET, TICKS))
 		rest(MS);
-	}
 }
 
 /* The virtual machine. ---------------------------------------------------------------------------------------------- */
@@ -328,8 +344,8 @@ static void make_vm(void)
 	if (run == MAP_FAILED)
 		fail("mmap of the vCPU");
 	stats = ioctl(vcpu, KVM_GET_STATS_FD, 0);
-	if (!exits.at) {
-		find_counter(&exits);
+	if (!ticks.at) {
+		find_counter(&ticks);
 		find_counter(&blocking);
 	}
 	set_cpuid();
@@ -351,7 +367,8 @@ static void drop_vm(void)
 static void start_at(uint64_t rip, uint64_t rflags)
 {
 	struct kvm_regs regs = {
-		.rip = rip, .rflags = rflags, .rsp = MAIN_STACK_TOP, .rdi = DATA_SELECTOR, .r14 = LOG,
+		.rip = rip, .rflags = rflags, .rsp = MAIN_STACK_TOP, .rsi = DATA_SELECTOR,
+		.rdi = VALUES, .r13 = NOT_CANONICAL, .r14 = LOG,
 	};
 
 	must(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
@@ -456,8 +473,11 @@ static void send(unsigned i, int64_t spins)
 		fail("KVM_SIGNAL_MSI");
 }
 
+static uint8_t denied[MEMORY_SIZE / PAGE];
+
 static void allow(uint64_t page, int protection)
 {
+	denied[page / PAGE] = protection == PROT_NONE;
 	must(mprotect(memory + page, PAGE, protection), "mprotect");
 }
 
@@ -552,18 +572,23 @@ static void on_signal(int number)
 	(void)number;
 }
 
-static void wait_cut(uint64_t limit)
+/* Short waits take the processor away from the guest, so they are not too short. */
+static void wait_cut(uint64_t least)
 {
-	for (limit += now(); !cut_time && !stopped && now() < limit;)
-		rest(MS / 50);
+	struct wait wait = begin_wait();
+
+	while (!cut_time && !stopped && !has_had_time(&wait, least, 1))
+		rest(MS / 2);
 }
 
 /* What comes inside an IRETQ comes a while after the cut in front of it. */
-static void wait_inside(uint64_t limit)
+static void wait_inside(void)
 {
-	for (unsigned i = 0; i < guest->arrivals; i++)
-		for (uint64_t end = now() + limit; guest->arrival[i].inside && !fired[i] && !stopped && now() < end;)
-			rest(MS / 50);
+	for (unsigned i = 0; i < guest->arrivals; i++) {
+		struct wait wait = begin_wait();
+		while (guest->arrival[i].inside && !fired[i] && !stopped && !has_had_time(&wait, CUT_LIMIT, 1))
+			rest(MS / 2);
+	}
 }
 
 /* Something has to come before main's first instruction, so the rest comes later: not while main's stub runs. */
@@ -601,7 +626,7 @@ static void send_all(void)
 	}
 	if (cuts) {
 		wait_cut(CUT_LIMIT);
-		wait_inside(CUT_LIMIT);
+		wait_inside();
 	}
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		if (guest->arrival[i].cut && !guest->arrival[i].strict && !fired[i])
@@ -668,7 +693,7 @@ static int at_rest(const struct seen *seen)
 	if (seen->events.nmi.pending || seen->events.nmi.injected || seen->events.interrupt.injected)
 		return 0;
 	return seen->mp.mp_state == KVM_MP_STATE_HALTED ||
-	       (rip < MEMORY_SIZE - 1 && (memory[rip] == 0xeb || memory[rip] == 0xe2) && memory[rip + 1] == 0xfe);
+	       (rip < MEMORY_SIZE - 1 && !denied[rip / PAGE] && (memory[rip] == 0xeb || memory[rip] == 0xe2) && memory[rip + 1] == 0xfe);
 }
 
 /* Run until looks in a row see the same: two if the guest is at rest, else more. Returns the number of looks. */
@@ -697,10 +722,21 @@ static void print_log(const struct seen *seen)
 
 	put(" records=%d log=", wrapped ? -1 : (int)(last - record));
 	for (int i = 0; i < SHOWN_RECORDS && record < end && record->rip; i++, record++)
-		put("%x:%llx:%llx:%x:%llx:%llx;", record->vector, (unsigned long long)record->rip,
+		put("%x:%llx:%llx:%x:%llx:%llx:%x;", record->vector, (unsigned long long)record->rip,
 		    (unsigned long long)record->rflags, record->error, (unsigned long long)record->marks,
-		    -(unsigned long long)record->spins);
+		    -(unsigned long long)record->spins, (unsigned)(record->values - VALUES) / 8);
 	put("\n");
+}
+
+/* What `show` has shown: how often, and the first values. */
+static void print_values(const struct seen *seen)
+{
+	const uint64_t *value = (const void *)(memory + VALUES);
+	unsigned count = (seen->regs.rdi - VALUES) / 8;
+
+	put(" shown=%u values=", count);
+	for (unsigned i = 0; i < SHOWN_VALUES && (i < count || value[i]); i++)
+		put("%llx,", (unsigned long long)value[i]);
 }
 
 static void print_run(unsigned repetition, const struct seen *seen, int rounds)
@@ -720,6 +756,7 @@ static void print_run(unsigned repetition, const struct seen *seen, int rounds)
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		put("%lld,", fired[i] ? (long long)sent_at[i] : -1ll);
 	print_exits();
+	print_values(seen);
 	put(" nmi=%u%u%u irq=%u exception=%u", seen->events.nmi.pending, seen->events.nmi.injected,
 	    seen->events.nmi.masked, seen->events.interrupt.injected, seen->events.exception.injected);
 	print_log(seen);

@@ -20,6 +20,8 @@ BOOT_LIMIT = 120.0
 SILENCE_LIMIT = 20.0
 """Seconds for the longest single run of a guest."""
 
+PANIC = "Kernel panic"
+
 SOURCE = Path(__file__).with_name("harness.c")
 
 
@@ -103,9 +105,10 @@ def read_lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a file, to add to a message; "" if there is none."""
+    """The last line of a file, or why a kernel panicked, to add to a message; "" if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return f": {lines[-1][:200]}" if lines else ""
+    panics = [line for line in lines if PANIC in line]
+    return f": {(panics or lines)[-1][:200]}" if lines else ""

@@ -5,8 +5,10 @@ what they are in the model. What the test must not notice runs outside of it: a 
 guest has begun, and in front of each handler a few instructions that log the delivery in memory. Nothing here exits.
 
 A mark is `lea r15, [r15+r15*8+N]`: it appends the digit N to a number of base 9. One instruction, no memory, no flags.
-The stack pointer, r14 (next record of the log), r15, rcx (spins, counted down) and rdi (a selector for SS) are taken;
-rbp is the 0 that `push rax` pushes, since CPUID overwrites rax. The constants of the layout are those of harness.c.
+`show rax` is `stosq`: it appends rax to a list in memory. The stack pointer, r14 (next record of the log), r15, rcx
+(spins, counted down), rdi (next value shown), rsi (a selector for SS) and r13 (an address that is not canonical) are
+taken; in a test with CPUID, which overwrites rax, rbp is the 0 that `push rax` pushes. The constants of the layout are
+those of harness.c.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iretrace.litmus.test import VECTORS, Instruction, Op, Test
+from iretrace.machine.cpu import PAGE_WORDS, STACK_WORDS
 
 PAGE = 0x1000
-PAGE_TABLES, GDT, TSS, IDT, ARMED, WARM_UP = 0x1000, 0x4000, 0x4100, 0x5000, 0x6000, 0x7000
-MEMORY_END = 0x45000
+PAGE_TABLES, GDT, TSS, IDT, ARMED, WARM_UP, PAGE_TABLE = 0x1000, 0x4000, 0x4100, 0x5000, 0x6000, 0x7000, 0xB000
+MEMORY_END = 0x48000
 STACKS = {"main": 0x11000, "nmi": 0x13000, "vc": 0x15000, "df": 0x17000, "db": 0x19000}
-"""Tops of the stack pages; below each lies one page that is mapped and unused."""
+"""Tops of the stack pages, in the order of the model's; around each lies a page that is not there."""
+
+HOLES = tuple(range(0xF000, 0x1A000, 2 * PAGE))
+UNMAPPED = HOLES[-1]
 
 CODE = 0x20000
 SECTION_SPACE = 0x2000
@@ -32,6 +38,9 @@ RECORD_BYTES = 64
 LOG, LOG_END = 0x40000, 0x44000
 WRAP_BIT = 14
 """Clearing this bit of a pointer behind the log's end leads to its beginning."""
+
+VALUES = 0x46000
+"""What `show` has shown, 8 bytes each."""
 
 MAX_MARK = 8
 BASE = MAX_MARK + 1
@@ -45,12 +54,13 @@ FIXED = {
     Op.CLI: b"\xfa",
     Op.STI: b"\xfb",
     Op.HLT: b"\xf4",
-    Op.MOV_SS: b"\x8e\xd7",  # mov ss, edi
+    Op.MOV_SS: b"\x8e\xd6",  # mov ss, esi
     Op.IRETQ: b"\x48\xcf",
     Op.PAUSE: b"\xf3\x90",
     Op.CPUID: b"\x0f\xa2",
     Op.SPIN: b"\xe2\xfe",  # loop . (counts down rcx)
-    Op.PUSH: b"\x55",  # push rbp
+    Op.PUSH: b"\x50",
+    Op.SHOW: b"\x48\xab",  # stosq
     Op.PUSHFQ: b"\x9c",
     Op.POPFQ: b"\x9d",
     Op.INT3: b"\xcc",
@@ -61,8 +71,12 @@ FIXED = {
 
 ON_STACK = {Op.OR_STACK: b"\x48\x81\x4c\x24", Op.ANDN_STACK: b"\x48\x81\x64\x24", Op.MOV_STACK: b"\x48\xc7\x44\x24"}
 JMP_BYTES = 5
-SELF_JUMP = b"\xeb\xfe"
-"""A `spin` in a test with CPUID, which overwrites rcx: the count could come to its end."""
+WITH_CPUID = {Op.SPIN: b"\xeb\xfe", Op.PUSH: b"\x55"}
+"""In a test with CPUID, which overwrites rax and rcx: `jmp .`, as a count could come to its end, and `push rbp`."""
+
+SELF_JUMP = WITH_CPUID[Op.SPIN]
+BAD_LOADS = (b"\x48\x8b\x04\x25" + struct.pack("<I", UNMAPPED), b"\x49\x8b\x45\x00")
+"""`mov rax, [UNMAPPED]` and `mov rax, [r13]`."""
 
 
 class NotRunnable(Exception):
@@ -88,6 +102,7 @@ class Program:
 
 
 MAIN_STUB = 0x100
+USE_RAX = frozenset({Op.MOV_RAX, Op.TO_DR, Op.FROM_DR, Op.LOAD, Op.LOAD_BAD, Op.SHOW})
 
 
 def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
@@ -98,8 +113,8 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
     if len(test.marks) > MAX_MARK:
         raise NotRunnable(f"more than {MAX_MARK} marks")
     starts = sorted([test.main, *(start for _, start in test.handlers)])
-    if any(instruction.op is Op.ADD_RSP for instruction in test.code[test.main : _end(test, starts, test.main)]):
-        raise NotRunnable("main leaves its stack, and a live guest has memory there")
+    if not counts_spins(test) and any(instruction.op in USE_RAX for instruction in test.code):
+        raise NotRunnable("CPUID overwrites RAX")
     labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
     stubs = {start: _entry_stub(vector, test) for vector, start in test.handlers} | {test.main: _main_stub()}
     addresses = _addresses(test, starts, cuts)
@@ -126,8 +141,8 @@ def counts_spins(test: Test) -> bool:
 
 
 def _one(test: Test, index: int, addresses: list[int], labels: Mapping[str, int]) -> bytes:
-    if test.code[index].op is Op.SPIN and not counts_spins(test):
-        return SELF_JUMP
+    if test.code[index].op in WITH_CPUID and not counts_spins(test):
+        return WITH_CPUID[test.code[index].op]
     return encode(test.code[index], index, addresses, labels)
 
 
@@ -172,9 +187,39 @@ def encode(instruction: Instruction, index: int, addresses: list[int], labels: M
         if op == Op.ANDN_STACK:
             value = ~value & 0xFFFF_FFFF
         return ON_STACK[op] + bytes([(arg >> 24) * 8]) + struct.pack("<I", value)
+    if op in USE_RAX:
+        return _with_rax(instruction, addresses)
     if op in (Op.VMGEXIT, Op.SKIP, Op.VC_DB):
         raise NotRunnable("what only encrypted guests can do")
-    raise NotRunnable("debug registers, and memory that is read or faults, are not in live guests yet")
+    raise NotRunnable(f"there is no machine code yet for '{instruction.text}'")
+
+
+def _with_rax(instruction: Instruction, addresses: list[int]) -> bytes:
+    """What loads RAX, stores it, or moves it to a debug register."""
+    op, arg = instruction.op, instruction.arg
+    if op == Op.LOAD_BAD:
+        return BAD_LOADS[arg]
+    if op == Op.LOAD:
+        return b"\x48\x8b\x44\x24" + bytes([arg * 8])
+    if op in (Op.TO_DR, Op.FROM_DR):
+        return bytes([0x0F, 0x23 if op == Op.TO_DR else 0x21, 0xC0 | arg << 3])
+    if instruction.text.startswith("mov"):
+        return b"\xb8" + struct.pack("<I", arg)  # mov eax, arg
+    on_stack = "_stack" in instruction.text
+    return b"\x48\x8d\x04\x25" + struct.pack("<I", stack_address(arg) if on_stack else addresses[arg])  # lea rax
+
+
+def stack_address(word: int) -> int:
+    """The address of a word of the model's memory."""
+    return list(STACKS.values())[word // PAGE_WORDS] + 8 * (word % PAGE_WORDS - STACK_WORDS)
+
+
+def stack_word(address: int) -> int:
+    """The word of the model's memory that lies at an address, -1 if none does."""
+    for page, top in enumerate(STACKS.values()):
+        if top - 8 * STACK_WORDS <= address < top and address % 8 == 0:
+            return page * PAGE_WORDS + STACK_WORDS - (top - address) // 8
+    return -1
 
 
 # What the test does not notice. -----------------------------------------------------------------------------------
@@ -186,7 +231,7 @@ def _main_stub() -> bytes:
 
 
 def _entry_stub(vector: int, test: Test) -> bytes:
-    """Log a delivery: RIP, RFLAGS, the marks so far, vector, error code, the count of spins.
+    """Log a delivery: RIP, RFLAGS, the marks so far, vector, error code, the counts of spins and of values shown.
 
     One XADD takes a record, so a delivery that comes in between takes another. NMIs, which may come between any two of
     these instructions, use registers of their own (r8, r9; the others r10, r11), and the stack is only read.
@@ -206,6 +251,7 @@ def _entry_stub(vector: int, test: Test) -> bytes:
     code += load(frame) + store(0, value) + load(frame + 16) + store(8, value)
     code += store(16, 7)  # r15
     code += b"\x49\x89" + bytes([0x48 | pointer, 32])  # mov [pointer+32], rcx
+    code += b"\x49\x89" + bytes([0x78 | pointer, 40])  # mov [pointer+40], rdi
     code += b"\x41\xc7" + bytes([0x40 | pointer, 24]) + struct.pack("<I", vector)  # mov dword [pointer+24], vector
     if frame:
         code += load(0) + b"\x45\x89" + bytes([0x40 | value << 3 | pointer, 28])  # mov [pointer+28], value (32 bits)
@@ -218,13 +264,19 @@ def claimed_after() -> int:
 
 
 def _warm_up() -> bytes:
-    """Write to every page, then leave by an OUT."""
-    code = b"\xb9" + struct.pack("<I", PAGE)  # mov ecx, PAGE
+    """Write to every page that is there, then leave by an OUT."""
+    last = HOLES[-1] + PAGE
+    ranges = ((PAGE, HOLES[0], PAGE), (HOLES[0] + PAGE, last, 2 * PAGE), (last, MEMORY_END, PAGE))
+    return b"".join(_touch_pages(*pages) for pages in ranges) + b"\xe6\x80"  # out 0x80, al
+
+
+def _touch_pages(first: int, end: int, step: int) -> bytes:
+    code = b"\xb9" + struct.pack("<I", first)  # mov ecx, first
     loop = b"\xf0\x80\x09\x00"  # lock or byte [rcx], 0
-    loop += b"\x81\xc1" + struct.pack("<I", PAGE)  # add ecx, PAGE
-    loop += b"\x81\xf9" + struct.pack("<I", MEMORY_END)  # cmp ecx, MEMORY_END
+    loop += b"\x81\xc1" + struct.pack("<I", step)  # add ecx, step
+    loop += b"\x81\xf9" + struct.pack("<I", end)  # cmp ecx, end
     loop += b"\x72" + struct.pack("<b", -len(loop) - 2)  # jb loop
-    return code + loop + b"\xe6\x80"  # out 0x80, al
+    return code + loop
 
 
 # Tables of the processor. -----------------------------------------------------------------------------------------
@@ -235,12 +287,18 @@ def _tables(test: Test, addresses: list[int]) -> Mapping[int, bytes]:
     return {
         PAGE_TABLES: struct.pack("<Q", PAGE_TABLES + PAGE | 0x23),
         PAGE_TABLES + PAGE: struct.pack("<Q", PAGE_TABLES + 2 * PAGE | 0x23),
-        PAGE_TABLES + 2 * PAGE: struct.pack("<Q", 0xE3),  # the first 2 MiB
+        PAGE_TABLES + 2 * PAGE: struct.pack("<Q", PAGE_TABLE | 0x23),
+        PAGE_TABLE: _page_table(),
         GDT: _gdt(),
         TSS: _tss(),
         IDT: _idt(test, addresses),
         WARM_UP: _warm_up(),
     }
+
+
+def _page_table() -> bytes:
+    """The first 2 MiB, without the holes."""
+    return b"".join(struct.pack("<Q", 0 if page * PAGE in HOLES else page * PAGE | 0x63) for page in range(512))
 
 
 def _gdt() -> bytes:

@@ -9,11 +9,13 @@ from itertools import dropwhile, takewhile
 from iretrace.litmus.test import VECTORS, Op, Test
 from iretrace.live.guests import Guest
 from iretrace.live.machine_code import BASE, MAIN_STUB, MAX_DIGITS, Program, claimed_after, counts_spins
+from iretrace.live.walk import Delivery, Event, Mark, Walk
 from iretrace.verdict import Outcome
 
 MP_STATE_HALTED = 3
 EXIT_SHUTDOWN, EXIT_INTERNAL_ERROR = 8, 17
 SHOWN_RECORDS = 48
+SHOWN_VALUES = 64
 TF_AND_IF = 0x300
 
 NEVER = 1 << 30
@@ -21,26 +23,6 @@ NEVER = 1 << 30
 
 MORE = "..."
 """Stands for the marks that the log did not hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: pushed TF, IF."""
-
-    vector: int
-    place: int
-    flags: int
-    error: int
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A mark by its number in Test.marks."""
-
-    number: int
-
-
-Event = Delivery | Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +99,7 @@ def _late(guest: Guest, fields: dict[str, str]) -> Late | None:
 
 
 def _logged(fields: dict[str, str]) -> list[tuple[int, ...]]:
-    """The records of the log: vector, RIP, RFLAGS, error code, marks, spins."""
+    """The records of the log: vector, RIP, RFLAGS, error code, marks, spins, how many values were shown."""
     texts = [text for text in fields["log"].split(";") if text]
     return [tuple(int(number, 16) for number in text.split(":")) for text in texts]
 
@@ -169,36 +151,51 @@ def digits(number: int) -> tuple[int, ...]:
 
 
 def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], bool, list[int]]:
-    """(deliveries and marks in order, whether that is all of them, for each logged record: how many events it ends).
+    """(deliveries, marks and values in order, whether that is all of them, for each logged record: how many events it
+    ends).
 
     The number that holds the marks overflows in a guest that marks on and on: what follows is left out.
     """
-    logged = _logged(fields)
+    logged = _logged(fields) if int(fields["records"]) >= 0 else []  # else the first ones were overwritten
     order, certain = _in_order(guest.program, logged)
     records = [logged[number] for number in order]
     # A shutdown resets the registers: the marks behind the last delivery are lost.
     reset = fields["end"] == "exit" and int(fields["reason"]) == EXIT_SHUTDOWN
-    lost = reset or not certain
-    final = digits((records[-1][4] if records else 0) if lost else int(fields["marks"], 16))
-    so_far = [digits(record[4]) for record in records] + [final]
-    for number in range(len(records), 0, -1):
-        # A delivery inside a stub is logged with the marks of what came later: the earlier marks are right.
-        if len(so_far[number - 1]) > len(so_far[number]):
-            so_far[number - 1] = so_far[number]
-    known = _plausible(so_far, len(guest.test.marks))
-    complete = known == len(so_far) and 0 <= int(fields["records"]) <= SHOWN_RECORDS and not lost
+    lost = reset or not certain or int(fields["records"]) < 0
+    values = tuple(int(word, 16) for word in fields.get("values", "").split(",") if word)
+    made = _made(records, None if lost else (int(fields["marks"], 16), int(fields.get("shown", "0"))))
+    known = _plausible([marks for marks, _ in made], len(guest.test.marks))
+    known = min(known, sum(1 for _, count in made if count <= len(values)))
+    complete = known == len(made) and 0 <= int(fields["records"]) <= SHOWN_RECORDS and not lost
     events: list[Event] = []
     shown_with = [0] * len(logged)
-    made = 0
-    for number, record, marks in list(zip(order, records, so_far, strict=False))[:known]:
-        events += [Mark(mark) for mark in marks[made:]]
-        made = len(marks)
-        vector, rip, rflags, error = record[:4]
-        events.append(Delivery(vector, guest.program.place(rip), rflags & TF_AND_IF, error))
-        shown_with[number] = len(events)
-    if complete:
-        events += [Mark(number) for number in final[made:]]
-    return tuple(events), complete, shown_with
+    before: tuple[tuple[int, ...], int] = ((), 0)
+    walk = Walk(guest.test)
+    for number, (marks, count) in enumerate(made[:known]):
+        new = walk.between(marks[len(before[0]) :], values[before[1] : count], guest.program)
+        before = (marks, count)
+        if new is None:
+            return tuple(events), False, shown_with
+        if number == len(records):
+            return tuple(events + new if complete else events), complete, shown_with
+        vector, rip, rflags, error = records[number][:4]
+        place = guest.program.place(rip)
+        events += [*new, Delivery(vector, place, rflags & TF_AND_IF, error)]
+        walk.deliver(vector, place)
+        shown_with[order[number]] = len(events)
+    return tuple(events), False, shown_with
+
+
+def _made(records: list[tuple[int, ...]], at_the_end: tuple[int, int] | None) -> list[tuple[tuple[int, ...], int]]:
+    """(all marks, how many values had been shown) at each delivery and at the end. None: not known for the end."""
+    texts = [(record[4], record[6] if len(record) > 6 else 0) for record in records]
+    texts.append(at_the_end or (texts[-1] if texts else (0, 0)))
+    made = [(digits(marks), count) for marks, count in texts]
+    for number in range(len(records), 0, -1):
+        # A delivery inside a stub is logged with the marks of what came later: the earlier marks are right.
+        (earlier, shown), (later, shown_later) = made[number - 1], made[number]
+        made[number - 1] = (later if len(earlier) > len(later) else earlier, min(shown, shown_later))
+    return made
 
 
 def _plausible(so_far: list[tuple[int, ...]], marks: int) -> int:

@@ -15,10 +15,13 @@ from iretrace.live.packages import Unavailable
 from iretrace.verdict import Outcome
 
 MAX_TRIES = 2
-"""How often a guest may break its virtual machine until it is left out."""
+"""How often a guest may break its virtual machine until it is left out. Where it was to be expected: once."""
+
+MAX_OF_A_TEST = 3
+"""How many guests of a test may break theirs until the test is left out."""
 
 MAX_BREAKS = 8
-"""How many virtual machines may break until the rest is left out."""
+"""How many virtual machines may break, where it was not to be expected, until the rest is left out."""
 
 Say = Callable[[str], None]
 Start = Callable[[Sequence[Guest]], Generator[str, None, None]]
@@ -26,6 +29,20 @@ Start = Callable[[Sequence[Guest]], Generator[str, None, None]]
 
 Excuse = Callable[[Run], str]
 """What is known to be wrong with the machine and may be behind a strange run; "" if nothing is."""
+
+
+def _nothing(_: object) -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What runs guests. unfit: why it cannot run a test; breaks: why a test may break it; "" if nothing is known."""
+
+    start: Start
+    excuse: Excuse = _nothing
+    unfit: Callable[[Test], str] = _nothing
+    breaks: Callable[[Test], str] = _nothing
 
 
 @dataclass(slots=True)
@@ -48,58 +65,75 @@ class Session:
     broken: list[str] = field(default_factory=list)
 
 
-def run_tests(tests: Sequence[Test], repeat: int, start: Start, excuse: Excuse, progress: Say) -> Session:
+def run_tests(tests: Sequence[Test], repeat: int, machine: Machine, progress: Say) -> Session:
     """Run every test that can be run. Unavailable if not even the first virtual machine comes up."""
-    left_out = [(test.name, reason) for test in tests if (reason := reason_not_to_run(test))]
+    left_out = [(test.name, why) for test in tests if (why := reason_not_to_run(test) or machine.unfit(test))]
     names = {name for name, _ in left_out}
     session = Session([Seen(test) for test in tests if test.name not in names], left_out)
     guests: list[Guest] = []
-    for seen in session.seen:
+    # What may break the machine comes last, so that the others need only one.
+    for seen in sorted(session.seen, key=lambda seen: bool(machine.breaks(seen.test))):
         guests += make_guests(seen.test, repeat, len(guests))
     if guests:
-        run_more(session, guests, start, excuse, progress)
+        run_more(session, guests, machine, progress)
     return session
 
 
-def run_more(session: Session, guests: Sequence[Guest], start: Start, excuse: Excuse, progress: Say) -> None:
+def run_more(session: Session, guests: Sequence[Guest], machine: Machine, progress: Say) -> None:
     """Run further guests of the session's tests, in a virtual machine of their own."""
-    runs = list(_runs(guests, start, session, progress))
+    runs = list(_Runs(guests, machine, session, progress))
     for seen in session.seen:
         mine = [run for run in runs if run.guest.test is seen.test]
         for run in mine:
             _count(seen, run)
         progress(f"{seen.test.name}: what the processor alone can show")
-        _explain(seen, [run for run in mine if not run.failure], excuse)
+        _explain(seen, [run for run in mine if not run.failure], machine.excuse)
 
 
-def _runs(guests: Sequence[Guest], start: Start, session: Session, progress: Say) -> Iterator[Run]:
+class _Runs:
     """All runs of all guests. Where a virtual machine breaks, the next one goes on behind what broke it."""
-    known = by_number(guests)
-    waiting, tries = list(guests), dict.fromkeys(known, 0)
-    while waiting:
-        current: Guest | None = None
-        try:
-            with closing(start(waiting)) as lines:
-                for line in lines:
-                    word, _, rest = line.partition(" ")
-                    if word == "begin":
-                        current = known[int(rest)]
-                        progress(f"{current.test.name}: {current.number + 1} of {len(guests)}")
-                    elif word == "run":
-                        yield read_run(line, known)
+
+    def __init__(self, guests: Sequence[Guest], machine: Machine, session: Session, progress: Say) -> None:
+        self._guests, self._machine, self._session, self._progress = guests, machine, session, progress
+        self._waiting = list(guests)
+        self._broke: list[Guest] = []
+
+    def __iter__(self) -> Iterator[Run]:
+        known = by_number(self._guests)
+        while self._waiting:
+            current: Guest | None = None
+            try:
+                with closing(self._machine.start(self._waiting)) as lines:
+                    for line in lines:
+                        word, _, rest = line.partition(" ")
+                        if word == "begin":
+                            current = known[int(rest)]
+                            self._progress(f"{current.test.name}: {current.number + 1} of {len(self._guests)}")
+                        elif word == "run":
+                            yield read_run(line, known)
+                return
+            except Broken as error:
+                self._go_on(current, error)
+
+    def _go_on(self, current: Guest | None, error: Broken) -> None:
+        """What is left to run."""
+        broken = self._session.broken
+        if current is None:
+            if not broken:
+                raise Unavailable(f"the virtual machine does not get as far as its first guest: {error}") from None
+            broken.append(str(error))
+            self._waiting = []
             return
-        except Broken as error:
-            if current is None:
-                if not session.broken:
-                    raise Unavailable(f"the virtual machine does not get as far as its first guest: {error}") from None
-                session.broken.append(str(error))
-                return
-            session.broken.append(f"{current.test.name}: {error}")
-            tries[current.number] += 1
-            waiting = waiting[waiting.index(current) + (tries[current.number] >= MAX_TRIES) :]
-            if len(session.broken) >= MAX_BREAKS:
-                session.broken.append(f"too many breaks; {len(waiting)} guests were not run")
-                return
+        expected = self._machine.breaks(current.test)
+        broken.append(f"{current.test.name}: {error}" + (f" ({expected})" if expected else ""))
+        self._broke.append(current)
+        again = not expected and self._broke.count(current) < MAX_TRIES
+        self._waiting = self._waiting[self._waiting.index(current) + (not again) :]
+        if expected and sum(guest.test is current.test for guest in self._broke) >= MAX_OF_A_TEST:
+            self._waiting = [guest for guest in self._waiting if guest.test is not current.test]
+        if sum(not self._machine.breaks(guest.test) for guest in self._broke) >= MAX_BREAKS:
+            broken.append(f"too many breaks; {len(self._waiting)} guests were not run")
+            self._waiting = []
 
 
 def _count(seen: Seen, run: Run) -> None:

@@ -10,7 +10,8 @@ from iretrace.explore.monitor import EMPTY, Stamp
 from iretrace.litmus.test import Test
 from iretrace.live.follow import History, find
 from iretrace.live.guests import Guest
-from iretrace.live.observed import Mark, Run
+from iretrace.live.observed import Run
+from iretrace.live.walk import Mark
 from iretrace.machine.cpu import SEEN_MARK
 from iretrace.verdict import Outcome
 from iretrace.world.product import Point, Product
