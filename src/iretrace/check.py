@@ -10,9 +10,12 @@ from iretrace.explore.fair import Ending, endings, loop_of
 from iretrace.explore.graph import Edge, Graph, Limits, explore
 from iretrace.litmus.test import Reach, Test
 from iretrace.machine.cpu import (
+    KNOB_CUT_OFF_INJECTION_MASKS,
     KNOB_IRET_FAULT_UNMASKS,
+    KNOB_MOVSS_BLOCKS_NMI,
     KNOB_SHADOW_BLOCKS_EXIT,
     KNOB_STEP_CLEARS_B,
+    KNOB_STI_BLOCKS_NMI,
     KNOB_TRAP_EXIT_KEEPS_SHADOW,
 )
 from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
@@ -26,8 +29,12 @@ UNKNOWN_KNOBS = {
     KNOB_IRET_FAULT_UNMASKS: "iret_fault_unmasks",
     KNOB_TRAP_EXIT_KEEPS_SHADOW: "trap_exit_keeps_shadow",
     KNOB_STEP_CLEARS_B: "step_clears_dr6_b",
+    KNOB_STI_BLOCKS_NMI: "sti_blocks_nmi",
+    KNOB_MOVSS_BLOCKS_NMI: "movss_blocks_nmi",
+    KNOB_CUT_OFF_INJECTION_MASKS: "cut_off_injection_masks",
 }
-"""Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values."""
+"""Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values. Of
+a shadow that holds NMIs or does not, the patient reference may do either."""
 
 TOLD_IN_CAUSE = (
     "nmi_queued",

@@ -14,7 +14,8 @@ from iretrace.world.protocol import NO_HOST_DEBUG
 def make_vcpu(kind: str = "plain", revision: str = "v6.12", vgif: int = 1, nrips: int = 1) -> Vcpu:
     """A vCPU as KVM_CREATE_VCPU and the VMM leave it, with RIP 10 and no request."""
     svm = VcpuSvm(vmcb=Vmcb(), ghcb=Ghcb())
-    kvm = Kvm(registers_of(NO_HOST_DEBUG), int(kind == "sev-es"), 0, vgif, nrips, 3000, REVISIONS[revision].bits)
+    sev_es, vnmi, bits = int(kind.startswith("sev-es")), int(kind.endswith("vnmi")), REVISIONS[revision].bits
+    kvm = Kvm(registers_of(NO_HOST_DEBUG), sev_es, 0, vgif, vnmi, nrips, 3000, bits)
     debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0)
     vcpu = Vcpu(kvm=kvm, thread=None, svm=svm, debug=debug)  # type: ignore[arg-type]
     vcpu.thread = HostRun(vcpu, (), (), True)

@@ -235,7 +235,10 @@ def test_the_name_says_which_revision() -> None:
     ("revision", "kind", "options", "message"),
     [
         ("v5.0", "plain", {}, "no such revision"),
-        ("v6.1", "vnmi", {}, "runs the kinds sev-es and sev-es-debugswap and plain"),
+        ("v6.12", "nested", {}, "runs the kinds sev-es and sev-es-vnmi and sev-es-debugswap and plain and vnmi"),
+        ("v6.1", "vnmi", {}, "virtual NMIs since v6.4"),
+        ("v6.1", "sev-es-vnmi", {}, "virtual NMIs since v6.4"),
+        ("v6.12", "vnmi", {"vgif": 0}, "no virtual NMIs without virtual GIF"),
         ("v6.1", "sev-es-debugswap", {}, "DebugSwap since v6.10"),
         ("v6.1", "plain", {"avic": 1}, "known are vgif, nrips"),
     ],

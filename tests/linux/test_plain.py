@@ -256,5 +256,5 @@ def test_both_kinds_share_a_machine_and_nothing_else(tree_6_1: Path) -> None:
 
 
 def test_a_kind_without_a_first_state_is_refused(tree_6_1: Path) -> None:
-    with pytest.raises(InputError, match="vnmi"):
-        TreeHypervisor(open_tree(tree_6_1), vcpu="vnmi")
+    with pytest.raises(InputError, match="nested"):
+        TreeHypervisor(open_tree(tree_6_1), vcpu="nested")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from iretrace.machine import boundary, breakpoints, cpu, debug, delivery, guest, svm, swap
+from iretrace.machine import boundary, breakpoints, cpu, debug, delivery, guest, svm, swap, vnmi
 from tests.machine import (
     test_boundary,
     test_debug,
@@ -20,11 +20,22 @@ from tests.machine import (
     test_plain,
     test_stepping,
     test_svm,
+    test_vnmi,
 )
 from tests.machine.mutants import applied, functions, mutants
 
-MACHINE = [boundary, breakpoints, cpu, debug, delivery, guest, svm, swap]
-TESTS = [test_boundary, test_debug, test_delivery, test_guest, test_interrupts, test_plain, test_stepping, test_svm]
+MACHINE = [boundary, breakpoints, cpu, debug, delivery, guest, svm, swap, vnmi]
+TESTS = [
+    test_boundary,
+    test_debug,
+    test_delivery,
+    test_guest,
+    test_interrupts,
+    test_plain,
+    test_stepping,
+    test_svm,
+    test_vnmi,
+]
 
 SURVIVORS = {
     "deliver: shift at 26 of `for _attempt in range(4):`": "the bound is never met: #DF ends every chain before it",

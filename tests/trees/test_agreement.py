@@ -25,7 +25,7 @@ from iretrace.world.protocol import ComparableHypervisor
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
 PAIRS = {"v6.1": "6_1", "v6.12": "6_12", "v7.3": "7_3"}
-KINDS = ("sev-es", "sev-es-debugswap", "plain")
+KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
 
 BEYOND = {"iret-faults": "which is constant", "shut-down": "which is constant"}
 """Tests that come to something that a tree leaves open, and what: on 6.1 and 6.12 the reset of a plain guest that shut

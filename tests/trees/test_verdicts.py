@@ -13,7 +13,7 @@ from tools.verdicts import SOURCE, TARGET, Malformed, bug_ids, load, render
 HOSTS = ("tickless", "ticking")
 TREES = ("6.1", "6.12", "7.3")
 
-LACKS = {"6.1": ("sev-es-debugswap",)}
+LACKS = {"6.1": ("sev-es-debugswap", "sev-es-vnmi", "vnmi")}
 """Series -> vCPU kinds that it does not have."""
 
 TEXT = SOURCE.read_text(encoding="utf-8")

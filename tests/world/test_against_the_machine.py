@@ -66,7 +66,7 @@ def test_all_that_a_prompt_processor_does_is_explained(
             latch_nmi(cpu)
             at = monitor.stamp(at, ("end", arrival))
         bare_step(machine, cpu, Vmcb(), Ghcb())
-        if cpu.door and not answer_vmgexit(cpu):
+        if cpu.door and not answer_vmgexit(machine, cpu):
             return  # nobody knows what this means
         shown = observation(cpu)
         if shown is not None:

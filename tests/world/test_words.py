@@ -63,6 +63,7 @@ def test_vmrun() -> None:
     armed = Vmcb(event_inj=VALID | 0x30, intercept_word3=1 << 20, rflags=0x102)
     assert vmrun(armed, False) == "VMRUN, injects an IRQ; IRET is intercepted; TF is set"
     assert vmrun(armed, True) == "VMRUN, injects an IRQ; IRET is intercepted"
+    assert vmrun(Vmcb(int_ctl=1 << 11), False) == "VMRUN, nothing injected; a virtual NMI is pending"
 
 
 def told(mistake: str, name: str) -> list[str]:

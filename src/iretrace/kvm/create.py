@@ -25,6 +25,7 @@ from iretrace.machine.vmcb import (
     SVM_NESTED_CTL_SEV_ES_ENABLE,
     V_GIF_ENABLE_MASK,
     V_INTR_MASKING_MASK,
+    V_NMI_ENABLE_MASK,
 )
 
 # Intercepts that no instruction of a litmus test meets (svm.h).
@@ -84,6 +85,8 @@ def init_vmcb(vcpu: Vcpu) -> None:
         svm_clr_intercept(svm, INTERCEPT_STGI)
         svm_clr_intercept(svm, INTERCEPT_CLGI)
         svm.vmcb.int_ctl |= V_GIF_ENABLE_MASK
+    if vcpu.kvm.vnmi:
+        svm.vmcb.int_ctl |= V_NMI_ENABLE_MASK
     svm_recalc_instruction_intercepts(vcpu)
     enable_gif(vcpu)
 

@@ -25,6 +25,7 @@ from iretrace.kvm.kvm_host import (
     SLEEP,
     TO_USERSPACE,
     VMRUN,
+    WARN_NMI_WINDOW_WITH_VNMI,
     DebugRegisters,
     Kvm,
     Vcpu,
@@ -32,14 +33,20 @@ from iretrace.kvm.kvm_host import (
     VcpuSvm,
 )
 from iretrace.kvm.revisions import Revision, find
-from iretrace.kvm.svm import gif_set, svm_get_nmi_mask
+from iretrace.kvm.svm import gif_set, svm_enable_nmi_window, svm_get_nmi_mask
 from iretrace.kvm.trace import Tracer, first_line, statements
-from iretrace.kvm.x86 import process_nmi
+from iretrace.kvm.x86 import kvm_get_nr_pending_nmis, process_nmi
 from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.vmcb import SVM_INTERRUPT_SHADOW_MASK, Vmcb
+from iretrace.machine.vmcb import (
+    SVM_INTERRUPT_SHADOW_MASK,
+    V_NMI_BLOCKING_MASK,
+    V_NMI_ENABLE_MASK,
+    V_NMI_PENDING_MASK,
+    Vmcb,
+)
 from iretrace.subset import pack, unpack
-from iretrace.verdict import Assumption, InputError
+from iretrace.verdict import Assumption, CLine, InputError
 from iretrace.world.protocol import (
     HOST_DEBUG,
     NO_HOST_DEBUG,
@@ -59,12 +66,13 @@ from iretrace.world.protocol import (
     View,
 )
 
-KINDS = ("sev-es", "sev-es-debugswap", "plain")
+KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
 OPTIONS = {"vgif": 1, "nrips": 1, "pause_filter_count": 3000, "host_breakpoints": 1}
 """Module parameters that can be given, and their defaults: those of an EPYC of the third generation; and whether the
 host uses its breakpoints."""
 
 SVM_SEV_FEAT_DEBUG_SWAP = 1 << 5
+VNMI_BITS = V_NMI_ENABLE_MASK | V_NMI_PENDING_MASK | V_NMI_BLOCKING_MASK
 
 KVM_VCPUEVENT_FLAGS = 0xD
 """VALID_NMI_PENDING, VALID_SHADOW and VALID_SMM."""
@@ -84,6 +92,11 @@ UNMODELLED = {
     NOT_MODELLED_LOOP: "our KVM goes round and round without a hand-over",
 }
 
+WARNS = {
+    WARN_NMI_WINDOW_WITH_VNMI: (svm_enable_nmi_window, "an NMI window while NMIs are masked, with virtual NMIs"),
+}
+"""The function that a WARN is in, and what KVM believes cannot be."""
+
 ASSUMPTIONS = (
     ("one vCPU that stays on its CPU; no nested guest, SMI, INIT or migration", "the guests of the tests"),
     ("VMCB clean bits, TLB flushes and ASIDs are left out", "the processor of this model caches nothing"),
@@ -94,7 +107,7 @@ ASSUMPTIONS = (
 
 
 class State(NamedTuple):
-    """Hypervisor state at a hand-over. shadow, gif, event_inj: of the VMCB at that moment, for the view."""
+    """Hypervisor state at a hand-over. shadow, gif, event_inj, vnmi: of the VMCB at that moment, for the view."""
 
     vcpu: Packed
     svm: Packed
@@ -102,13 +115,17 @@ class State(NamedTuple):
     shadow: int
     gif: int
     event_inj: int
+    vnmi: int
+    """The bits of int_ctl that are about virtual NMIs."""
 
 
 def lacks(revision: Revision, vcpu: str) -> str:
     """Why a revision has no such kind of vCPU; "" if it has one."""
-    if vcpu != "sev-es-debugswap" or revision.bits >> SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED & 1:
-        return ""
-    return "VMMs can ask for DebugSwap since v6.10"
+    if vcpu == "sev-es-debugswap" and not revision.bits >> SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED & 1:
+        return "VMMs can ask for DebugSwap since v6.10"
+    if vcpu.endswith("vnmi") and not revision.bits >> SINCE_ALL_PENDING_NMIS_ARE_REPORTED & 1:
+        return "KVM has virtual NMIs since v6.4"
+    return ""
 
 
 class BuiltinHypervisor:
@@ -129,15 +146,18 @@ class BuiltinHypervisor:
             raise InputError(f"--option {name}: no such option of the built-in KVM; known are {', '.join(OPTIONS)}")
         if lacks(self.revision, vcpu):
             raise InputError(f"--vcpu {vcpu}: {lacks(self.revision, vcpu)}; take --revision v6.12")
+        if vcpu.endswith("vnmi") and not self.options["vgif"]:
+            raise InputError(f"--vcpu {vcpu}: KVM has no virtual NMIs without virtual GIF; drop --option vgif=0")
         self._processor = Processor(
             nested_data_bp=vcpu != "sev-es-debugswap",
             host_debug=HOST_DEBUG if self.options["host_breakpoints"] else NO_HOST_DEBUG,
         )
         self._kvm = Kvm(
             host=registers_of(self._processor.host_debug),
-            sev_es=int(vcpu != "plain"),
+            sev_es=int(vcpu.startswith("sev-es")),
             debug_swap=int(vcpu == "sev-es-debugswap"),
             vgif=int(self.options["vgif"] != 0),
+            vnmi=int(vcpu.endswith("vnmi")),
             nrips=int(self.options["nrips"] != 0),
             pause_filter_count=self.options["pause_filter_count"],
             revision=self.revision.bits,
@@ -219,13 +239,13 @@ class BuiltinHypervisor:
     def view(self, private: Private) -> View:
         """What the state looks like from outside."""
         assert isinstance(private, State)
-        vcpu = self._vcpu(private, Vmcb(), Ghcb())
+        vcpu = self._vcpu(private, Vmcb(int_ctl=private.vnmi), Ghcb())
         return _view(vcpu, private.shadow, private.gif, private.event_inj)
 
     def compare(self, private: Private) -> Comparison:
         """What agreement is about; the events are those that KVM_GET_VCPU_EVENTS would report."""
         assert isinstance(private, State)
-        vcpu = self._vcpu(private, Vmcb(), Ghcb())
+        vcpu = self._vcpu(private, Vmcb(int_ctl=private.vnmi), Ghcb())
         requests = {name for name, bit in (("EVENT", KVM_REQ_EVENT), ("NMI", KVM_REQ_NMI)) if vcpu.requests >> bit & 1}
         queued, mp_state = vcpu.nmi_queued, vcpu.mp_state
         process_nmi(vcpu)
@@ -324,7 +344,7 @@ class BuiltinHypervisor:
             openings=tuple(run.openings),
             warm=run.warm != 0,
             exit_reason=reason if kind is PauseKind.USERSPACE else 0,
-            defects=(),
+            defects=_warned(run.warned),
             unmodelled=UNMODELLED.get(run.unmodelled, ""),
             debug=debug_of(run.cpu),
             host_area=self._host_area(vcpu) if kind is PauseKind.ENTER else NO_HOST_DEBUG,
@@ -335,7 +355,8 @@ class BuiltinHypervisor:
     def _state(self, vcpu: Vcpu) -> State:
         vmcb = vcpu.svm.vmcb
         shadow = vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK
-        return State(pack(vcpu), pack(vcpu.svm), pack(vcpu.debug), shadow, int(gif_set(vcpu)), vmcb.event_inj)
+        of_vmcb = (shadow, int(gif_set(vcpu)), vmcb.event_inj, vmcb.int_ctl & VNMI_BITS)
+        return State(pack(vcpu), pack(vcpu.svm), pack(vcpu.debug), *of_vmcb)
 
     def _host_area(self, vcpu: Vcpu) -> Debug:
         return debug_of(DebugRegisters(vcpu.debug.host_dr, vcpu.debug.host_mask, DR7_FIXED_1))
@@ -346,6 +367,7 @@ class BuiltinHypervisor:
     def _events(self, vcpu: Vcpu, shadow: int) -> tuple[tuple[str, int], ...]:
         """KVM_GET_VCPU_EVENTS (x86.c: kvm_vcpu_ioctl_x86_get_vcpu_events()), after process_nmi()."""
         soft = kvm_exception_is_soft(vcpu.exception_vector)
+        pending = kvm_get_nr_pending_nmis(vcpu)
         counted = self.revision.bits >> SINCE_ALL_PENDING_NMIS_ARE_REPORTED & 1
         return (
             ("exception.injected", int(not soft and (vcpu.exception_injected or vcpu.exception_pending))),
@@ -357,7 +379,7 @@ class BuiltinHypervisor:
             ("interrupt.nr", vcpu.interrupt_nr),
             ("interrupt.shadow", SHADOW_STI_OR_MOV_SS if shadow else 0),
             ("nmi.injected", vcpu.nmi_injected),
-            ("nmi.pending", vcpu.nmi_pending if counted else int(vcpu.nmi_pending != 0)),
+            ("nmi.pending", pending if counted else int(pending != 0)),
             ("nmi.masked", int(svm_get_nmi_mask(vcpu))),
             ("flags", KVM_VCPUEVENT_FLAGS),
         )
@@ -371,6 +393,14 @@ def _forget_what_the_exit_writes(vcpu: Vcpu) -> None:
         vcpu.rip = 0
 
 
+def _warned(which: int) -> tuple[tuple[str, CLine], ...]:
+    """The WARN that a step reached."""
+    if not which:
+        return ()
+    function, what = WARNS[which]
+    return ((f"WARN_ON_ONCE() is reached: {what}", first_line(function)),)
+
+
 def _view_now(vcpu: Vcpu) -> View:
     """The view in the middle of a step."""
     vmcb = vcpu.svm.vmcb
@@ -381,7 +411,7 @@ def _view(vcpu: Vcpu, shadow: int, gif: int, event_inj: int) -> View:
     svm = vcpu.svm
     return View(
         nmi_queued=vcpu.nmi_queued,
-        nmi_pending=vcpu.nmi_pending,
+        nmi_pending=kvm_get_nr_pending_nmis(vcpu),
         nmi_injected=vcpu.nmi_injected,
         nmi_masked=int(svm_get_nmi_mask(vcpu)),
         awaiting_iret_completion=svm.awaiting_iret_completion,

@@ -82,6 +82,8 @@ class Kvm:
     debug_swap: u1
     """The VMM has turned DebugSwap on: an encrypted guest's debug registers are its own."""
     vgif: u1
+    vnmi: u1
+    """Virtual NMIs: the processor has the latch and the mask of NMIs for its guests."""
     nrips: u1
     pause_filter_count: u32
     revision: u32
@@ -152,6 +154,8 @@ class Thread:
     exit_reason: u32 = 0
     unmodelled: u32 = 0
     """Not 0: the guest did something that this KVM has no code for (one of NOT_MODELLED_*)."""
+    warned: u8 = 0
+    """Not 0: a WARN was reached (one of WARN_*)."""
 
 
 @record
@@ -207,6 +211,9 @@ NOT_MODELLED_VMGEXIT = 2
 NOT_MODELLED_EXCEPTIONS = 3
 NOT_MODELLED_LOOP = 4
 
+# WARNs: Thread.warned, and words for them in hypervisor.py.
+WARN_NMI_WINDOW_WITH_VNMI = 1
+
 
 def since(vcpu: Vcpu, difference: u8) -> bool:
     """Whether this revision has a difference of revisions.py."""
@@ -261,6 +268,12 @@ def not_modelled(vcpu: Vcpu, why: u32) -> u8:
     """Give up: the verdict becomes undetermined, naming why."""
     vcpu.thread.unmodelled = why
     return TO_USERSPACE
+
+
+def warn_on(vcpu: Vcpu, condition: bool, which: u8) -> None:
+    """WARN_ON_ONCE(): KVM says in its log that this cannot be, and goes on."""
+    if condition:
+        vcpu.thread.warned = which
 
 
 def vcpu_signal_pending(vcpu: Vcpu) -> bool:

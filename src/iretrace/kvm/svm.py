@@ -16,10 +16,12 @@ from iretrace.kvm.exceptions import (
 from iretrace.kvm.kvm_host import (
     KVM_GUESTDBG_SINGLESTEP,
     KVM_REQ_EVENT,
+    WARN_NMI_WINDOW_WITH_VNMI,
     Vcpu,
     VcpuSvm,
     kvm_make_request,
     since,
+    warn_on,
 )
 from iretrace.machine.vmcb import (
     EFER_SVME,
@@ -40,6 +42,9 @@ from iretrace.machine.vmcb import (
     V_IGN_TPR_MASK,
     V_INTR_PRIO_MASK,
     V_IRQ_MASK,
+    V_NMI_BLOCKING_MASK,
+    V_NMI_ENABLE_MASK,
+    V_NMI_PENDING_MASK,
     V_TPR_MASK,
 )
 from iretrace.subset import u1, u8, u32, u64, wrap8, wrap32, wrap64
@@ -219,8 +224,28 @@ def enable_gif(vcpu: Vcpu) -> None:
 # NMIs.
 
 
+def is_vnmi_enabled(vcpu: Vcpu) -> bool:
+    """Whether the processor tracks the guest's NMIs (svm.h)."""
+    return vcpu.kvm.vnmi != 0 and vcpu.svm.vmcb.int_ctl & V_NMI_ENABLE_MASK != 0
+
+
+def svm_is_vnmi_pending(vcpu: Vcpu) -> bool:
+    """Whether the processor has an NMI to deliver when it can."""
+    return is_vnmi_enabled(vcpu) and vcpu.svm.vmcb.int_ctl & V_NMI_PENDING_MASK != 0
+
+
+def svm_set_vnmi_pending(vcpu: Vcpu) -> bool:
+    """Hand an NMI to the processor. It has room for one; whether that was free."""
+    if not is_vnmi_enabled(vcpu) or vcpu.svm.vmcb.int_ctl & V_NMI_PENDING_MASK != 0:
+        return False
+    vcpu.svm.vmcb.int_ctl |= V_NMI_PENDING_MASK
+    return True
+
+
 def svm_get_nmi_mask(vcpu: Vcpu) -> bool:
-    """Whether the guest handles an NMI, as far as KVM knows."""
+    """Whether the guest handles an NMI, as far as KVM or the processor knows."""
+    if is_vnmi_enabled(vcpu):
+        return vcpu.svm.vmcb.int_ctl & V_NMI_BLOCKING_MASK != 0
     return vcpu.svm.nmi_masked != 0
 
 
@@ -239,17 +264,21 @@ def svm_nmi_allowed(vcpu: Vcpu) -> bool:
 
 
 def svm_inject_nmi(vcpu: Vcpu) -> None:
-    """The next VMRUN delivers an NMI. The processor does not mask further ones for an injected one, so KVM does."""
+    """The next VMRUN delivers an NMI. Without virtual NMIs the processor does not mask further ones for an injected
+    one, so KVM does."""
     vcpu.svm.vmcb.event_inj = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI
-    vcpu.svm.nmi_masked = 1
-    svm_set_iret_intercept(vcpu)
+    if not is_vnmi_enabled(vcpu):
+        vcpu.svm.nmi_masked = 1
+        svm_set_iret_intercept(vcpu)
 
 
 def svm_enable_nmi_window(vcpu: Vcpu) -> None:
     """Have KVM called back when the NMI that is pending now can be injected."""
     svm = vcpu.svm
-    if svm_get_nmi_mask(vcpu) and not svm.awaiting_iret_completion:
-        return  # the IRET intercept is armed, or the guest will say NMI_COMPLETE
+    if svm_get_nmi_mask(vcpu):
+        warn_on(vcpu, is_vnmi_enabled(vcpu), WARN_NMI_WINDOW_WITH_VNMI)
+        if not svm.awaiting_iret_completion:
+            return  # the IRET intercept is armed, or the guest will say NMI_COMPLETE
     if since(vcpu, SINCE_NO_POINTLESS_SINGLE_STEP) and vcpu.kvm.sev_es:
         return
     if not gif_set(vcpu):

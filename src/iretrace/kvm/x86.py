@@ -34,23 +34,35 @@ from iretrace.kvm.svm import (
     svm_inject_irq,
     svm_inject_nmi,
     svm_interrupt_allowed,
+    svm_is_vnmi_pending,
     svm_nmi_allowed,
+    svm_set_vnmi_pending,
 )
 from iretrace.subset import shared, u8, u64, wrap8
 
 
 def process_nmi(vcpu: Vcpu) -> None:
     """Take over the NMIs that other CPUs have queued. One waits behind one that is being handled; if none is, there may
-    be two, since the processor would have taken the first at once. More than that merge, as on a processor."""
+    be two, since the processor would have taken the first at once. More than that merge, as on a processor. With
+    virtual NMIs one of them is handed to the processor, masked or not."""
     limit: u8 = 2
     if svm_get_nmi_mask(vcpu) or vcpu.nmi_injected:
         limit = 1
+    if svm_is_vnmi_pending(vcpu):
+        limit = wrap8(limit - 1)
     shared(vcpu.thread, CELL_NMI_QUEUED, 1, WRITE)
     pending: u64 = vcpu.nmi_pending + vcpu.nmi_queued
     vcpu.nmi_queued = 0
     vcpu.nmi_pending = wrap8(pending if pending < limit else limit)
+    if vcpu.nmi_pending != 0 and svm_set_vnmi_pending(vcpu):
+        vcpu.nmi_pending = wrap8(vcpu.nmi_pending - 1)
     if vcpu.nmi_pending != 0 or not since(vcpu, SINCE_EVENT_REQUEST_IFF_NMI_PENDING):
         kvm_make_request(KVM_REQ_EVENT, vcpu)
+
+
+def kvm_get_nr_pending_nmis(vcpu: Vcpu) -> u8:
+    """NMIs that the guest has still to take, and that KVM or the processor knows of."""
+    return wrap8(vcpu.nmi_pending + (1 if svm_is_vnmi_pending(vcpu) else 0))
 
 
 def kvm_inject_pending_exception(vcpu: Vcpu) -> None:

@@ -25,7 +25,7 @@ from iretrace.linux.registers import MOVED, Found, Hidden, Memo
 from iretrace.linux.sender import EventSender, Reached, Sender, Senders
 from iretrace.linux.tree import Tree
 from iretrace.linux.unmodelled import Unmodelled
-from iretrace.linux.view import Viewer
+from iretrace.linux.view import PENDING, Viewer
 from iretrace.linux.vm import KINDS, Vm
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import SVM_EVTINJ_VALID, Vmcb
@@ -137,7 +137,7 @@ class TreeHypervisor:
         self._saved = self._saved_on_exit(run)
         self._clear = self._cleared_on_exit(run)
         self._exit_reason = self._spot("run.exit_reason", run)
-        self._viewer = Viewer(places, run, self._svm)
+        self._viewer = Viewer(places, run, self._svm, self.machine.index.function(PENDING) is not None)
         self._comparer = Comparer(self.vm, places, run)
         self._debugger = Debugger(self.vm)
         self._sender = self._senders()
@@ -405,12 +405,12 @@ class TreeHypervisor:
         )
 
     def _host_area(self, run: KernelRun) -> Debug:
-        if self.vm.vcpu == "plain":
+        if not self.vm.encrypted:
             return NO_HOST_DEBUG
         return saved_debug(run, self.vm.address("host_save_area"), self.machine.member)
 
     def _sev_features(self, run: KernelRun) -> int:
-        spot = None if self.vm.vcpu == "plain" else self.places.find(run, "svm.sev_es.vmsa->sev_features")
+        spot = None if not self.vm.encrypted else self.places.find(run, "svm.sev_es.vmsa->sev_features")
         return 0 if spot is None else memory.load(run, spot.address, spot.bit, spot.width)
 
     def _find_processor(self) -> Processor:
@@ -481,7 +481,7 @@ class TreeHypervisor:
 
     def _saved_on_exit(self, run: KernelRun) -> tuple[int, ...]:
         """Words of vcpu->arch that svm_vcpu_run() writes on every #VMEXIT of a guest that is not encrypted."""
-        if self.vm.vcpu != "plain":
+        if self.vm.encrypted:
             return ()
         rax, rsp, rip = (self.machine.layout.enumerator(f"VCPU_REGS_{name}") for name in ("RAX", "RSP", "RIP"))
         places = [f"regs[{rax}]", f"regs[{rsp}]", "rip" if rip is None else f"regs[{rip}]"]

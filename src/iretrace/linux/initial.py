@@ -80,7 +80,7 @@ def build(run: Memory, steps: Iterable[Row], layout: Layout, places: Places) -> 
     such vCPU, or refuses it."""
     for row in steps:
         refused = str(row.keys.get("refused", ""))
-        if refused and "call" not in row.keys:
+        if row.never:
             raise NothingInScope(refused)
         if "call" in row.keys:
             args = [_value(run, layout, places, row, argument) for argument in row.keys["call"]]

@@ -47,6 +47,11 @@ class Row:
         """One line: why that is right for the modelled slice."""
         return str(self.keys["why"])
 
+    @property
+    def never(self) -> bool:
+        """A step of the first state that says that KVM has no such vCPU."""
+        return "refused" in self.keys and not {"call", "value"} & self.keys.keys()
+
     def is_for(self, vcpu: str) -> bool:
         """Whether the row counts for a vCPU kind: its key `vcpu` names it, alone or in a list, or it has none."""
         kinds = self.keys.get("vcpu", vcpu)

@@ -9,6 +9,9 @@ from iretrace.linux.host import KernelRun
 from iretrace.linux.initial import Places, Spot
 from iretrace.world.protocol import View
 
+PENDING = "kvm_get_nr_pending_nmis"
+"""Linux 6.4 and later ask this how many NMIs wait, in KVM or, with virtual NMIs, in the VMCB."""
+
 HF_IRET_MASK = 1 << 4
 """Before Linux 6.3, hflags say that the IRET was seen (arch/x86/include/asm/kvm_host.h)."""
 
@@ -29,6 +32,7 @@ MEMBERS: dict[str, tuple[tuple[str, int], ...]] = {
     "exception_injected": (("svm.vcpu.arch.exception.injected", -1),),
     "guest_debug": (("svm.vcpu.guest_debug", -1),),
     "switch_db_regs": (("svm.vcpu.arch.switch_db_regs", -1),),
+    "int_ctl": (("svm.vmcb->control.int_ctl", -1),),
 }
 """Field of the view -> places that may hold it, and the bits that count."""
 
@@ -47,8 +51,10 @@ IRR_SIZE = 0x80
 class Viewer:
     """Reads views. places are resolved once, on the first state."""
 
-    def __init__(self, places: Places, run: KernelRun, svm: int) -> None:
+    def __init__(self, places: Places, run: KernelRun, svm: int, counts: bool) -> None:
+        """counts: the tree has a function that counts NMIs that wait."""
         self._svm = svm
+        self._counts = counts
         vcpu, page = places.find(run, "svm.vcpu"), places.find(run, "svm.vcpu.arch.apic->regs")
         assert vcpu is not None and page is not None
         self._vcpu = vcpu.address
@@ -83,7 +89,7 @@ class Viewer:
         mp_state = get(run, "mp_state")
         return View(
             nmi_queued=get(run, "nmi_queued"),
-            nmi_pending=get(run, "nmi_pending"),
+            nmi_pending=run.call(PENDING, self._vcpu) if self._counts else get(run, "nmi_pending"),
             nmi_injected=int(get(run, "nmi_injected") != 0),
             nmi_masked=int(masked != 0),
             awaiting_iret_completion=int(get(run, "awaiting_iret_completion") != 0),

@@ -9,25 +9,26 @@ from iretrace.linux.machine import Machine
 from iretrace.linux.memory import load
 from iretrace.linux.prims import MODELS
 from iretrace.linux.rules import Row, load_rules
+from iretrace.linux.tree import NothingInScope
 from iretrace.linux.types import VOID, Ptr, Type
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import InputError
 
-KINDS = ("sev-es", "sev-es-debugswap", "plain")
+KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
 """The vCPU kinds that have a first state (rules/initial.toml)."""
 
-KIND_FEATURES = {"sev-es-debugswap": ("X86_FEATURE_DEBUG_SWAP", "X86_FEATURE_NO_NESTED_DATA_BP")}
+KIND_FEATURES = {
+    "vnmi": ("X86_FEATURE_VNMI",),
+    "sev-es-vnmi": ("X86_FEATURE_VNMI",),
+    "sev-es-debugswap": ("X86_FEATURE_DEBUG_SWAP", "X86_FEATURE_NO_NESTED_DATA_BP"),
+}
 """What the host CPU has for a kind of vCPU, beside what the rules say (rules/hardware.toml)."""
 
 
 def lacks(version: str, vcpu: str) -> str:
     """Why KVM of a Linux version has no such kind of vCPU; "" if it has one, as far as the version says it."""
     rows = load_rules(version, (), MODELS, frozenset()).table("initial")
-    return next((str(row.keys["refused"]) for row in rows if row.is_for(vcpu) and _never(row)), "")
-
-
-def _never(row: Row) -> bool:
-    return "refused" in row.keys and "call" not in row.keys
+    return next((str(row.keys["refused"]) for row in rows if row.is_for(vcpu) and row.never), "")
 
 
 class Vm:
@@ -39,6 +40,7 @@ class Vm:
     def __init__(self, machine: Machine, vcpu: str) -> None:
         self.machine = machine
         self.vcpu = vcpu
+        self.encrypted = vcpu.startswith("sev-es")
         self.rules = machine.rules
         self.layout = machine.layout
         self.program = machine.program
@@ -101,6 +103,7 @@ class Vm:
         steps = [row for row in self.rules.table("initial") if row.is_for(self.vcpu)]
         for row in steps:
             self.rules.row("initial", row.name)
+            self._look_for_needs(row)
         build(run, steps, self.layout, places)
         for row in objects:
             if "at" in row.keys:
@@ -109,6 +112,13 @@ class Vm:
                     raise InputError(f"{row.where}: this tree has no pointer {row.keys['at']}")
                 self.objects[row.name] = load(run, spot.address, spot.bit, 64), spot.type.to
         return run, places
+
+    def _look_for_needs(self, row: Row) -> None:
+        """What a step needs of the host CPU and of module parameters; without, KVM has no such vCPU."""
+        for needed in row.keys.get("needs", ()):
+            is_feature = ("feature", needed) in self.rules.rows
+            if not (self.feature_named(needed) if is_feature else self.rules.global_(needed, "")):
+                raise NothingInScope(f"{row.keys['refused']}: {needed} is off")
 
     def words(self, table: str) -> dict[int, int]:
         """Word address -> bits of all that the rows of a table name, as far as this tree has them."""

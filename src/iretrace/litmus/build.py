@@ -19,7 +19,6 @@ from iretrace.litmus.grammar import (
     NOT_ENCRYPTED,
     NOTHING,
     RAISES_VC,
-    SUPPORTED_VCPUS,
     USES_RAX,
     VMGEXITS,
 )
@@ -80,7 +79,7 @@ class _Builder:
         if not self.draft.name:
             self.source.fail(1, 1, "no test in this file; write 'test NAME' first")
         if not self.draft.vcpus:
-            self.source.fail(last, 1, f"no vcpu line; write 'vcpu {SUPPORTED_VCPUS[0]}' below the name")
+            self.source.fail(last, 1, "no vcpu line; write 'vcpu sev-es' below the name")
         if "main" not in self.draft.sections:
             self.source.fail(last, 1, "no main; write 'main:' and the program below it")
 

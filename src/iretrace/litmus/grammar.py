@@ -21,9 +21,6 @@ from iretrace.machine.vmcb import SVM_EXIT_CPUID
 VCPUS = ("plain", "vnmi", "sev-es", "sev-es-vnmi", "sev-es-debugswap")
 """The vCPU kinds of the language."""
 
-SUPPORTED_VCPUS = ("sev-es", "sev-es-debugswap", "plain")
-"""The vCPU kinds that can be checked so far."""
-
 ENCRYPTED_VCPUS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap")
 """The kinds whose register state the hypervisor cannot read: they have a GHCB, and get #VC where others exit."""
 

@@ -26,7 +26,6 @@ from iretrace.litmus.grammar import (
     NOTHING,
     SECTIONS,
     STACKS,
-    SUPPORTED_VCPUS,
     VCPUS,
     VIEW_FIELDS,
 )
@@ -159,9 +158,6 @@ class _Reader:
 
     def read_vcpus(self, words: Words) -> None:
         self.draft.vcpus = self.read_list(words, VCPUS, "vcpu kind")
-        for token in self.draft.vcpus:
-            if token.text not in SUPPORTED_VCPUS:
-                self.source.fail_at(token, f"vcpu kind '{token.text}' is not supported yet; {listed(SUPPORTED_VCPUS)}")
 
     def read_hosts(self, words: Words) -> None:
         self.draft.hosts = self.read_list(words, HOSTS, "host")

@@ -23,7 +23,7 @@ from iretrace.machine.cpu import (
 from iretrace.machine.delivery import INTR, NMI, SOFT, TRAP, deliver, raise_exception
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.guest import execute
-from iretrace.machine.svm import intr_exit_due, take_intr_exit, vintr_exits, virtual_intr_due
+from iretrace.machine.svm import intr_exit_due, take_intr_exit, vintr_exits, virtual_gif_holds, virtual_intr_due
 from iretrace.machine.vmcb import (
     SVM_EVTINJ_TYPE_EXEPT,
     SVM_EVTINJ_TYPE_MASK,
@@ -33,6 +33,7 @@ from iretrace.machine.vmcb import (
     V_IRQ_MASK,
     Vmcb,
 )
+from iretrace.machine.vnmi import mask_for_injected_nmi, mask_of_cut_off_injection
 from iretrace.subset import rule, u8, u16, u32, wrap8, wrap16
 
 
@@ -63,6 +64,13 @@ def take_nmi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.nmi_latched = 0
     cpu.nmi_masked = 1
     deliver(m, cpu, vmcb, NMI, NMI_VECTOR, 0, cpu.rip)
+
+
+@rule("AMD64 APM vol. 2", "NMI Virtualization", "read")
+def virtual_nmi_due(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
+    """A virtual NMI is pending, not masked, and neither a shadow nor virtual GIF holds it. IF does not matter. It is
+    taken as any NMI is: pending is cleared and the mask set before the IDT is read."""
+    return nmi_due(m, cpu) and not virtual_gif_holds(vmcb)
 
 
 @rule("AMD64 APM vol. 2", "Single Stepping; Debug Status Register (DR6)")
@@ -106,7 +114,8 @@ def take_virtual_intr(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 @rule("AMD64 APM vol. 2", "Event Injection")
 def take_injected(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """EVENTINJ is delivered before the guest's first instruction, whatever IF, shadow and masks say; an injected NMI
-    masks nothing. TF is pushed as it is, and the delivery does not trap. No intercept applies to the event itself."""
+    masks nothing but virtual NMIs. TF is pushed as it is, and the delivery does not trap. No intercept applies to the
+    event itself."""
     event: u32 = cpu.event_inj
     error: u32 = cpu.event_inj_err
     vector: u8 = wrap8(event & SVM_EVTINJ_VEC_MASK)
@@ -115,7 +124,9 @@ def take_injected(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.event_inj_err = 0
     vmcb.next_rip = 0
     if event & SVM_EVTINJ_TYPE_MASK == SVM_EVTINJ_TYPE_NMI:
+        mask_for_injected_nmi(cpu, vmcb)
         deliver(m, cpu, vmcb, NMI, NMI_VECTOR, 0, rip)
+        mask_of_cut_off_injection(m, cpu, vmcb)
     elif event & SVM_EVTINJ_TYPE_MASK == SVM_EVTINJ_TYPE_EXEPT:
         deliver(m, cpu, vmcb, TRAP, vector, error, rip)
     elif event & SVM_EVTINJ_TYPE_MASK == SVM_EVTINJ_TYPE_SOFT:
@@ -149,7 +160,7 @@ def next_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
 @rule("AMD64 APM vol. 2", "Priorities: External Interrupts; Single Stepping; Injecting Virtual (INTR) Interrupts")
 def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     """One step of a guest: the injected event, else the trap of the instruction before, else a physical event that
-    exits, else the virtual interrupt, else the next instruction."""
+    exits, else the virtual NMI, else the virtual interrupt, else the next instruction."""
     see_nothing(cpu)
     if cpu.event_inj != 0:
         take_injected(m, cpu, vmcb)
@@ -157,6 +168,8 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         take_debug_trap(m, cpu, vmcb)
     elif intr_exit_due(m, cpu, vmcb):
         take_intr_exit(m, cpu, vmcb)
+    elif virtual_nmi_due(m, cpu, vmcb):
+        take_nmi(m, cpu, vmcb)
     elif virtual_intr_due(cpu, vmcb):
         if not vintr_exits(m, cpu, vmcb):
             take_virtual_intr(m, cpu, vmcb)

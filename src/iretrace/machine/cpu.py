@@ -105,6 +105,7 @@ KNOB_STI_BLOCKS_NMI = 2
 KNOB_MOVSS_BLOCKS_NMI = 3
 KNOB_TRAP_EXIT_KEEPS_SHADOW = 4
 KNOB_STEP_CLEARS_B = 5
+KNOB_CUT_OFF_INJECTION_MASKS = 8
 
 # What a step showed to the guest (Cpu.seen).
 SEEN_NOTHING = 0
@@ -168,6 +169,7 @@ class Cpu:
     shutdown: u1
     nmi_latched: u1
     nmi_masked: u1
+    """While a guest runs both are those of its virtual NMIs, if it has them, else 0 (vnmi.py)."""
     irr: u1
     """On bare metal: the device's interrupt waits in the local APIC."""
     isr: u1

@@ -46,6 +46,7 @@ from iretrace.machine.vmcb import (
     V_TPR_MASK,
     Vmcb,
 )
+from iretrace.machine.vnmi import load_virtual_nmi, save_virtual_nmi, unmask_if_cut_off
 from iretrace.subset import rule, u8, u16, u32, u64, wrap16, wrap32, wrap64
 
 SEV_FEATURE_DEBUG_SWAP = 5
@@ -136,6 +137,7 @@ def vmrun(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     if vmcb.event_inj & SVM_EVTINJ_VALID != 0:
         cpu.event_inj = vmcb.event_inj
         cpu.event_inj_err = vmcb.event_inj_err
+    load_virtual_nmi(cpu, vmcb)
     if m.sev_es == 0:
         load_guest_state(cpu, vmcb)
 
@@ -196,6 +198,7 @@ def vmexit(m: Machine, cpu: Cpu, vmcb: Vmcb, code: u64, info_1: u64, info_2: u64
     if m.sev_es and cpu.rflags & X86_EFLAGS_IF != 0:
         state |= SVM_GUEST_INTERRUPT_MASK
     vmcb.int_state = state
+    save_virtual_nmi(cpu, vmcb)
     if m.sev_es == 0:
         save_guest_state(cpu, vmcb)
     cpu.guest_mode = 0
@@ -220,6 +223,7 @@ def exits_instead(m: Machine, cpu: Cpu, vmcb: Vmcb, number: u8) -> bool:
 @rule("AMD64 APM vol. 2", "Exception Intercepts; Exit During IDT Vectoring")
 def vmexit_exception(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32, event: u32, event_error: u32) -> None:
     """#VMEXIT(40h + vector) instead of the exception. event: what was being delivered when it arose, or 0."""
+    unmask_if_cut_off(cpu, event)
     vmexit(m, cpu, vmcb, wrap64(SVM_EXIT_EXCP_BASE + vector), error, 0)
     vmcb.exit_int_info = event
     vmcb.exit_int_info_err = event_error
@@ -228,6 +232,7 @@ def vmexit_exception(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32, e
 @rule("AMD64 APM vol. 2", "Exit During IDT Vectoring; Nested Page Fault: EXITINFO")
 def vmexit_stack_npf(m: Machine, cpu: Cpu, vmcb: Vmcb, page: u16, event: u32, error: u32) -> None:
     """#NPF on the stack page while an event is delivered: EXITINTINFO names the event, which has not happened."""
+    unmask_if_cut_off(cpu, event)
     vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_WRITE_USER, wrap64(page << PAGE_SHIFT))
     vmcb.exit_int_info = event
     vmcb.exit_int_info_err = error
@@ -258,13 +263,19 @@ def take_intr_exit(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     vmexit(m, cpu, vmcb, SVM_EXIT_INTR, 0, 0)
 
 
+@rule("AMD64 APM vol. 2", "Virtual GIF")
+def virtual_gif_holds(vmcb: Vmcb) -> bool:
+    """GIF is virtual and V_GIF clear: virtual interrupts and virtual NMIs wait."""
+    return vmcb.int_ctl & V_GIF_ENABLE_MASK != 0 and vmcb.int_ctl & V_GIF_MASK == 0
+
+
 @rule("AMD64 APM vol. 2", "Injecting Virtual (INTR) Interrupts; Virtual GIF")
 def virtual_intr_due(cpu: Cpu, vmcb: Vmcb) -> bool:
     """V_IRQ is recognised if its priority is above V_TPR (or that is ignored), the guest's IF is set, no shadow is cast
     and, where GIF is virtual, V_GIF is set."""
     if vmcb.int_ctl & V_IRQ_MASK == 0 or cpu.rflags & X86_EFLAGS_IF == 0 or cpu.shadow != SHADOW_NONE:
         return False
-    if vmcb.int_ctl & V_GIF_ENABLE_MASK != 0 and vmcb.int_ctl & V_GIF_MASK == 0:
+    if virtual_gif_holds(vmcb):
         return False
     priority: u32 = (vmcb.int_ctl & V_INTR_PRIO_MASK) >> V_INTR_PRIO_SHIFT
     return vmcb.int_ctl & V_IGN_TPR_MASK != 0 or priority > vmcb.int_ctl & V_TPR_MASK

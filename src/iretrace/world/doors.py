@@ -5,7 +5,7 @@ The reference is then the machine under an ideal hypervisor. What has no contrac
 
 from __future__ import annotations
 
-from iretrace.machine.cpu import Cpu
+from iretrace.machine.cpu import Cpu, Machine
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import SVM_EXIT_CPUID, SVM_EXIT_WRITE_DR7
 
@@ -15,13 +15,15 @@ NMI_COMPLETE_CONTRACT = (
 )
 
 
-def answer_vmgexit(cpu: Cpu) -> bool:
+def answer_vmgexit(m: Machine, cpu: Cpu) -> bool:
     """What VMGEXIT with `cpu.door` means to the reference. False: there is no contract for it.
 
-    NMI_COMPLETE opens the NMI gate, whether or not an NMI is in service (it need not be paired). CPUID changes
-    nothing that is compared. A write of DR7 is only remembered by the guest's own handler.
+    NMI_COMPLETE opens the NMI gate, whether or not an NMI is in service (it need not be paired). With virtual NMIs the
+    gate is the processor's: IRET opens it, and NMI_COMPLETE, which the guest says all the same, changes nothing. CPUID
+    changes nothing that is compared. A write of DR7 is only remembered by the guest's own handler.
     """
     if cpu.door == SVM_VMGEXIT_NMI_COMPLETE:
-        cpu.nmi_masked = 0
+        if m.iret_unmasks == 0:
+            cpu.nmi_masked = 0
         return True
     return cpu.door in (SVM_EXIT_CPUID, SVM_EXIT_WRITE_DR7)

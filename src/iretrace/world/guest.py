@@ -46,7 +46,7 @@ def make_machine(test: Test, vcpu: str, knobs: int, nested_data_bp: bool = True)
         ist=ist,
         sev_es=int(sev_es),
         nested_data_bp=int(nested_data_bp),
-        iret_unmasks=int(not sev_es),
+        iret_unmasks=int(not sev_es or vcpu == "sev-es-vnmi"),
         knobs=knobs,
         consulted=0,
     )

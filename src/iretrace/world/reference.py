@@ -329,7 +329,7 @@ class PatientReference:
         see_nothing(cpu)
         self._look_for_contract(cpu)
         next_instruction(self.machine, cpu, self._vmcb, self._ghcb)
-        if cpu.door and not answer_vmgexit(cpu):
+        if cpu.door and not answer_vmgexit(self.machine, cpu):
             self.without_contract = f"VMGEXIT {cpu.door:#x} has no contract"
         return self._after(cpu)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from iretrace.explore.graph import Edge
 from iretrace.litmus.test import Op
+from iretrace.machine.boundary import virtual_nmi_due
 from iretrace.machine.vmcb import SVM_EXIT_INTR, SVM_EXIT_VINTR, Vmcb
 from iretrace.subset import unpack
 from iretrace.verdict import CLine, Step
@@ -22,6 +23,8 @@ BOUNDARY_EXITS = {
     SVM_EXIT_VINTR: "vintr_exits: VINTR Intercept",
 }
 """Exits between two instructions, and their rules."""
+
+VIRTUAL_NMI = "take_nmi: NMI Virtualization"
 
 SET_GUEST_DEBUG = {
     Attached.OFF: "takes the debugger away",
@@ -94,6 +97,9 @@ class Story:
             return self._step("cpu", what, rule, note=edge.defect)
         if done.exited and vmcb.exit_code in BOUNDARY_EXITS:
             return self._step("cpu", f"{exits} at {here}", BOUNDARY_EXITS[vmcb.exit_code], note=edge.defect)
+        if virtual_nmi_due(product.vcpu.machine, before, product.vcpu.vmcb(state.core)):
+            what = f"delivers {product.say(done.shown)}" if done.shown else f"delivering the virtual NMI at {here}"
+            return self._step("cpu", f"{what}: {exits}" if done.exited else what, VIRTUAL_NMI, note=edge.defect)
         instruction = product.test.code[before.rip]
         what = f"{instruction.text}  ({here})"
         if instruction.op == Op.SPIN:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from iretrace.explore.interned import Interned
 from iretrace.explore.monitor import Stamp
 from iretrace.litmus.test import Test
-from iretrace.machine.boundary import guest_step
+from iretrace.machine.boundary import guest_step, virtual_nmi_due
 from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, SEEN_MARK, VC_VECTOR, Cpu
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, vmrun
@@ -202,7 +202,7 @@ class Vcpu:
 
     def _guest_step(self, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> Did:
         before = cpu.rip
-        delivering = cpu.event_inj != 0 or cpu.trap != 0
+        delivering = cpu.event_inj != 0 or cpu.trap != 0 or virtual_nmi_due(self.machine, cpu, vmcb)
         guest_step(self.machine, cpu, vmcb, ghcb)
         shown = observation(cpu)
         mark = cpu.seen_vector if cpu.seen == SEEN_MARK else -1

@@ -46,6 +46,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_SWINT,
     SVM_EXIT_VINTR,
     SVM_EXIT_VMGEXIT,
+    V_NMI_PENDING_MASK,
     Vmcb,
 )
 from iretrace.world.guest import place
@@ -109,6 +110,8 @@ def vmrun(vmcb: Vmcb, encrypted: bool) -> str:
     """What a VMRUN with this VMCB does. encrypted: TF in the save area has no effect."""
     event = event_name(vmcb.event_inj)
     words = [f"VMRUN, injects {event}" if event else "VMRUN, nothing injected"]
+    if vmcb.int_ctl & V_NMI_PENDING_MASK:
+        words.append("a virtual NMI is pending")
     if vmcb.intercept_word3 >> INTERCEPT_IRET % 32 & 1:
         words.append("IRET is intercepted")
     if vmcb.rflags & X86_EFLAGS_TF and not encrypted:
