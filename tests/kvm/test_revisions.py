@@ -59,6 +59,7 @@ def test_flipping_a_difference_twice_changes_nothing() -> None:
 SHOWN_BY_VERDICT = {
     "SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE": ("nmi-complete-then-spin", "sev-es"),
     "SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME": ("clgi-is-ud", "plain"),
+    "SINCE_ICEBP_IS_INTERCEPTED": ("int1-on-cold-stack", "plain"),
 }
 NO_VERDICT = {
     "SINCE_NO_POINTLESS_SINGLE_STEP": "benign: the processor does not read TF from the VMCB of an encrypted guest",
@@ -66,7 +67,6 @@ NO_VERDICT = {
     "SINCE_ALL_PENDING_NMIS_ARE_REPORTED": "only KVM_GET_VCPU_EVENTS, which no test calls",
     "SINCE_HALT_LOOKS_FOR_EVENTS": "the loop of KVM_RUN looks right after it",
     "SINCE_HLT_IN_FASTPATH": "an event that is injected one instruction later is late, not lost",
-    "SINCE_ICEBP_IS_INTERCEPTED": "no test executes INT1",
     "SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED": "nobody swaps DR0-3 of an encrypted guest without DebugSwap: no contract",
     "SINCE_HOST_DRS_ARE_RESTORED_BY_KVM": "the host has its DR0-3 again either way",
     "SINCE_PAYLOAD_COMES_WITH_INJECTION": "the guest has not run in between",

@@ -155,7 +155,7 @@ def test_reach_may_ask_about_every_field_of_the_view() -> None:
 
 def test_every_instruction_has_a_mnemonic() -> None:
     operations = {*grammar.BARE.values(), *(op for op, _, _ in grammar.FIXED.values())}
-    operations |= {Op.MOV_RAX, Op.TO_DR, Op.FROM_DR, Op.LOAD, Op.LOAD_BAD}
+    operations |= {Op.MOV_RAX, Op.TO_DR, Op.FROM_DR, Op.LOAD, Op.LOAD_BAD, Op.FROM_R11, Op.TO_R11}
     operations |= {Op.MOV_SS, Op.OR_STACK, Op.ANDN_STACK, Op.MOV_STACK, Op.ADD_RSP, Op.JMP, Op.MARK, Op.VMGEXIT}
     assert operations == set(Op)
 

@@ -113,6 +113,8 @@ def rig(
     interrupts: bool = False,
     cold: int = 0,
     nested_data_bp: int = 1,
+    lstar: int = 0,
+    cold_code: int = 0,
 ) -> Rig:
     """A bench with main's instructions at 0, and the handlers' one after the other from HANDLER on.
 
@@ -128,7 +130,8 @@ def rig(
         at += len(code)
     for vector, page in (ist or {}).items():
         stacks[vector] = page
-    machine = Machine(ops, args, [0] * CODE_SIZE, idt, stacks, int(sev_es), nested_data_bp, int(not sev_es), knobs, 0)
+    places = (idt, stacks, lstar, cold_code)
+    machine = Machine(ops, args, [0] * CODE_SIZE, *places, int(sev_es), nested_data_bp, int(not sev_es), knobs, 0)
     return Rig(machine, cpu(interrupts, cold), vmcb(intercepts, sev_es))
 
 
@@ -145,7 +148,11 @@ def cpu(interrupts: bool = False, cold: int = 0) -> Cpu:
         rip=MAIN,
         rsp=STACK_WORDS,
         rflags=rflags,
+        cpl=0,
+        ss=KERNEL_DS,
         rax=0,
+        rcx=0,
+        r11=0,
         dr0=0,
         dr1=0,
         dr2=0,

@@ -24,6 +24,7 @@ from iretrace.kvm.svm import (
     svm_clear_vintr,
     svm_clr_iret_intercept,
     svm_set_efer,
+    svm_skip_emulated_instruction,
 )
 from iretrace.kvm.x86 import kvm_emulate_halt, kvm_vcpu_running
 from iretrace.machine.vmcb import (
@@ -32,6 +33,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_CPUID,
     SVM_EXIT_EXCP_BASE,
     SVM_EXIT_HLT,
+    SVM_EXIT_ICEBP,
     SVM_EXIT_INTR,
     SVM_EXIT_IRET,
     SVM_EXIT_NMI,
@@ -133,6 +135,13 @@ def svm_instruction_interception(vcpu: Vcpu) -> u8:
     return AGAIN
 
 
+def icebp_interception(vcpu: Vcpu) -> u8:
+    """INT1: KVM steps over it and queues #DB, which changes nothing in DR6."""
+    svm_skip_emulated_instruction(vcpu)
+    kvm_queue_exception(vcpu, DB_VECTOR)
+    return AGAIN
+
+
 def svm_exit_handlers_fastpath(vcpu: Vcpu) -> u8:
     """Exits that are handled before interrupts are on again."""
     vmcb = vcpu.svm.vmcb
@@ -160,6 +169,8 @@ def svm_invoke_svm_handler(vcpu: Vcpu, exit_code: u64) -> u8:
     """The handler of an instruction or event that is about virtualization."""
     if exit_code == SVM_EXIT_SHUTDOWN:
         return shutdown_interception(vcpu)
+    if exit_code == SVM_EXIT_ICEBP:
+        return icebp_interception(vcpu)
     if exit_code == SVM_EXIT_STGI or exit_code == SVM_EXIT_CLGI:
         return svm_instruction_interception(vcpu)
     if exit_code == SVM_EXIT_EFER_WRITE_TRAP:

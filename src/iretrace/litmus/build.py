@@ -19,6 +19,9 @@ from iretrace.litmus.grammar import (
     NOT_ENCRYPTED,
     NOTHING,
     RAISES_VC,
+    RETURNS,
+    SHARED_STACKS,
+    STACKS,
     USES_RAX,
     VMGEXITS,
 )
@@ -66,11 +69,14 @@ class _Builder:
             main=self.starts["main"],
             handlers=tuple((VECTORS[name], at) for name, at in self.starts.items() if name in VECTORS),
             ist=frozenset(VECTORS[token.text] for token in draft.ist),
-            cold=frozenset(token.text for token in draft.cold),
+            cold=frozenset(token.text for token in draft.cold if token.text not in self.labels),
             interrupts=draft.interrupts,
             marks=tuple(self.marks),
             reach=draft.reach,
             clauses=self.clauses(),
+            cpl=draft.cpl,
+            syscall=self.starts.get("syscall", -1),
+            cold_code=self.cold_code(),
         )
 
     def check_header(self) -> None:
@@ -113,14 +119,15 @@ class _Builder:
         code = [statement for part in self.draft.sections.values() for statement in part.code]
         for statement in code:
             if statement.op in CHANGES_RAX and any(other.op in USES_RAX for other in code):
-                what = "cpuid in a test that uses RAX: what it leaves there is no processor's; write another test"
+                what = "cpuid in a test that uses RAX or RCX: what it leaves there is no processor's; drop it"
                 self.source.fail_at(statement.at, what)
 
     def check_section(self, section: Section) -> None:
         """A section ends where it cannot run on, and holds only what makes sense there."""
         name = section.name
-        ends = ["spin", "hlt"] if name in ("main", "df") else ["iretq", "spin", "hlt"]
-        choice = f"{', '.join(ends[:-1])} or {ends[-1]}"
+        user = name == "main" and self.draft.cpl != 0
+        ends = [*RETURNS.get(name, ("iretq",)), "spin", *(() if user else ("hlt",))]
+        choice = " or ".join(part for part in (", ".join(ends[:-1]), ends[-1]) if part)
         if section.dangling:
             token = section.dangling[0]
             self.source.fail_at(token, f"label {quote(token.text)} names no instruction; write one below it")
@@ -140,13 +147,21 @@ class _Builder:
         """Instructions that only make sense in a certain section."""
         at = statement.at
         handler = HANDLER_OF.get(statement.op, name)
+        if self.draft.cpl and statement.op == Op.INT and name == "main":
+            handler = "gp"  # its gate is shut to user mode
         if not {handler, "np", "df"} & self.draft.sections.keys():
             what = f"there is no section '{handler}:' to handle this; write one that ends in iretq"
             self.source.fail_at(at, what)
-        if statement.op == Op.IRETQ and name == "main":
+        if statement.op == Op.IRETQ and name == "main" and self.draft.cpl == 0:
             self.source.fail_at(at, "iretq in main: finds no frame to pop; end main: with spin or hlt")
         if statement.op == Op.IRETQ and name == "df":
             self.source.fail_at(at, "iretq in df: returns nowhere, #DF is an abort; end df: with spin or hlt")
+        if statement.op == Op.SYSCALL and "syscall" not in self.draft.sections:
+            self.source.fail_at(at, "there is no section 'syscall:' to go to; write one that ends in sysretq")
+        if statement.op == Op.SYSRET and name != "syscall":
+            self.source.fail_at(at, "sysretq makes sense in syscall: only; write iretq to return from an event")
+        if statement.op == Op.IRETQ and name == "syscall":
+            self.source.fail_at(at, "iretq in syscall: finds no frame to pop; write sysretq")
         if statement.op == Op.LOAD_BAD:
             self.check_bad_load(statement)
         if name == "vc":
@@ -270,9 +285,19 @@ class _Builder:
             if token.text not in self.starts:
                 self.source.fail_at(token, f"there is no section '{token.text}:'; write it, or drop it from ist")
         for token in self.draft.cold:
-            if token.text != "main" and token.text not in own:
+            if token.text not in (*SHARED_STACKS, *STACKS, *self.labels):
+                known = (*SHARED_STACKS, *STACKS, *self.labels)
+                self.source.fail_at(token, f"unknown stack or label {quote(token.text)}; {nearest(token.text, known)}")
+            if token.text in STACKS and token.text not in own:
                 what = f"handler '{token.text}' has no stack of its own; write 'ist {token.text}', or 'cold main'"
                 self.source.fail_at(token, what)
+
+    def cold_code(self) -> int:
+        """The instruction of the label that `cold` names, or -1."""
+        found = [token for token in self.draft.cold if token.text in self.labels]
+        if len(found) > 1:
+            self.source.fail_at(found[1], f"second instruction, the first is {quote(found[0].text)}; write one")
+        return self.resolve(found[0]) if found else -1
 
     def arrival(self, coming: Coming) -> Arrival:
         """An arrival with its label resolved. An event for the guest needs a handler, or df:."""

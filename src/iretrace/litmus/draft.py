@@ -65,6 +65,7 @@ class Draft:
     ist: list[Token] = field(default_factory=list)
     cold: list[Token] = field(default_factory=list)
     interrupts: bool = False
+    cpl: int = 0
     sections: dict[str, Section] = field(default_factory=dict)
     reach: Reach | None = None
     claims: list[Claim] = field(default_factory=list)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from iretrace.litmus.test import VC_FORWARD, VECTORS, Op
 from iretrace.machine.cpu import (
+    ABSENT_CS,
+    ABSENT_DS,
     DR7_GD,
     KERNEL_CS,
+    KERNEL_DS,
     PAGE_DB,
     PAGE_DF,
     PAGE_MAIN,
     PAGE_NMI,
     PAGE_VC,
+    USER_CS,
+    USER_DS,
     X86_EFLAGS_IF,
     X86_EFLAGS_RF,
     X86_EFLAGS_TF,
@@ -38,16 +43,19 @@ HANDLED_EVENTS = ("nmi", "irq")
 LATER_EVENTS = ("smi", "init")
 """Events that the language will have; named so that the error can say so."""
 
-SECTIONS = ("main", *VECTORS)
+SECTIONS = ("main", "syscall", *VECTORS)
 LATER_SECTIONS = ("smi",)
 
-ERROR_CODE_SECTIONS = ("np", "gp", "pf")
+ERROR_CODE_SECTIONS = ("np", "ss", "gp", "pf")
 """Handlers that find an error code on the stack and drop it by `add rsp, 8` (#VC's is dropped by `skip`)."""
 
 STACKS = ("nmi", "vc", "df", "db")
 """Handlers that can have a stack of their own."""
 
-HEADERS = ("test", "about", "vcpu", "host", "outside", "ist", "cold", "interrupts")
+SHARED_STACKS = ("main", "rsp0")
+"""Stacks that are no handler's own: main's, and that on which user mode's events begin."""
+
+HEADERS = ("test", "about", "vcpu", "host", "outside", "ist", "cold", "interrupts", "cpl")
 CLAUSES = ("always", "sometimes", "never")
 FOOTERS = ("reach", *CLAUSES)
 
@@ -68,6 +76,9 @@ BARE = {
     "spin": Op.SPIN,
     "skip": Op.SKIP,
     "vc_db": Op.VC_DB,
+    "int1": Op.INT1,
+    "syscall": Op.SYSCALL,
+    "sysretq": Op.SYSRET,
 }
 """Instructions without an operand."""
 
@@ -80,8 +91,18 @@ FIXED = {
 
 MNEMONICS = (*BARE, *FIXED, "mov", "lea", "or", "and", "add", "jmp", "mark", "vmgexit")
 
-VALUES = {"TF": X86_EFLAGS_TF, "IF": X86_EFLAGS_IF, "RF": X86_EFLAGS_RF, "CS": KERNEL_CS}
-"""Names for numbers that stand on the stack: bits of RFLAGS, and the selector of the guest's code segment."""
+VALUES = {
+    "TF": X86_EFLAGS_TF,
+    "IF": X86_EFLAGS_IF,
+    "RF": X86_EFLAGS_RF,
+    "CS": KERNEL_CS,
+    "SS": KERNEL_DS,
+    "USER_CS": USER_CS,
+    "USER_SS": USER_DS,
+    "ABSENT_CS": ABSENT_CS,
+    "ABSENT_SS": ABSENT_DS,
+}
+"""Names for numbers that stand on the stack: bits of RFLAGS, and selectors of the guest's segments."""
 
 DR7_BITS = {
     **{f"X{n}": 1 << 2 * n for n in range(4)},
@@ -116,8 +137,8 @@ RAISES_VC = (Op.CPUID,)
 CHANGES_RAX = (Op.CPUID,)
 """Instructions that leave in RAX what the hypervisor makes up."""
 
-USES_RAX = (Op.SHOW, Op.TO_DR)
-"""Instructions by which the value of RAX shows."""
+USES_RAX = (Op.SHOW, Op.TO_DR, Op.TO_R11, Op.SYSRET)
+"""Instructions by which the value of RAX shows, or that of RCX, which CPUID changes as well."""
 
 NOT_ENCRYPTED = (Op.STGI, Op.CLGI)
 """Instructions that raise a #VC in an SEV-ES guest which no GHCB event answers."""
@@ -128,8 +149,12 @@ HANDLER_OF = {
     Op.STGI: "ud",
     Op.CLGI: "ud",
     Op.UD2: "ud",
+    Op.INT1: "db",
 }
 """The handler that an instruction enters whenever it is executed."""
+
+RETURNS: dict[str, tuple[str, ...]] = {"main": (), "df": (), "syscall": ("sysretq",)}
+"""How a section can return, where that is not by iretq."""
 
 DEFAULT_VC = ("vmgexit forward", "skip", "iretq")
 """The #VC handler of a test that needs one and has none: what Linux's does, as far as events are concerned. With a #DB

@@ -44,7 +44,7 @@ def read_instruction(words: Words, labels: tuple[Token, ...]) -> Statement:
         for expected in operands:
             words.sign(expected, f"'{text}', the only {name} there is")
         return Statement(op, token, None, text, labels, VECTORS["int"] if op == Op.INT else 0)
-    if name in ("mov", "lea") and words.peek() in ("rax", *DEBUG_REGISTERS):
+    if name in ("mov", "lea") and words.peek() in ("rax", "r11", *DEBUG_REGISTERS):
         return read_move(words, token, labels)
     if name == "lea":
         words.source.fail_at(token, "lea loads RAX only; write 'lea rax, [main_stack - 8]' or 'lea rax, [LABEL]'")

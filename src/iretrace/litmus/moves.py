@@ -17,7 +17,7 @@ from iretrace.litmus.test import Op
 from iretrace.litmus.words import Words
 from iretrace.machine.cpu import PAGE_WORDS, STACK_WORDS
 
-WAYS = "'mov rax, W0', 'mov rax, dr6', 'mov rax, [rsp+8]', 'mov rax, [unmapped]' or 'mov dr0, rax'"
+WAYS = "'mov rax, W0', 'mov rax, dr6', 'mov rax, r11', 'mov rax, [rsp+8]', 'mov rax, [unmapped]' or 'mov dr0, rax'"
 
 
 def read_offset(words: Words) -> int:
@@ -36,8 +36,14 @@ def read_move(words: Words, token: Token, labels: tuple[Token, ...]) -> Statemen
     if to.text in DEBUG_REGISTERS:
         words.sign("rax", f"'mov {to.text}, rax': debug registers are loaded from RAX")
         return Statement(Op.TO_DR, token, None, f"mov {to.text}, rax", labels, DEBUG_REGISTERS[to.text])
+    if to.text == "r11":
+        words.sign("rax", "'mov r11, rax'")
+        return Statement(Op.TO_R11, token, None, "mov r11, rax", labels)
     if token.text == "lea":
         return _read_lea(words, token, labels)
+    if words.peek() == "r11":
+        words.take(WAYS)
+        return Statement(Op.FROM_R11, token, None, "mov rax, r11", labels)
     if words.peek() in DEBUG_REGISTERS:
         register = words.take(WAYS).text
         return Statement(Op.FROM_DR, token, None, f"mov rax, {register}", labels, DEBUG_REGISTERS[register])

@@ -86,6 +86,7 @@ class _Reader:
             "ist": self.read_ist,
             "cold": self.read_cold,
             "interrupts": self.read_interrupts,
+            "cpl": self.read_cpl,
         }
 
     def read(self) -> Draft:
@@ -170,10 +171,22 @@ class _Reader:
                 self.source.fail_at(token, what)
 
     def read_cold(self, words: Words) -> None:
-        self.draft.cold = self.read_list(words, SECTIONS, "stack")
+        while True:
+            token = words.word("'main', or another stack, or a label")
+            if any(token.text == other.text for other in self.draft.cold):
+                self.source.fail_at(token, f"stack {quote(token.text)} is listed twice; write it once")
+            self.draft.cold.append(token)
+            if not words.comma():
+                return
 
     def read_interrupts(self, words: Words) -> None:
         self.draft.interrupts = words.one_of(("on", "off"), "setting").text == "on"
+
+    def read_cpl(self, words: Words) -> None:
+        token = words.take("0 or 3")
+        if token.text not in ("0", "3"):
+            self.source.fail_at(token, f"unknown privilege level {quote(token.text)}; write 3 for a user program, or 0")
+        self.draft.cpl = int(token.text)
 
     def read_outside(self, words: Words) -> None:
         while True:

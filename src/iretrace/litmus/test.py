@@ -68,12 +68,22 @@ class Op(IntEnum):
     """`show rax`: the guest looks at RAX, and its value is observable."""
     VC_DB = 31
     """In a #VC handler: #VC(41h) goes on in db:, as in Linux."""
+    INT1 = 32
+    """`int1` (ICEBP): #DB behind it, DR6 as it was."""
+    SYSCALL = 33
+    """Goes to `syscall:`, in kernel mode. RCX and R11 hold what SYSRETQ needs."""
+    SYSRET = 34
+    """`sysretq`: goes to user mode where RCX says, with the flags in R11."""
+    FROM_R11 = 35
+    """`mov rax, r11`: the flags that SYSCALL saved."""
+    TO_R11 = 36
+    """`mov r11, rax`: the flags that SYSRETQ loads."""
 
 
 VC_FORWARD = 0xFFFF_FFFF
 """Operand of VMGEXIT: use the error code that #VC delivery pushed as software exit code."""
 
-VECTORS = {"nmi": 2, "df": 8, "vc": 29, "db": 1, "bp": 3, "ud": 6, "np": 11, "gp": 13, "pf": 14} | {
+VECTORS = {"nmi": 2, "df": 8, "vc": 29, "db": 1, "bp": 3, "ud": 6, "np": 11, "ss": 12, "gp": 13, "pf": 14} | {
     "int": 0x20,
     "irq": 0x30,
 }
@@ -146,9 +156,16 @@ class Test:
     ist: frozenset[int]
     """Vectors delivered on a stack of their own (IST): a nested delivery overwrites the frame of the first."""
     cold: frozenset[str]
-    """Stack pages that nested paging has not mapped yet: "main", or a handler's IST stack by its name ("nmi", ...)."""
+    """Stack pages that nested paging has not mapped yet: "main", "rsp0" (what user mode's events come to), or a
+    handler's IST stack by its name ("nmi", ...)."""
     interrupts: bool
     """RFLAGS.IF when main starts."""
     marks: tuple[str, ...]
     reach: Reach | None
     clauses: tuple[Clause, ...]
+    cpl: int = 0
+    """3 if main is a user program."""
+    syscall: int = -1
+    """The instruction index of `syscall:`, or -1."""
+    cold_code: int = -1
+    """The instruction whose page nested paging has not mapped yet, or -1."""

@@ -298,7 +298,7 @@ static void set_segments(struct kvm_sregs *sregs)
 	sregs->tr = (struct kvm_segment){
 		.base = TSS, .limit = 0x67, .selector = TSS_SELECTOR, .type = 11, .present = 1,
 	};
-	sregs->gdt = (struct kvm_dtable){ .base = GDT, .limit = 0x2f };
+	sregs->gdt = (struct kvm_dtable){ .base = GDT, .limit = 0x4f };
 	sregs->idt = (struct kvm_dtable){ .base = IDT, .limit = 0xfff };
 	sregs->cr0 = 0x80000033;
 	sregs->cr3 = PAGE_TABLES;

@@ -31,6 +31,7 @@ OF_VECTOR = 4
 UD_VECTOR = 6
 DF_VECTOR = 8
 NP_VECTOR = 11
+SS_VECTOR = 12
 GP_VECTOR = 13
 PF_VECTOR = 14
 VC_VECTOR = 29
@@ -41,8 +42,14 @@ VECTORS = 64
 IRQ_VECTOR = 0x30
 """The vector of the one device whose interrupt `irq` is."""
 
+# The GDT: null, null, kernel code, kernel data, TSS (two entries), user data, user code, in the order that SYSCALL and
+# SYSRET want; then kernel code and kernel data that are not present.
 KERNEL_CS = 0x10
 KERNEL_DS = 0x18
+USER_DS = 0x33
+USER_CS = 0x3B
+ABSENT_CS = 0x40
+ABSENT_DS = 0x48
 
 # Instructions; numbered as litmus.test.Op (a test compares).
 OP_NOP = 0
@@ -77,6 +84,11 @@ OP_LOAD = 28
 OP_LOAD_BAD = 29
 OP_SHOW = 30
 OP_VC_DB = 31
+OP_INT1 = 32
+OP_SYSCALL = 33
+OP_SYSRET = 34
+OP_FROM_R11 = 35
+OP_TO_R11 = 36
 
 VC_FORWARD = 0xFFFF_FFFF
 
@@ -89,13 +101,17 @@ SHADOW_MOV_SS = 2
 # starts below the last two words of its page, so that `rsp % PAGE_WORDS` is the room left on it.
 PAGE_WORDS = 32
 STACK_WORDS = 30
-PAGES = 5
+PAGES = 6
 PAGE_MAIN = 0
 PAGE_NMI = 1
 PAGE_VC = 2
 PAGE_DF = 3
 PAGE_DB = 4
-MEMORY_WORDS = 160
+PAGE_RSP0 = 5
+"""The stack that the TSS has for events that come from user mode."""
+PAGE_CODE = 7
+"""The page of the one instruction that a test can have apart from all others. No memory of the model is there."""
+MEMORY_WORDS = 192
 CODE_SIZE = 64
 
 # Knobs: disputed rules. Bit numbers in Machine.knobs and Machine.consulted.
@@ -128,6 +144,10 @@ class Machine:
     idt: Annotated[list[int], Array(16, VECTORS)]
     ist: Annotated[list[int], Array(8, VECTORS)]
     """The stack page that a vector's gate switches to (IST); PAGE_MAIN: none."""
+    lstar: u16
+    """Where SYSCALL goes: an instruction's index + 1, or 0 in a test without it."""
+    cold_code: u16
+    """The instruction on PAGE_CODE: its index + 1, or 0 in a test without one."""
     sev_es: u1
     """The guest's register state is encrypted."""
     nested_data_bp: u1
@@ -149,8 +169,15 @@ class Cpu:
     rip: u16
     rsp: u16
     rflags: u32
+    cpl: u8
+    """0, or 3 in user mode. CS is the code segment of that mode."""
+    ss: u16
+    """The selector in SS: null in a handler that was entered from user mode."""
     rax: u64
-    """The one general register that guests use."""
+    """The one general register that guests compute with."""
+    rcx: u16
+    r11: u32
+    """What SYSCALL left for SYSRET: the return address and RFLAGS."""
     dr0: u64
     dr1: u64
     dr2: u64
@@ -180,7 +207,7 @@ class Cpu:
     event_inj: u32
     event_inj_err: u32
     cold: u8
-    """Bit p: nested paging has not mapped stack page p."""
+    """Bit p: nested paging has not mapped page p."""
     door: u64
     """On bare metal: the software exit code of the VMGEXIT that this step executed; the world answers it."""
     read_dr6: u32

@@ -9,16 +9,17 @@ from iretrace.machine.cpu import (
     DF_VECTOR,
     GP_VECTOR,
     KERNEL_CS,
-    KERNEL_DS,
     MEMORY_WORDS,
     NMI_VECTOR,
     NP_VECTOR,
     OF_VECTOR,
     PAGE_MAIN,
+    PAGE_RSP0,
     PAGE_WORDS,
     PF_VECTOR,
     SHADOW_NONE,
     STACK_WORDS,
+    USER_CS,
     VC_VECTOR,
     VECTORS,
     X86_EFLAGS_IF,
@@ -89,27 +90,33 @@ def makes_double_fault(first: u8, second: u8) -> bool:
     return False
 
 
-@rule("AMD64 APM vol. 2", "Interrupt-Stack Table; 64-Bit Mode Interrupt-Handler Stack")
+@rule("AMD64 APM vol. 2", "Interrupt-Stack Table; 64-Bit Mode Interrupt-Handler Stack; Interrupt Stack Switch")
 def stack_for(m: Machine, cpu: Cpu, vector: u8) -> u16:
-    """Where the frame goes: the top of the gate's IST stack if it has one, else the current stack, 16-byte aligned."""
+    """Where the frame goes: the top of the gate's IST stack if it has one, that of the TSS (RSP0) from user mode, else
+    the current stack, 16-byte aligned."""
     page: u8 = m.ist[vector]
     if page != PAGE_MAIN:
         return wrap16(page * PAGE_WORDS + STACK_WORDS)
+    if cpu.cpl != 0:
+        return PAGE_RSP0 * PAGE_WORDS + STACK_WORDS
     return wrap16(cpu.rsp & 0xFFFE)
 
 
-@rule("AMD64 APM vol. 2", "Interrupt To Same Privilege in Long Mode; Resume Flag (RF) Bit")
+@rule("AMD64 APM vol. 2", "Interrupt To Same Privilege in Long Mode; Interrupt To Higher Privilege; Resume Flag")
 def push_frame(cpu: Cpu, top: u16, kind: u8, rip: u16, error_words: u8, error: u32) -> None:
     """Push SS, RSP, RFLAGS, CS, RIP and, where the vector has one, the error code. Faults push RF set, all others
-    RFLAGS as they are. The memory is the guest's own."""
-    cpu.memory[wrap16(top - 1)] = KERNEL_DS
+    RFLAGS as they are. The memory is the guest's own. From user mode SS becomes null."""
+    cpu.memory[wrap16(top - 1)] = cpu.ss
     cpu.memory[wrap16(top - 2)] = cpu.rsp
     cpu.memory[wrap16(top - 3)] = cpu.rflags | X86_EFLAGS_RF if kind == FAULT else cpu.rflags
-    cpu.memory[wrap16(top - 4)] = KERNEL_CS
+    cpu.memory[wrap16(top - 4)] = KERNEL_CS if cpu.cpl == 0 else USER_CS
     cpu.memory[wrap16(top - 5)] = rip
     if error_words != 0:
         cpu.memory[wrap16(top - 6)] = error
     cpu.rsp = wrap16(top - 5 - error_words)
+    if cpu.cpl != 0:
+        cpu.cpl = 0
+        cpu.ss = 0
 
 
 @rule("Linux", "arch/x86/kvm/svm/sev.c:sev_es_init_vmcb, arch/x86/include/asm/cpufeatures.h: NO_NESTED_DATA_BP", "read")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from iretrace.machine.breakpoints import READ, WRITE, touch
+from iretrace.machine.breakpoints import READ, touch
 from iretrace.machine.cpu import (
     BP_VECTOR,
     CODE_SIZE,
-    DR6_BS,
-    KERNEL_CS,
-    KERNEL_DS,
+    DB_VECTOR,
+    GP_VECTOR,
     KNOB_IRET_FAULT_UNMASKS,
     KNOB_TRAP_EXIT_KEEPS_SHADOW,
     MEMORY_WORDS,
     OP_ADD_RSP,
-    OP_ANDN_STACK,
     OP_CLGI,
     OP_CLI,
     OP_CPUID,
     OP_FROM_DR,
+    OP_FROM_R11,
     OP_HLT,
     OP_INT,
+    OP_INT1,
     OP_INT3,
     OP_IRETQ,
     OP_JMP,
@@ -39,10 +39,14 @@ from iretrace.machine.cpu import (
     OP_SPIN,
     OP_STGI,
     OP_STI,
+    OP_SYSCALL,
+    OP_SYSRET,
     OP_TO_DR,
+    OP_TO_R11,
     OP_UD2,
     OP_VC_DB,
     OP_VMGEXIT,
+    PAGE_CODE,
     PAGE_WORDS,
     PF_VECTOR,
     SHADOW_MOV_SS,
@@ -55,30 +59,58 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_IF,
     X86_EFLAGS_NT,
     X86_EFLAGS_RF,
-    X86_EFLAGS_TF,
     Cpu,
     Machine,
     knob,
-    see_flags,
     see_mark,
     see_value,
 )
 from iretrace.machine.debug import dr_access_stops, read_dr, vc_db, write_dr
-from iretrace.machine.delivery import PF_WRITE, SOFT, TRAP, deliver, raise_exception, raise_fault, raise_gp, raise_vc
+from iretrace.machine.delivery import (
+    ERROR_IDT,
+    SOFT,
+    TRAP,
+    deliver,
+    raise_exception,
+    raise_fault,
+    raise_gp,
+    raise_vc,
+)
 from iretrace.machine.ghcb import GHCB_GPA, Ghcb
-from iretrace.machine.svm import NPF_WRITE_USER, PAGE_SHIFT, exits_instead, intercepted, vmexit
+from iretrace.machine.privilege import (
+    RPL,
+    SELECTOR,
+    USER_FLAGS,
+    cs_fault,
+    gate_shut,
+    privileged,
+    ss_fault,
+    syscall,
+    sysret,
+)
+from iretrace.machine.stack import (
+    NPF_READ_USER,
+    loaded_flags,
+    no_access,
+    popfq,
+    push,
+    pushfq,
+    retire,
+    stack_word,
+)
+from iretrace.machine.svm import PAGE_SHIFT, exits_instead, intercepted, vmexit
 from iretrace.machine.vmcb import (
     INTERCEPT_CLGI,
     INTERCEPT_CPUID,
     INTERCEPT_HLT,
+    INTERCEPT_ICEBP,
     INTERCEPT_INTN,
     INTERCEPT_IRET,
     INTERCEPT_PAUSE,
-    INTERCEPT_POPF,
-    INTERCEPT_PUSHF,
     INTERCEPT_STGI,
     SVM_EXIT_CPUID,
     SVM_EXIT_HLT,
+    SVM_EXIT_ICEBP,
     SVM_EXIT_IRET,
     SVM_EXIT_NPF,
     SVM_EXIT_PAUSE,
@@ -91,29 +123,14 @@ from iretrace.machine.vmcb import (
 )
 from iretrace.subset import rule, u8, u16, u32, u64, wrap8, wrap16, wrap32, wrap64
 
-NPF_READ_USER = 0x4
 PF_FETCH = 0x10
-
-# Operands of instructions that change a word of the stack.
-STACK_OFFSET_SHIFT = 24
-STACK_IMMEDIATE = 0xFF_FFFF
+NPF_FETCH_USER = 0x14
 
 # ghcb.save.valid_bitmap: bit n stands for the quadword at offset 8 * n of struct ghcb_save_area.
 GHCB_VALID_SW_EXIT_HI = 7 << (0x390 // 8 - 64)
 """sw_exit_code, sw_exit_info_1 and sw_exit_info_2, at 0x390."""
 GHCB_VALID_RAX_LO = 1 << (0x1F8 // 8)
 GHCB_VALID_RCX_HI = 1 << (0x308 // 8 - 64)
-
-
-@rule("AMD64 APM vol. 2", "Single Stepping; Resume Flag (RF) Bit; Interrupt Shadows")
-def retire(cpu: Cpu, next_rip: u16) -> None:
-    """The instruction completes: RIP moves on, a shadow that covered it ends with it, RF is cleared, and if TF was set
-    when it began, a trap is due. An instruction that changes TF does so only after this."""
-    if cpu.rflags & X86_EFLAGS_TF != 0:
-        cpu.trap |= DR6_BS
-    cpu.rip = next_rip
-    cpu.shadow = SHADOW_NONE
-    cpu.rflags = cpu.rflags & ~X86_EFLAGS_RF
 
 
 @rule("AMD64 APM vol. 2", "Interrupt Shadows")
@@ -239,74 +256,6 @@ def skip(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     retire(cpu, wrap16(cpu.rip + 1))
 
 
-@rule("AMD64 APM vol. 2", "Nested Page Fault: the instruction restarts; Interrupt Shadows")
-def no_access(m: Machine, cpu: Cpu, vmcb: Vmcb, at: u16, write: bool) -> bool:
-    """The instruction cannot reach a word of its stack: there is no page, or nested paging has not mapped it. Then it
-    has faulted or exited before it has done anything, a shadow that covers it still open."""
-    if at % PAGE_WORDS >= STACK_WORDS or at >= MEMORY_WORDS:
-        raise_fault(m, cpu, vmcb, PF_VECTOR, PF_WRITE if write else 0)
-        return True
-    page: u16 = at // PAGE_WORDS
-    if cpu.guest_mode == 0 or (cpu.cold >> (page & 7)) & 1 == 0:
-        return False
-    vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_WRITE_USER if write else NPF_READ_USER, wrap64(page << PAGE_SHIFT))
-    return True
-
-
-@rule("AMD64 APM vol. 3", "PUSH")
-def push(m: Machine, cpu: Cpu, vmcb: Vmcb, value: u32) -> None:
-    """PUSH stores below RSP and moves RSP there."""
-    at: u16 = wrap16(cpu.rsp - 1)
-    if no_access(m, cpu, vmcb, at, True):
-        return
-    cpu.rsp = at
-    cpu.memory[at] = value
-    retire(cpu, wrap16(cpu.rip + 1))
-    touch(cpu, WRITE, at)
-
-
-@rule("AMD64 APM vol. 3", "PUSHF, PUSHFD, PUSHFQ")
-def pushfq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """PUSHFQ stores RFLAGS with RF clear; where the guest can read it, TF and IF are an observation."""
-    if exits_instead(m, cpu, vmcb, INTERCEPT_PUSHF):
-        return
-    at: u16 = wrap16(cpu.rsp - 1)
-    if no_access(m, cpu, vmcb, at, True):
-        return
-    if m.hidden[cpu.rip] == 0:
-        see_flags(cpu)
-    push(m, cpu, vmcb, cpu.rflags & ~X86_EFLAGS_RF)
-
-
-@rule("AMD64 APM vol. 3", "POPF, POPFD, POPFQ")
-def popfq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """POPFQ loads TF, IF and NT; RF is cleared. IF going up casts no shadow. TF traps first after the next
-    instruction."""
-    if exits_instead(m, cpu, vmcb, INTERCEPT_POPF) or no_access(m, cpu, vmcb, cpu.rsp, False):
-        return
-    flags: u32 = cpu.memory[cpu.rsp] & (X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_NT)
-    retire(cpu, wrap16(cpu.rip + 1))
-    touch(cpu, READ, cpu.rsp)
-    cpu.rsp = wrap16(cpu.rsp + 1)
-    cpu.rflags = X86_EFLAGS_FIXED | flags
-
-
-def stack_word(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8, arg: u32) -> None:
-    """OR, AND NOT or MOV of an immediate to a word of the stack."""
-    at: u16 = wrap16(cpu.rsp + (arg >> STACK_OFFSET_SHIFT))
-    if no_access(m, cpu, vmcb, at, True):
-        return
-    value: u32 = arg & STACK_IMMEDIATE
-    if op == OP_OR_STACK:
-        cpu.memory[at] |= value
-    elif op == OP_ANDN_STACK:
-        cpu.memory[at] = cpu.memory[at] & ~value
-    else:
-        cpu.memory[at] = value
-    retire(cpu, wrap16(cpu.rip + 1))
-    touch(cpu, WRITE, at)
-
-
 @rule("AMD64 APM vol. 3", "INT; INT3: interrupts generated by software return behind the instruction")
 def software_interrupt(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8, vector: u32) -> None:
     """INT3 raises #BP, INT goes through the gate of its vector. The return address is behind it; if the delivery is cut
@@ -315,7 +264,22 @@ def software_interrupt(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8, vector: u32) ->
     if op == OP_INT3:
         raise_exception(m, cpu, vmcb, TRAP, BP_VECTOR, 0, behind)
     elif not exits_instead(m, cpu, vmcb, INTERCEPT_INTN):
-        deliver(m, cpu, vmcb, SOFT, wrap8(vector), 0, behind)
+        if gate_shut(cpu, vector):
+            raise_fault(m, cpu, vmcb, GP_VECTOR, wrap32(vector * 8 + ERROR_IDT))
+        else:
+            deliver(m, cpu, vmcb, SOFT, wrap8(vector), 0, behind)
+
+
+@rule("AMD64 APM vol. 2", "INT1 (ICEBP); #DB Intercept; ICEBP Intercept; Debug Status Register (DR6)", "memory")
+def int1(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """INT1 is #DB behind the instruction, with DR6 and DR7 as they were. It has an intercept of its own, and that of
+    #DB does not see it. If its delivery is cut off, RIP is still at it, as for INT3 (Linux: icebp_interception())."""
+    if exits_instead(m, cpu, vmcb, INTERCEPT_ICEBP):
+        return
+    if cpu.guest_mode and m.sev_es and intercepted(vmcb, INTERCEPT_ICEBP):
+        raise_vc(m, cpu, vmcb, SVM_EXIT_ICEBP)
+        return
+    deliver(m, cpu, vmcb, TRAP, DB_VECTOR, 0, wrap16(cpu.rip + 1))
 
 
 @rule("AMD64 APM vol. 2", "Enabling SVM; Virtual GIF; Instruction Intercepts")
@@ -360,20 +324,42 @@ def iretq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     if cpu.guest_mode and (cpu.cold >> (page & 7)) & 1 != 0:
         vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_READ_USER, wrap64(page << PAGE_SHIFT))
         return
-    rip: u32 = cpu.memory[cpu.rsp]
-    if cpu.memory[cpu.rsp + 1] != KERNEL_CS or cpu.memory[cpu.rsp + 4] != KERNEL_DS or rip >= CODE_SIZE:
-        iret_fault(m, cpu)
-        raise_gp(m, cpu, vmcb)
+    if iret_frame_faults(m, cpu, vmcb):
         return
-    flags: u32 = cpu.memory[cpu.rsp + 2] & (X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_NT | X86_EFLAGS_RF)
+    rip: u32 = cpu.memory[cpu.rsp]
+    cs: u16 = wrap16(cpu.memory[cpu.rsp + 1])
+    ss: u16 = wrap16(cpu.memory[cpu.rsp + 4])
+    flags: u32 = loaded_flags(cpu, cpu.memory[cpu.rsp + 2] & (USER_FLAGS | X86_EFLAGS_RF))
     new_rsp: u16 = wrap16(cpu.memory[cpu.rsp + 3])
     retire(cpu, wrap16(rip))
     for n in range(5):
         touch(cpu, READ, wrap16(cpu.rsp + n))
     cpu.rflags = X86_EFLAGS_FIXED | flags
     cpu.rsp = new_rsp
+    cpu.cpl = cs & RPL
+    cpu.ss = ss
     if m.iret_unmasks:
         cpu.nmi_masked = 0
+
+
+@rule("AMD64 APM vol. 3", "IRET: CS, SS, then RIP; Error Codes: Selector-Error Code", "memory")
+def iret_frame_faults(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
+    """A frame that cannot be returned to: the fault is the IRETQ's own, the error code names the selector."""
+    cs: u16 = wrap16(cpu.memory[cpu.rsp + 1])
+    ss: u16 = wrap16(cpu.memory[cpu.rsp + 4])
+    error: u32 = cs & SELECTOR
+    fault: u8 = cs_fault(cpu, cs)
+    if fault == 0:
+        error = ss & SELECTOR
+        fault = ss_fault(ss, cs & RPL)
+    if fault == 0 and cpu.memory[cpu.rsp] >= CODE_SIZE:
+        error = 0
+        fault = GP_VECTOR
+    if fault == 0:
+        return False
+    iret_fault(m, cpu)
+    raise_fault(m, cpu, vmcb, fault, error)
+    return True
 
 
 @rule("AMD64 APM vol. 2", "NMI Virtualization: V_NMI_MASK cleared on successful completion of IRET", "derived")
@@ -383,13 +369,27 @@ def iret_fault(m: Machine, cpu: Cpu) -> None:
         cpu.nmi_masked = 0
 
 
+@rule("AMD64 APM vol. 2", "Nested Page Fault: EXITINFO1 and 2; Interrupt Shadows", "memory")
+def no_fetch(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
+    """Nested paging has not mapped the page that the instruction is on: it exits before anything of it is done, a
+    shadow that covers it still open."""
+    if cpu.guest_mode == 0 or cpu.rip + 1 != m.cold_code or (cpu.cold >> PAGE_CODE) & 1 == 0:
+        return False
+    vmexit(m, cpu, vmcb, SVM_EXIT_NPF, NPF_FETCH_USER, PAGE_CODE << PAGE_SHIFT)
+    return True
+
+
 def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     """Run the instruction at RIP: it retires, faults, or is intercepted. Outside of the code there is no page."""
     if cpu.rip >= CODE_SIZE:
         raise_fault(m, cpu, vmcb, PF_VECTOR, PF_FETCH)
         return
+    if no_fetch(m, cpu, vmcb):
+        return
     op: u8 = m.ops[cpu.rip]
-    if op == OP_STI:
+    if privileged(cpu, op):
+        raise_gp(m, cpu, vmcb)
+    elif op == OP_STI:
         sti(cpu)
     elif op == OP_MOV_SS:
         mov_ss(cpu)
@@ -421,6 +421,8 @@ def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
     elif OP_MOV_RAX <= op <= OP_VC_DB:
         rax_instruction(m, cpu, vmcb, op, m.args[cpu.rip])
+    elif OP_INT1 <= op <= OP_TO_R11:
+        system_instruction(m, cpu, vmcb, op)
     else:
         moves_on(m, cpu, op)
 
@@ -454,6 +456,22 @@ def rax_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8, arg: u32) -> None:
     else:
         to = vc_db(m, cpu)
     retire(cpu, wrap16(to))
+
+
+def system_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8) -> None:
+    """INT1, SYSCALL and SYSRET, and what looks at R11 or changes it."""
+    if op == OP_INT1:
+        int1(m, cpu, vmcb)
+    elif op == OP_SYSCALL:
+        syscall(m, cpu)
+    elif op == OP_SYSRET:
+        sysret(cpu)
+    else:
+        if op == OP_FROM_R11:
+            cpu.rax = cpu.r11
+        else:
+            cpu.r11 = wrap32(cpu.rax)
+        retire(cpu, wrap16(cpu.rip + 1))
 
 
 def moves_on(m: Machine, cpu: Cpu, op: u8) -> None:

@@ -8,13 +8,17 @@ from iretrace.machine.cpu import (
     CODE_SIZE,
     DR6_RESET,
     DR7_RESET,
+    KERNEL_DS,
     MEMORY_WORDS,
+    PAGE_CODE,
     PAGE_DB,
     PAGE_DF,
     PAGE_MAIN,
     PAGE_NMI,
+    PAGE_RSP0,
     PAGE_VC,
     STACK_WORDS,
+    USER_DS,
     VC_VECTOR,
     VECTORS,
     X86_EFLAGS_FIXED,
@@ -23,7 +27,7 @@ from iretrace.machine.cpu import (
     Machine,
 )
 
-STACK_PAGES = {"main": PAGE_MAIN, "nmi": PAGE_NMI, "vc": PAGE_VC, "df": PAGE_DF, "db": PAGE_DB}
+STACK_PAGES = {"main": PAGE_MAIN, "nmi": PAGE_NMI, "vc": PAGE_VC, "df": PAGE_DF, "db": PAGE_DB, "rsp0": PAGE_RSP0}
 VECTOR_PAGES = {litmus.VECTORS[name]: page for name, page in STACK_PAGES.items() if name in litmus.VECTORS}
 
 
@@ -44,6 +48,8 @@ def make_machine(test: Test, vcpu: str, knobs: int, nested_data_bp: bool = True)
         hidden=_hidden(test),
         idt=idt,
         ist=ist,
+        lstar=test.syscall + 1,
+        cold_code=test.cold_code + 1,
         sev_es=int(sev_es),
         nested_data_bp=int(nested_data_bp),
         iret_unmasks=int(not sev_es or vcpu == "sev-es-vnmi"),
@@ -54,7 +60,7 @@ def make_machine(test: Test, vcpu: str, knobs: int, nested_data_bp: bool = True)
 
 def _hidden(test: Test) -> list[int]:
     """1 for the instructions of the #VC handler: from its start to the next section."""
-    starts = sorted([test.main, *(start for _, start in test.handlers), len(test.code)])
+    starts = sorted([test.main, *(start for _, start in test.handlers), max(test.syscall, 0), len(test.code)])
     hidden = [0] * CODE_SIZE
     for vector, start in test.handlers:
         if vector == VC_VECTOR:
@@ -69,7 +75,11 @@ def make_cpu(test: Test) -> Cpu:
         rip=test.main,
         rsp=STACK_WORDS,
         rflags=X86_EFLAGS_FIXED | (X86_EFLAGS_IF if test.interrupts else 0),
+        cpl=test.cpl,
+        ss=KERNEL_DS if test.cpl == 0 else USER_DS,
         rax=0,
+        rcx=0,
+        r11=0,
         dr0=0,
         dr1=0,
         dr2=0,
@@ -90,7 +100,7 @@ def make_cpu(test: Test) -> Cpu:
         guest_mode=0,
         event_inj=0,
         event_inj_err=0,
-        cold=sum(1 << STACK_PAGES[name] for name in test.cold),
+        cold=sum(1 << STACK_PAGES[name] for name in test.cold) | (1 << PAGE_CODE if test.cold_code >= 0 else 0),
         door=0,
         read_dr6=0,
         seen=0,
@@ -108,7 +118,8 @@ def place(test: Test, rip: int) -> str:
         return f"code+{rip}"
     if test.code[rip].label:
         return test.code[rip].label
-    names = {test.main: "main"} | {start: _name(vector) for vector, start in test.handlers}
+    names = {test.main: "main", test.syscall: "syscall"}
+    names |= {start: _name(vector) for vector, start in test.handlers}
     start = max(s for s in names if s <= rip)
     return names[start] if start == rip else f"{names[start]}+{rip - start}"
 

@@ -15,14 +15,16 @@ from iretrace.explore.interned import Interned
 from iretrace.explore.monitor import Stamp
 from iretrace.litmus.test import Test
 from iretrace.machine.boundary import guest_step, virtual_nmi_due
-from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, SEEN_MARK, VC_VECTOR, Cpu
+from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, OP_INT1, SEEN_MARK, VC_VECTOR, Cpu
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, vmrun
+from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, intercepted, vmrun
 from iretrace.machine.swap import swap_in, swap_out
 from iretrace.machine.vmcb import (
     INTERCEPT_DR6_READ,
+    INTERCEPT_ICEBP,
     SVM_EVTINJ_VEC_MASK,
     SVM_EXIT_ERR,
+    SVM_EXIT_ICEBP,
     SVM_EXIT_IRET,
     SVM_EXIT_VMGEXIT,
     Vmcb,
@@ -51,6 +53,9 @@ KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTERNAL_ERROR = 17
 EINTR = 4
 EAGAIN = 11
+
+NO_GHCB_EVENT = {SVM_EXIT_IRET: "IRET", SVM_EXIT_ICEBP: "INT1"}
+"""Instructions whose intercept an encrypted guest can do nothing about: the GHCB specification has no such event."""
 
 UNSTARTED = -2
 FINISHED = -1
@@ -214,12 +219,13 @@ class Vcpu:
         return Did(*after, exited, shown, mark, retired, defect)
 
     def _guest_defect(self, cpu: Cpu) -> str:
-        """Defects whatever the history: #VC for IRET, which no GHCB event answers; a shutdown nobody intercepts."""
+        """Defects whatever the history: a #VC that no GHCB event answers; a shutdown nobody intercepts."""
         if cpu.shutdown and cpu.guest_mode:
             return "the guest shuts down and the hypervisor does not intercept it: the host's processor shuts down"
         at_vc = self.machine.idt[VC_VECTOR] == cpu.rip + 1
-        if self.machine.sev_es and at_vc and cpu.rsp < len(cpu.memory) and cpu.memory[cpu.rsp] == SVM_EXIT_IRET:
-            return "the guest gets #VC for its IRET, an event that the GHCB protocol does not have"
+        if self.machine.sev_es and at_vc and cpu.rsp < len(cpu.memory) and cpu.memory[cpu.rsp] in NO_GHCB_EVENT:
+            what = NO_GHCB_EVENT[cpu.memory[cpu.rsp]]
+            return f"the guest gets #VC for its {what}, an event that the GHCB protocol does not have"
         return ""
 
     def halted_at(self, core: int) -> int:
@@ -262,9 +268,9 @@ class Vcpu:
         return self._hand_over(self.cpus(pack(first)), 0, (UNSTARTED,) * arrivals, (), pause, False)
 
     def _set_registers(self, packed: tuple[int, ...]) -> tuple[int, ...]:
-        """What the VMM's KVM_SET_REGS before the first KVM_RUN comes to at the first VMRUN."""
+        """What the VMM's KVM_SET_REGS and KVM_SET_SREGS before the first KVM_RUN comes to at the first VMRUN."""
         vmcb, cpu = unpack(Vmcb, packed), unpack(Cpu, self.first)
-        vmcb.rip, vmcb.rsp, vmcb.rflags = cpu.rip, cpu.rsp, cpu.rflags
+        vmcb.rip, vmcb.rsp, vmcb.rflags, vmcb.cpl = cpu.rip, cpu.rsp, cpu.rflags, cpu.cpl
         return pack(vmcb)
 
     def woken(self, core: int) -> int:
@@ -405,6 +411,7 @@ class Vcpu:
         if known is None:
             vmcb = unpack(Vmcb, self.vmcbs.values[core.vmcb])
             enters = vmcb.event_inj & SVM_EVTINJ_VEC_MASK == DB_VECTOR or not exception_intercepted(vmcb, DB_VECTOR)
+            enters |= OP_INT1 in self.machine.ops and not intercepted(vmcb, INTERCEPT_ICEBP)
             answered = (vmcb.intercept_dr >> INTERCEPT_DR6_READ) & 1 != 0 and not self.machine.sev_es
             known = self._shows_dr6[core.vmcb] = enters and answered
         return self.hypervisor.view(self.privates.values[core.private]).dr6_active ^ DR6_RESET if known else 0
