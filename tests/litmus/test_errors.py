@@ -60,14 +60,18 @@ MISTAKES = [
     (
         "spin",
         "or qword [rsp+16], DF",
-        ("6:24: 'DF' cannot stand here; write a number of at most 24 bits, TF, IF, RF, CS, SS, USER_CS, "
-        "USER_SS, ABSENT_CS, ABSENT_SS"),
+        (
+            "6:24: 'DF' cannot stand here; write a number of at most 24 bits, TF, IF, RF, CS, SS, USER_CS, "
+            "USER_SS, ABSENT_CS, ABSENT_SS"
+        ),
     ),
     (
         "spin",
         "mov qword [rsp], 0x1000000",
-        ("6:22: '0x1000000' cannot stand here; write a number of at most 24 bits, TF, IF, RF, CS, SS, USER_CS, "
-        "USER_SS, ABSENT_CS, ABSENT_SS, or a label"),
+        (
+            "6:22: '0x1000000' cannot stand here; write a number of at most 24 bits, TF, IF, RF, CS, SS, USER_CS, "
+            "USER_SS, ABSENT_CS, ABSENT_SS, or a label"
+        ),
     ),
     (
         "spin",
