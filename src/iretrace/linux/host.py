@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from iretrace.linux.answers import Site
+from iretrace.linux.machine import RUN
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import Program, Run
-from iretrace.linux.sender import Access, EventSender, Hook, Senders
+from iretrace.linux.sender import EventSender, Hook, Path, Senders
+from iretrace.linux.turns import digest
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, Debug, Landing, PauseKind, SenderState
 
@@ -69,7 +72,10 @@ class KernelRun(Run):
 
 
 class HostRun(KernelRun):
-    """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps."""
+    """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps.
+
+    turns: for each opening everything that decides how the step goes on if that landing is made, as a digest.
+    """
 
     def __init__(
         self,
@@ -84,14 +90,19 @@ class HostRun(KernelRun):
         self.senders: list[SenderState] = list(senders)
         self.log: list[tuple[str, int]] = []
         self.openings: list[Landing] = []
+        self.turns: list[bytes] = []
         self._schedule = schedule
         self._reduce = reduce
         self._count = 0
         self._landed = 0
         self._next = schedule[0][0] if schedule else NEVER
         self._last = schedule[-1][:2] if schedule else (0, -1)
-        self._paths: list[tuple[int, tuple[Access, ...]]] | None = None
+        self._paths: list[tuple[int, Path]] | None = None
         self._watching = any(state is not NO_SENDER for state in senders)
+
+    def perform(self, vcpu: int, again: bool) -> Any:
+        """The step: KVM_RUN from its start, or on from where the thread paused."""
+        return self.call(RUN, vcpu) if again else self.resume()
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         """A shared word is about to be accessed: senders land, and openings are noted."""
@@ -152,16 +163,34 @@ class HostRun(KernelRun):
         for number, path in paths:
             if (k, number) == self._last:
                 continue
-            for steps, access in enumerate(path, 1):
+            for steps, (access, _) in enumerate(path, 1):
                 if access.conflicts(address, mask, write):
                     self.openings.append((k, number, steps))
+                    self.turns.append(self._turn(number, path[:steps]))
         if write:
             self._paths = None
 
-    def _remaining(self) -> list[tuple[int, tuple[Access, ...]]]:
-        """What each unfinished sender would access if it went on now. Of started ones that are equally far one will
+    def _turn(self, number: int, landing: Path) -> bytes:
+        """See turns: the thread's state, memory and senders as they are after a landing. To be called by _open()."""
+        memory, ipi, state = dict(self.m), self.ipi, self.senders[number]
+        for access, step in landing:
+            memory[access.address] = step.word
+            memory.update(step.writes)
+            if step.ipi:
+                ipi = not (self.interrupts and self.gif)
+        assert isinstance(state, EventSender)
+        done = landing[-1][1]
+        senders = (*self.senders[:number], (done.log, done.after is None), *self.senders[number + 1 :])
+        events = (("start", not state.log), ("end", done.after is None))
+        log = (*self.log, *((what, number) for what, happens in events if happens))
+        own = (self.interrupts, self.gif, self.warm, self.sp, self.physical.now(), self.host, *self.findings)
+        # Of this run's own frames _turn(), _open() and shared() are no part of where it stands.
+        return digest(sys._getframe(3), HostRun.perform.__code__, memory, senders, log, ipi, own)
+
+    def _remaining(self) -> list[tuple[int, Path]]:
+        """What each unfinished sender would do if it went on now. Of started ones that are equally far one will
         do: they cannot be told apart from here on."""
-        known: dict[SenderState, tuple[Access, ...]] = {}
+        known: dict[SenderState, Path] = {}
         paths = []
         for number, state in enumerate(self.senders):
             if state is NO_SENDER:

@@ -89,7 +89,8 @@ class TreeHypervisor:
     """Linux `tree.version`, executed.
 
     rule_files: more rules (`--rules`). options: `--option` values. negate: a condition of the tree to invert.
-    reduce: offer only landings that can matter; False offers every place (for tests of that claim). machine: the tree
+    reduce: offer only landings that can matter; False offers every place (for tests of that claim). merge: tell which
+    landings come to the same; False does not (for tests of that). machine: the tree
     as it has been read for another hypervisor, to share with that one (its rules and options hold). vcpu: the kind of
     its vCPU. Raises Unmodelled when the first state cannot be built; InputError for a kind that has none.
     """
@@ -101,6 +102,7 @@ class TreeHypervisor:
         options: Mapping[str, int] | None = None,
         negate: ConditionId | None = None,
         reduce: bool = True,
+        merge: bool = True,
         machine: Machine | None = None,
         vcpu: str = "sev-es",
     ) -> None:
@@ -110,6 +112,7 @@ class TreeHypervisor:
         self.vm = Vm(self.machine, vcpu)
         self.program = self.machine.program
         self._reduce = reduce
+        self._merge = merge
         self._processor = self._find_processor()
         self._states: dict[Hashable, State] = {}
         self._steps = Memo()
@@ -365,7 +368,7 @@ class TreeHypervisor:
         result = None
         try:
             with suppress(Bug):
-                result = run.call(RUN, self._svm) if cause == Cause.RERUN else run.resume()
+                result = run.perform(self._svm, again=cause == Cause.RERUN)
             moved = hidden.reveal(run.m, enters=result is PAUSE and run.paused == PauseKind.ENTER)
             if cause != Cause.VMEXIT:
                 run.host = None
@@ -395,6 +398,7 @@ class TreeHypervisor:
             log=tuple(run.log),
             ipi=run.ipi,
             openings=tuple(run.openings),
+            turns=tuple(run.turns) if self._merge else (),
             warm=run.warm,
             exit_reason=self._reason(run, result) if kind == PauseKind.USERSPACE else 0,
             defects=tuple(run.findings),

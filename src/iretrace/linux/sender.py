@@ -64,6 +64,10 @@ class Step:
         return NO_SENDER if self.after is None else EventSender(kind, self.log)
 
 
+Path = tuple[tuple[Access, Step], ...]
+"""Steps of a sender one after the other, each with its access."""
+
+
 class Recorder(dict[int, int]):
     """Memory that notes which words were read before they were written."""
 
@@ -192,20 +196,20 @@ class Sender:
             self._harmless.add((log, found, changed))
         return step
 
-    def path(self, log: Log, memory: Mapping[int, int]) -> tuple[Access, ...]:
-        """The accesses of all steps that a sender still has to do, if it does them now, one after the other."""
-        accesses: list[Access] = []
+    def path(self, log: Log, memory: Mapping[int, int]) -> Path:
+        """All steps that a sender still has to do, if it does them now, one after the other."""
+        steps: list[tuple[Access, Step]] = []
         changed: dict[int, int] = {}
         access = self.access(log)
         while access is not None:
-            accesses.append(access)
             found = changed.get(access.address)
             if found is None:
                 found = memory.get(access.address, 0)
             step = self._steps.get((log, found)) or self._remember(log, access, found)
             changed[access.address] = step.word
+            steps.append((access, step))
             log, access = step.log, step.after
-        return tuple(accesses)
+        return tuple(steps)
 
     def _remember(self, log: Log, access: Access, found: int) -> Step:
         step, replay = self._make(log, access, found, {})
@@ -258,6 +262,6 @@ class Senders:
         """See Sender."""
         return self._senders[state.kind].step(state.log, memory)
 
-    def path(self, state: EventSender, memory: Mapping[int, int]) -> tuple[Access, ...]:
+    def path(self, state: EventSender, memory: Mapping[int, int]) -> Path:
         """See Sender."""
         return self._senders[state.kind].path(state.log, memory)

@@ -173,6 +173,9 @@ class Pause:
     type B: DR0-3 and the masks)."""
     sev_features: int = 0
     """SEV_FEATURES of the VMSA that the hypervisor launched the guest with: the processor's at the first VMRUN."""
+    turns: tuple[Hashable, ...] = ()
+    """For each opening what decides how the step goes on after that landing: of two schedules of one step, from the
+    same state and with the same senders, that come to equal ones either will do. () if it is not known."""
     host: Debug | None = None
     """The physical CPU's debug registers when the host was itself again after the #VMEXIT of this step (it enables
     interrupts); None if the step was entered without one, or its hypervisor has no such state."""

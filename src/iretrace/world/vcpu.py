@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import zip_longest
 from typing import NamedTuple
 
 from iretrace.explore.interned import Interned
@@ -292,6 +293,7 @@ class Vcpu:
         if known is not None:
             return known
         results: dict[Hashable, tuple[Schedule, Pause]] = {}
+        turns: set[Hashable] = set()
         schedules: deque[tuple[Schedule, frozenset[Landing]]] = deque([((), frozenset())])
         while schedules:
             schedule, instead = schedules.popleft()
@@ -300,11 +302,14 @@ class Vcpu:
             results.setdefault(_all_but_openings(pause), (schedule, pause))
             landed = {landing[1] for landing in schedule}
             openings = frozenset(pause.openings)
-            for landing in pause.openings:
+            for landing, turn in zip_longest(pause.openings, pause.turns):
                 if _continued(schedule, landing) in instead:
                     continue
-                if landing[1] in landed or may_land(landed, landing[1]):
-                    schedules.append(((*schedule, landing), openings))
+                if turn in turns or not (landing[1] in landed or may_land(landed, landing[1])):
+                    continue
+                if turn is not None:
+                    turns.add(turn)
+                schedules.append(((*schedule, landing), openings))
         made = self._pauses[key] = list(results.values())
         return made
 
