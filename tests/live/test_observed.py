@@ -154,3 +154,41 @@ def test_an_nmi_that_came_after_the_second_was_taken_cannot_have_merged_with_it(
     explainer = Explainer(guest.test)
     assert not explainer.objection(anywhere)
     assert explainer.objection(at_last) == "after these it cannot be that the guest spins and no more comes"
+
+
+def test_a_shutdown_is_explained_or_not_whatever_was_marked_before() -> None:
+    log = "2:{0:x}:2:0:0;1:{0:x}:102:0:1;2:{0:x}:2:0:b;1:{0:x}:102:0:64;"
+    run = read(log, 0, end="exit", reason="8", records="-1024")
+    assert (run.complete, run.reset) == (False, True)
+    expected = "after these it cannot be that the guest shutdown and no more comes"
+    assert Explainer(run.guest.test).objection(run) == expected
+
+
+def test_a_log_that_was_overwritten_tells_nothing() -> None:
+    run = read("2:{0:x}:2:0:0;", 1, records="-1")
+    assert (run.history, run.complete, run.reset) == ((), False, False)
+
+
+DEBUGGED = TWO_NMIS.replace("outside nmi, nmi", "outside guest-debug step, guest-debug off, nmi, nmi")
+HELD = "2:{0:x}:102:0:0;1:{0:x}:102:0:1;2:{0:x}:2:0:b;1:{0:x}:102:0:64;"
+
+
+def debugged(acts: str) -> Run:
+    guest = first_guest(DEBUGGED)
+    log = HELD.format(*guest.program.addresses)
+    return read_run(line(guest, log, 100 * 9 + 2) + f" debugger={acts}", {0: guest})
+
+
+def test_the_tf_that_is_pushed_while_a_debugger_is_attached_is_not_compared() -> None:
+    run = debugged(f"1:0:{first_guest(DEBUGGED).program.addresses[0]:x};0:1:0;")
+    assert run.history[0] == Delivery(2, 0, 0, 0, debugged=True)
+    assert Explainer(run.guest.test).objection(run) == ""
+
+
+def test_the_tf_that_is_pushed_after_the_debugger_has_gone_is_compared() -> None:
+    assert "nmi at `spin` with TF pushed" in Explainer(first_guest(DEBUGGED).test).objection(debugged("1:0:0;0:0:0;"))
+
+
+def test_a_delivery_that_was_not_logged_when_the_debugger_went_came_while_it_was_there() -> None:
+    stub, _ = first_guest(DEBUGGED).program.stubs[2]
+    assert Explainer(first_guest(DEBUGGED).test).objection(debugged(f"1:0:0;0:0:{stub:x};")) == ""

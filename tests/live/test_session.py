@@ -222,3 +222,16 @@ def test_an_rf_that_did_not_hold_the_breakpoint_off_is_no_defect_of_kvm() -> Non
     once, twice = (read_run(line(guest, log, 0), {0: guest}) for log in (place + "0;", place + "0;" + place + "3;"))
     assert excuse(once, "11.1.3") == ""
     assert "drops the RF" in excuse(twice, "11.1.3")
+
+
+def test_a_debugger_that_steps_the_guest_sees_by_itself_where_it_is_to_go() -> None:
+    text = TWO_NMIS.replace("outside nmi", "outside at here: guest-debug step, at gone: guest-debug off")
+    test = make_test(text.replace("    spin", "    here: nop\n    gone: spin", 1))
+    assert reason_not_to_run(test) == ""
+    assert make_guests(test, 10, 0)[0].cuts[:2] == (0, -1)
+
+
+def test_a_debugger_that_waits_for_an_instruction_needs_breakpoints() -> None:
+    text = TWO_NMIS.replace("outside nmi", "outside guest-debug break here")
+    test = make_test(text.replace("    spin", "    here: spin", 1))
+    assert "arms no breakpoints" in unfit(test, "7.2.22")

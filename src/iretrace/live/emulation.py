@@ -77,7 +77,8 @@ def _watches(test: Test) -> bool:
 
 
 def _breaks_anywhere(test: Test) -> bool:
-    return any(value & DR7_ENABLE for value in _dr7_values(test))
+    debugged = any(arrival.debugger == "break" for arrival in test.outside)
+    return debugged or any(value & DR7_ENABLE for value in _dr7_values(test))
 
 
 def _general_detect(test: Test) -> bool:

@@ -9,7 +9,7 @@ from iretrace.explore.graph import Kind
 from iretrace.litmus.test import VECTORS, Test
 from iretrace.live.observed import Run
 from iretrace.live.walk import Delivery, Event, Mark, Shown
-from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK, SEEN_VALUE
+from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK, SEEN_VALUE, X86_EFLAGS_TF
 from iretrace.world.alone import Alone, State
 from iretrace.world.reference import Ref
 
@@ -45,8 +45,10 @@ def _objection(model: Alone, run: Run) -> str:
         if not after:
             return f"event {number + 1}, {say(run, event)}, cannot come here"
         states = _closed(model, after, not_yet(run, number + 1))
-    if not run.complete:
+    if not run.complete and not run.reset:
         return ""
+    if run.reset:
+        states = _closed(model, states, not_yet(run, len(run.history)), marks=True)
     if any(_ends(model, state, run) for state in states):
         return ""
     return f"after these it cannot be that the guest {run.ending} and no more comes"
@@ -57,14 +59,17 @@ def not_yet(run: Run, shown: int) -> int:
     return sum(1 << number for number, events in enumerate(run.after) if events > shown)
 
 
-def _closed(model: Alone, states: set[State], barred: int) -> set[State]:
-    """With all that can happen unseen: arrivals but those barred, latching, instructions that show nothing, PUSHFQ."""
+def _closed(model: Alone, states: set[State], barred: int, marks: bool = False) -> set[State]:
+    """With all that can happen unseen: arrivals but those barred, latching, instructions that show nothing, PUSHFQ.
+
+    marks: marks and values are not known, either."""
+    unseen = (SEEN_FLAGS, SEEN_MARK, SEEN_VALUE) if marks else (SEEN_FLAGS,)
     pending, met = list(states), set(states)
     while pending:
         state = pending.pop()
         targets: list[Hashable] = [edge.target for edge in model.edges(state) if edge.kind is Kind.OUTSIDE]
         for shown, target in _moves(model, state):
-            if shown is None or (isinstance(shown, tuple) and shown[0] == SEEN_FLAGS):
+            if shown is None or (isinstance(shown, tuple) and shown[0] in unseen):
                 targets.append(state._replace(reference=target))
         for after in targets:
             assert isinstance(after, State)
@@ -90,6 +95,8 @@ def matches(event: Event, shown: Hashable) -> bool:
     if isinstance(event, Shown):
         return bool(shown[0] == SEEN_VALUE and shown[4] == event.value)
     seen, vector, rip, flags, error = shown
+    if event.debugged:
+        flags &= ~X86_EFLAGS_TF
     told = event.error == error or event.vector in UNSEEN
     return bool(seen == SEEN_DELIVERY and (vector, rip, flags) == (event.vector, event.place, event.flags) and told)
 

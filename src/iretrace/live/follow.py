@@ -18,7 +18,7 @@ from iretrace.explore.monitor import EMPTY, Monitor, Stamp
 from iretrace.litmus.test import Test
 from iretrace.live.explain import matches, say
 from iretrace.live.observed import Run
-from iretrace.machine.cpu import SEEN_FLAGS
+from iretrace.machine.cpu import SEEN_FLAGS, SEEN_MARK, SEEN_VALUE
 from iretrace.world.endings import how
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor
@@ -54,7 +54,8 @@ class History(Monitor[Ref]):
             return number
         history = self.run.history
         if number == len(history):
-            return number if not self.run.complete else EMPTY
+            unseen = self.run.reset and observation[0] in (SEEN_MARK, SEEN_VALUE)
+            return number if unseen or not (self.run.complete or self.run.reset) else EMPTY
         return number + 1 if matches(history[number], observation) else EMPTY
 
     def stamp(self, number: int, event: Stamp) -> int:
@@ -146,7 +147,7 @@ def _way(came: dict[Point, Point | None], state: Point | None) -> tuple[Point, .
 
 def _ends(product: Product, run: Run, state: Point, dead: set[Hashable]) -> bool:
     """All of the history has been shown, and from here the guest can go on as it did. dead: states known not to."""
-    if not run.complete:
+    if not run.complete and not run.reset:
         return True
     if state in dead or product.owed(state):
         return False

@@ -11,7 +11,9 @@ from iretrace.live.machine_code import CODE, STACKS, NotRunnable, Program, assem
 
 MAGIC = 0x65637274
 MAX_ARRIVALS = 8
-KINDS = {"nmi": 0, "irq": 1, "signal": 2}
+KINDS = {"nmi": 0, "irq": 1, "signal": 2, "guest-debug": 3}
+DEBUGGERS = {"off": 0, "step": 1, "break": 2}
+ARRIVAL = struct.Struct("<7I")
 """As in harness.c."""
 
 RFLAGS, RFLAGS_IF = 0x2, 0x200
@@ -43,9 +45,8 @@ def reason_not_to_run(test: Test) -> str:
         if arrival.kind not in KINDS:
             return f"there is no way yet to raise '{arrival.kind}'"
     places: dict[int, int] = {}
-    for arrival in test.outside:
-        start = _section(test, arrival.at)
-        if arrival.at >= 0 and places.setdefault(start, arrival.at) != arrival.at:
+    for at in _bound(test):
+        if at >= 0 and places.setdefault(_section(test, at), at) != at:
             return "arrivals at two places of one section"
     try:
         assemble(test, {})
@@ -54,9 +55,20 @@ def reason_not_to_run(test: Test) -> str:
     return ""
 
 
+def _bound(test: Test) -> tuple[int, ...]:
+    """Of each arrival: the instruction that it is bound to, or -1. A debugger that steps the guest sees by itself when
+    it is to go."""
+    stepping = False
+    places = []
+    for arrival in test.outside:
+        places.append(-1 if stepping and arrival.debugger == "off" else arrival.at)
+        stepping = arrival.debugger == "step" or (stepping and arrival.debugger == "")
+    return tuple(places)
+
+
 def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
     """The guests of a test that can run, numbered from `first`: at random moments, and directed ones."""
-    own = tuple(arrival.at for arrival in test.outside)
+    own = _bound(test)
     guests = [_guest(test, first, own, repeat)]
     taken = {_section(test, at): at for at in own if at >= 0}
     free = _one_of_each_kind(test.outside)
@@ -76,10 +88,11 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
 def directed(test: Test, wanted: Sequence[int], repeat: int, first: int) -> Guest:
     """A guest whose arrivals precede these instructions (-1: they come at any time). One place in each section: what is
     wanted at another one comes at any time."""
-    cuts = [arrival.at for arrival in test.outside]
+    cuts = list(_bound(test))
     taken = {_section(test, at): at for at in cuts if at >= 0}
     for number, place in enumerate(wanted):
-        if cuts[number] < 0 <= place < len(test.code) and taken.setdefault(_section(test, place), place) == place:
+        free = test.outside[number].at < 0 <= place < len(test.code)
+        if free and taken.setdefault(_section(test, place), place) == place:
             cuts[number] = place
     return _guest(test, first, tuple(cuts), repeat)
 
@@ -91,10 +104,10 @@ def _guest(test: Test, number: int, cuts: tuple[int, ...], repeat: int, placed: 
 
 def _one_of_each_kind(outside: Sequence[Arrival]) -> list[int]:
     """The first arrival of each kind that is not bound to a place: the others of its kind are no different."""
-    first: dict[str, int] = {}
+    first: dict[tuple[str, str], int] = {}
     for number, arrival in enumerate(outside):
         if arrival.at < 0:
-            first.setdefault(arrival.kind, number)
+            first.setdefault((arrival.kind, arrival.debugger), number)
     return list(first.values())
 
 
@@ -118,8 +131,12 @@ def _pack(guest: Guest, seed: int) -> bytes:
     for number, (arrival, at) in enumerate(zip(test.outside, guest.cuts, strict=True)):
         cut = program.addresses[at] if at >= 0 else 0
         inside = program.addresses[guest.inside] if number == guest.placed and guest.inside >= 0 else 0
-        head += struct.pack("<5I", KINDS[arrival.kind], int(arrival.promised), cut, int(arrival.at >= 0), inside)
-    head += bytes(20 * (MAX_ARRIVALS - len(test.outside)))
+        debugger = DEBUGGERS.get(arrival.debugger, 0)
+        stops_at = max(arrival.target, arrival.at if at < 0 else -1)
+        target = program.addresses[stops_at] if stops_at >= 0 else 0
+        bound = int(arrival.at >= 0)
+        head += ARRIVAL.pack(KINDS[arrival.kind], int(arrival.promised), cut, bound, inside, debugger, target)
+    head += bytes(ARRIVAL.size * (MAX_ARRIVALS - len(test.outside)))
     head += struct.pack("<2I", _cold(test), len(program.chunks))
     return head + b"".join(_chunk(address, data) for address, data in program.chunks.items())
 

@@ -55,7 +55,8 @@
 #define SHOWN_RECORDS 48
 #define SHOWN_VALUES 64
 
-enum kind { NMI, IRQ, SIGNAL };
+enum kind { NMI, IRQ, SIGNAL, GUEST_DEBUG };
+enum debugger { OFF, STEP, BREAK };
 #define IRQ_VECTOR 0x30
 #define MSI_NMI 0x400
 
@@ -74,6 +75,8 @@ struct arrival {
 	uint32_t cut;	 /* page whose first instruction it must precede; 0: any time */
 	uint32_t strict; /* comes there or not at all */
 	uint32_t inside; /* of an IRETQ behind the cut: comes when its intercept is handled and before it executes */
+	uint32_t debugger; /* what the VMM does with its debugger, for GUEST_DEBUG */
+	uint32_t target;   /* where it stops the guest, for BREAK; where it goes, for OFF behind a STEP */
 };
 
 struct guest {
@@ -117,6 +120,13 @@ static volatile int fired[MAX_ARRIVALS];
 static volatile unsigned sent_after[MAX_ARRIVALS]; /* how many deliveries the guest had logged */
 static volatile uint64_t cut_time;
 static volatile int64_t sent_at[MAX_ARRIVALS]; /* spins until then, -1: not known */
+static volatile unsigned asked;	  /* what the thread that calls KVM_RUN is to do before it does so again, as bits */
+static enum debugger attached;
+static struct {
+	int debugger; /* -1: nothing was done */
+	unsigned after;
+	uint64_t rip;
+} done_after[MAX_ARRIVALS + 1]; /* when the debugger came or went; the last one: when it went by itself */
 static uint64_t hidden; /* a page of the stack that the guest cannot have now, 0: none */
 static int at_port, is_init;
 static sem_t go, done;
@@ -457,11 +467,75 @@ static unsigned logged(void)
 	return count;
 }
 
+/* Attach a debugger, or take it away. The vCPU does not run. */
+static void set_debugger(unsigned i, enum debugger what, uint64_t target)
+{
+	struct kvm_guest_debug debug = { 0 };
+	struct kvm_regs regs;
+
+	must(ioctl(vcpu, KVM_GET_REGS, &regs), "KVM_GET_REGS");
+	done_after[i].debugger = what;
+	done_after[i].after = logged();
+	done_after[i].rip = regs.rip;
+	if (what == STEP)
+		debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+	if (what == BREAK) {
+		debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+		debug.arch.debugreg[0] = target;
+		debug.arch.debugreg[7] = 0x401;
+	}
+	must(ioctl(vcpu, KVM_SET_GUEST_DEBUG, &debug), "KVM_SET_GUEST_DEBUG");
+	attached = what;
+}
+
+static void send(unsigned i, int64_t spins);
+
+/* What was asked of the VMM, in the order of the list. */
+static void act(void)
+{
+	for (unsigned i = 0; i < guest->arrivals; i++) {
+		if (!(asked >> i & 1))
+			continue;
+		asked &= ~(1u << i);
+		set_debugger(i, guest->arrival[i].debugger, guest->arrival[i].target);
+	}
+}
+
+/* KVM_RUN came back for the debugger. It goes when the instruction is reached that it waits for. */
+static void stopped_by_debugger(void)
+{
+	struct kvm_regs regs;
+
+	if (attached == BREAK) {
+		set_debugger(MAX_ARRIVALS, OFF, 0);
+		return;
+	}
+	must(ioctl(vcpu, KVM_GET_REGS, &regs), "KVM_GET_REGS");
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].strict && !guest->arrival[i].cut && guest->arrival[i].target == regs.rip && !fired[i])
+			send(i, -regs.rcx);
+}
+
+/* Have the VMM act, where the guest is: what comes before it in the list has been done. */
+static void ask(unsigned i)
+{
+	asked |= 1u << i;
+	if (pthread_equal(pthread_self(), vcpu_thread)) {
+		act();
+		return;
+	}
+	run->immediate_exit = 1;
+	pthread_kill(vcpu_thread, SIGUSR1);
+}
+
 /* spins: of the guest until now, -1 if that cannot be known because it runs. */
 static void send(unsigned i, int64_t spins)
 {
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = guest->arrival[i].kind == NMI ? MSI_NMI : IRQ_VECTOR };
 
+	for (unsigned earlier = 0; earlier < i && guest->arrival[i].kind == GUEST_DEBUG; earlier++)
+		if (guest->arrival[earlier].kind == GUEST_DEBUG && !fired[earlier])
+			send(earlier, spins);
 	sent_after[i] = logged();
 	sent_at[i] = spins;
 	fired[i] = 1;
@@ -469,6 +543,8 @@ static void send(unsigned i, int64_t spins)
 		mark_trace();
 	if (guest->arrival[i].kind == SIGNAL)
 		pthread_kill(vcpu_thread, SIGUSR1);
+	else if (guest->arrival[i].kind == GUEST_DEBUG)
+		ask(i);
 	else if (ioctl(vm, KVM_SIGNAL_MSI, &msi) < 0)
 		fail("KVM_SIGNAL_MSI");
 }
@@ -534,8 +610,14 @@ static void open_cuts(void)
 static void run_guest(void)
 {
 	for (;;) {
+		if (!stop)
+			run->immediate_exit = 0;
+		act();
 		int result = ioctl(vcpu, KVM_RUN, 0);
-		if (result < 0 && (errno == EINTR || errno == EAGAIN)) {
+		int debugged = result == 0 && run->exit_reason == KVM_EXIT_DEBUG && attached;
+		if (debugged)
+			stopped_by_debugger();
+		if (debugged || (result < 0 && (errno == EINTR || errno == EAGAIN))) {
 			if (stop)
 				return;
 			continue;
@@ -600,6 +682,19 @@ static int placed_at_start(void)
 	return 0;
 }
 
+/* A debugger is attached before it goes, as the test has it. */
+static void put_debugger_in_order(unsigned *order, unsigned count)
+{
+	for (unsigned a = 0; a < count; a++)
+		for (unsigned b = a + 1; b < count; b++)
+			if (guest->arrival[order[a]].kind == GUEST_DEBUG && guest->arrival[order[b]].kind == GUEST_DEBUG &&
+			    order[a] > order[b]) {
+				unsigned kept = order[a];
+				order[a] = order[b];
+				order[b] = kept;
+			}
+}
+
 /* Send everything that is not bound to a place, in any order, at any distance; then wait for what is bound to one. */
 static void send_all(void)
 {
@@ -608,7 +703,7 @@ static void send_all(void)
 
 	for (unsigned i = 0; i < guest->arrivals; i++) {
 		cuts += guest->arrival[i].cut != 0;
-		if (!guest->arrival[i].cut && (guest->arrival[i].promised || random_number() & 1))
+		if (!guest->arrival[i].cut && !guest->arrival[i].strict && (guest->arrival[i].promised || random_number() & 1))
 			order[count++] = i;
 	}
 	for (unsigned i = count; i > 1; i--) {
@@ -616,13 +711,15 @@ static void send_all(void)
 		order[i - 1] = order[other];
 		order[other] = kept;
 	}
+	put_debugger_in_order(order, count);
 	if (placed_at_start())
 		wait_cut(START_LIMIT);
 	else if (cuts && random_number() & 1)
 		wait_cut(CUT_LIMIT / 4);
 	for (unsigned n = 0; n < count; n++) {
 		sleep_until(now() + random_delay());
-		send(order[n], -1);
+		if (!fired[order[n]])
+			send(order[n], -1);
 	}
 	if (cuts) {
 		wait_cut(CUT_LIMIT);
@@ -652,7 +749,6 @@ static void look(struct seen *seen)
 static void start_vcpu(void)
 {
 	stop = stopped = 0;
-	run->immediate_exit = 0;
 	sem_post(&go);
 }
 
@@ -755,6 +851,11 @@ static void print_run(unsigned repetition, const struct seen *seen, int rounds)
 	put(" at=");
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		put("%lld,", fired[i] ? (long long)sent_at[i] : -1ll);
+	put(" debugger=");
+	for (unsigned i = 0; i <= MAX_ARRIVALS; i++)
+		if (done_after[i].debugger >= 0)
+			put("%d:%u:%llx;", done_after[i].debugger, done_after[i].after,
+			    (unsigned long long)done_after[i].rip);
 	print_exits();
 	print_values(seen);
 	put(" nmi=%u%u%u irq=%u exception=%u", seen->events.nmi.pending, seen->events.nmi.injected,
@@ -804,6 +905,10 @@ static void run_once(unsigned repetition)
 		write_file(TRACING "trace", "");
 	marked = 0;
 	memset((void *)fired, 0, sizeof fired);
+	asked = 0;
+	attached = OFF;
+	for (unsigned i = 0; i <= MAX_ARRIVALS; i++)
+		done_after[i].debugger = -1;
 	load_memory();
 	make_vm();
 	int warm = warm_up();

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import dropwhile, takewhile
+from typing import NamedTuple
 
 from iretrace.litmus.test import VECTORS, Op, Test
 from iretrace.live.guests import Guest
@@ -16,7 +17,9 @@ MP_STATE_HALTED = 3
 EXIT_SHUTDOWN, EXIT_INTERNAL_ERROR = 8, 17
 SHOWN_RECORDS = 48
 SHOWN_VALUES = 64
-TF_AND_IF = 0x300
+WRAPPED = -1
+"""Records: the first ones were overwritten."""
+IF, TF_AND_IF = 0x200, 0x300
 
 NEVER = 1 << 30
 """More events than any history has."""
@@ -48,6 +51,8 @@ class Run:
     after: tuple[int, ...] = ()
     """Of each arrival: how many events of the history certainly came before it; NEVER for one that was not sent."""
     late: Late | None = None
+    reset: bool = False
+    """It has shut down: all of its deliveries are known, and the marks and values behind the last one are not."""
     failure: str = ""
     """Not empty: the harness or KVM could not run the guest as it should; there is no outcome."""
 
@@ -70,11 +75,12 @@ def read_run(line: str, guests: Mapping[int, Guest]) -> Run:
     if end == "refused":
         return _failed(guest, repetition, f"KVM_RUN fails with errno {fields['errno']}")
     rip = int(fields["rip"], 16)
-    history, complete, shown_with = _history(guest, fields)
+    told = _history(guest, fields)
     ending = _ending(guest, end, reason, int(fields["mp"]), rip)
-    after = _after(guest.test, fields.get("after", ""), shown_with)
+    after = _after(guest.test, fields.get("after", ""), told.shown_with)
     place = guest.program.place(rip)
-    return Run(guest, repetition, history, complete, ending, place, after, _late(guest, fields))
+    late = _late(guest, fields)
+    return Run(guest, repetition, told.events, told.complete, ending, place, after, late, told.reset)
 
 
 def _late(guest: Guest, fields: dict[str, str]) -> Late | None:
@@ -116,7 +122,7 @@ def _after(test: Test, text: str, shown_with: list[int]) -> tuple[int, ...]:
     alike: dict[tuple[str, bool], list[int]] = {}
     for number, arrival in enumerate(test.outside):
         if arrival.at < 0:
-            alike.setdefault((arrival.kind, arrival.promised), []).append(number)
+            alike.setdefault((arrival.kind + arrival.debugger, arrival.promised), []).append(number)
     for (_, promised), numbers in alike.items():
         absent = 0 if promised else NEVER  # what is promised and has nobody to send it, as a signal without a VMM
         shown = [absent if counts[n] < 0 else max(shown_with[: counts[n]], default=0) for n in numbers]
@@ -150,23 +156,33 @@ def digits(number: int) -> tuple[int, ...]:
     return tuple(reversed(found))
 
 
-def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], bool, list[int]]:
-    """(deliveries, marks and values in order, whether that is all of them, for each logged record: how many events it
-    ends).
+class _Told(NamedTuple):
+    """What the log tells. shown_with: for each record, how many events it ends. complete, reset: as of a Run."""
+
+    events: tuple[Event, ...]
+    shown_with: list[int]
+    complete: bool = False
+    reset: bool = False
+
+
+def _history(guest: Guest, fields: dict[str, str]) -> _Told:
+    """Deliveries, marks and values in order.
 
     The number that holds the marks overflows in a guest that marks on and on: what follows is left out.
     """
-    logged = _logged(fields) if int(fields["records"]) >= 0 else []  # else the first ones were overwritten
+    count = int(fields["records"])
+    logged = _logged(fields) if count != WRAPPED else []
     order, certain = _in_order(guest.program, logged)
     records = [logged[number] for number in order]
     # A shutdown resets the registers: the marks behind the last delivery are lost.
     reset = fields["end"] == "exit" and int(fields["reason"]) == EXIT_SHUTDOWN
-    lost = reset or not certain or int(fields["records"]) < 0
+    certain = certain and count != WRAPPED and (len(logged) < SHOWN_RECORDS if reset else count <= SHOWN_RECORDS)
+    lost = reset or not certain
     values = tuple(int(word, 16) for word in fields.get("values", "").split(",") if word)
     made = _made(records, None if lost else (int(fields["marks"], 16), int(fields.get("shown", "0"))))
     known = _plausible([marks for marks, _ in made], len(guest.test.marks))
     known = min(known, sum(1 for _, count in made if count <= len(values)))
-    complete = known == len(made) and 0 <= int(fields["records"]) <= SHOWN_RECORDS and not lost
+    debugged = _debugged(guest.program, fields)
     events: list[Event] = []
     shown_with = [0] * len(logged)
     before: tuple[tuple[int, ...], int] = ((), 0)
@@ -175,15 +191,32 @@ def _history(guest: Guest, fields: dict[str, str]) -> tuple[tuple[Event, ...], b
         new = walk.between(marks[len(before[0]) :], values[before[1] : count], guest.program)
         before = (marks, count)
         if new is None:
-            return tuple(events), False, shown_with
+            break
+        events += new
         if number == len(records):
-            return tuple(events + new if complete else events), complete, shown_with
-        vector, rip, rflags, error = records[number][:4]
-        place = guest.program.place(rip)
-        events += [*new, Delivery(vector, place, rflags & TF_AND_IF, error)]
-        walk.deliver(vector, place)
+            return _Told(tuple(events), shown_with, complete=not lost, reset=certain and reset)
+        delivery = _delivery(guest.program, records[number], any(order[number] in window for window in debugged))
+        events.append(delivery)
+        walk.deliver(delivery.vector, delivery.place)
         shown_with[order[number]] = len(events)
-    return tuple(events), False, shown_with
+    return _Told(tuple(events), shown_with)
+
+
+def _delivery(program: Program, record: tuple[int, ...], debugged: bool) -> Delivery:
+    vector, rip, rflags, error = record[:4]
+    return Delivery(vector, program.place(rip), rflags & (IF if debugged else TF_AND_IF), error, debugged)
+
+
+def _debugged(program: Program, fields: dict[str, str]) -> list[range]:
+    """The records of the deliveries while a debugger was attached. One that had not been logged when it went is one."""
+    texts = [text.split(":") for text in fields.get("debugger", "").split(";") if text]
+    acts = [(int(what), int(after), int(rip, 16)) for what, after, rip in texts]
+    found = []
+    for number, (what, begin, _) in enumerate(acts):
+        ends = [after + (_not_logged_at(program, rip) >= 0) for _, after, rip in acts[number + 1 :]]
+        if what:
+            found.append(range(begin, min(ends, default=NEVER)))
+    return found
 
 
 def _made(records: list[tuple[int, ...]], at_the_end: tuple[int, int] | None) -> list[tuple[tuple[int, ...], int]]:

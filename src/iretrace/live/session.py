@@ -159,7 +159,7 @@ def distinct(runs: Iterable[Run]) -> list[tuple[Run, int]]:
     counts: dict[tuple[object, ...], int] = {}
     first: dict[tuple[object, ...], Run] = {}
     for run in runs:
-        key = (run.history, run.complete, run.ending, run.place, run.after)
+        key = (run.history, run.complete, run.reset, run.ending, run.place, run.after)
         first.setdefault(key, run)
         counts[key] = counts.get(key, 0) + 1
     return [(run, counts[key]) for key, run in first.items()]

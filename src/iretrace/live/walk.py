@@ -20,12 +20,15 @@ MAX_STEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: pushed TF, IF."""
+    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: pushed TF, IF.
+
+    debugged: a debugger of the VMM was attached; whose TF was pushed is not known, so it is not in flags."""
 
     vector: int
     place: int
     flags: int
     error: int
+    debugged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
