@@ -13,10 +13,12 @@ from iretrace.machine.cpu import (
     KNOB_CUT_OFF_INJECTION_MASKS,
     KNOB_IRET_FAULT_UNMASKS,
     KNOB_MOVSS_BLOCKS_NMI,
+    KNOB_SEV_ES_GUEST_READS_SVME,
     KNOB_SHADOW_BLOCKS_EXIT,
     KNOB_STEP_CLEARS_B,
     KNOB_STI_BLOCKS_NMI,
     KNOB_TRAP_EXIT_KEEPS_SHADOW,
+    KNOB_VGIF_DISCARDS_BREAKPOINTS,
 )
 from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
 from iretrace.world.endings import can_exit, explained, how, point
@@ -32,6 +34,8 @@ UNKNOWN_KNOBS = {
     KNOB_STI_BLOCKS_NMI: "sti_blocks_nmi",
     KNOB_MOVSS_BLOCKS_NMI: "movss_blocks_nmi",
     KNOB_CUT_OFF_INJECTION_MASKS: "cut_off_injection_masks",
+    KNOB_SEV_ES_GUEST_READS_SVME: "sev_es_guest_reads_svme",
+    KNOB_VGIF_DISCARDS_BREAKPOINTS: "vgif_discards_breakpoints",
 }
 """Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values. Of
 a shadow that holds NMIs or does not, the patient reference may do either."""

@@ -60,6 +60,7 @@ SHOWN_BY_VERDICT = {
     "SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE": ("nmi-complete-then-spin", "sev-es"),
     "SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME": ("clgi-is-ud", "plain"),
     "SINCE_ICEBP_IS_INTERCEPTED": ("int1-on-cold-stack", "plain"),
+    "SINCE_CLEARING_SVME_KEEPS_GIF": ("svme-off-keeps-gif", "plain"),
 }
 NO_VERDICT = {
     "SINCE_NO_POINTLESS_SINGLE_STEP": "benign: the processor does not read TF from the VMCB of an encrypted guest",

@@ -36,7 +36,7 @@ from iretrace.kvm.svm import (
     svm_set_rflags,
     svm_vcpu_run,
 )
-from iretrace.kvm.svm_exits import SVM_EXIT_EFER_WRITE_TRAP, svm_invoke_exit_handler
+from iretrace.kvm.svm_exits import svm_invoke_exit_handler
 from iretrace.kvm.x86 import (
     kvm_check_and_inject_events,
     kvm_emulate_halt,
@@ -55,6 +55,7 @@ from iretrace.machine.vmcb import (
     SVM_EVTINJ_TYPE_SOFT,
     SVM_EVTINJ_VALID,
     SVM_EVTINJ_VALID_ERR,
+    SVM_EXIT_EFER_WRITE_TRAP,
     SVM_EXIT_ERR,
     SVM_EXIT_EXCP_BASE,
     SVM_EXIT_HLT,
@@ -446,13 +447,6 @@ def test_stgi_of_a_guest_without_svm_is_ud() -> None:
     vcpu = make_vcpu()
     svm_invoke_exit_handler(vcpu, SVM_EXIT_STGI)
     assert (vcpu.exception_pending, vcpu.exception_vector) == (1, UD_VECTOR)
-
-
-def test_stgi_of_a_guest_with_svm_is_not_modelled() -> None:
-    vcpu = make_vcpu()
-    vcpu.efer |= EFER_SVME
-    svm_invoke_exit_handler(vcpu, SVM_EXIT_STGI)
-    assert vcpu.thread.unmodelled == NOT_MODELLED_EXIT
 
 
 def test_the_guest_does_not_see_svme_in_the_efer_that_it_has_written() -> None:

@@ -120,7 +120,7 @@ MISTAKES = [
         "9:1: vmgexit forward after skip: the error code is gone; write it above skip",
     ),
     ("spin", "int3\nspin", "6:5: there is no section 'bp:' to handle this; write one that ends in iretq"),
-    ("spin", "clgi\nspin\nud:\niretq", "6:5: clgi in an encrypted guest is not supported yet; drop 'sev-es' from vcpu"),
+    ("spin", "clgi\nspin\nud:\niretq", "6:5: clgi of an encrypted guest raises #VC; write 'vc:' that deals with it"),
     (
         "vcpu sev-es\noutside nmi\nmain:\n    spin",
         "vcpu plain, sev-es\noutside nmi\nmain:\nvmgexit nmi_complete\nspin",

@@ -73,6 +73,7 @@ class Rig:
         """VMRUN with the processor's registers in the VMCB, which must succeed."""
         if not self.m.sev_es:
             save_guest_state(self.cpu, self.vmcb)
+            self.vmcb.efer |= EFER_SVME  # as every hypervisor has it
         self.vmcb.event_inj, self.vmcb.event_inj_err = event, error
         self.vmcb.int_state = SVM_INTERRUPT_SHADOW_MASK if shadow else 0
         vmrun(self.m, self.cpu, self.vmcb)
@@ -132,7 +133,10 @@ def rig(
         stacks[vector] = page
     places = (idt, stacks, lstar, cold_code)
     machine = Machine(ops, args, [0] * CODE_SIZE, *places, int(sev_es), nested_data_bp, int(not sev_es), knobs, 0)
-    return Rig(machine, cpu(interrupts, cold), vmcb(intercepts, sev_es))
+    on = Rig(machine, cpu(interrupts, cold), vmcb(intercepts, sev_es))
+    if sev_es:
+        on.cpu.efer |= EFER_SVME  # as when its state was encrypted
+    return on
 
 
 def put(ops: list[int], args: list[int], at: int, code: Sequence[int | tuple[int, int]]) -> None:

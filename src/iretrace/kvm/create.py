@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from iretrace.kvm.differences import SINCE_ICEBP_IS_INTERCEPTED, SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME
+from iretrace.kvm.differences import SINCE_ICEBP_IS_INTERCEPTED
 from iretrace.kvm.exceptions import AC_VECTOR, DB_VECTOR, DR6_ACTIVE_LOW, MC_VECTOR, UD_VECTOR
 from iretrace.kvm.kvm_host import KVM_REQ_EVENT, Vcpu, kvm_make_request, since
-from iretrace.kvm.svm import INTERCEPT_CR8_WRITE, enable_gif, svm_clr_intercept, svm_set_efer, svm_set_intercept
+from iretrace.kvm.nested import svm_recalc_instruction_intercepts, svm_set_efer
+from iretrace.kvm.svm import INTERCEPT_CR8_WRITE, enable_gif, svm_clr_intercept, svm_set_intercept
 from iretrace.machine.ghcb import GHCB_GPA
 from iretrace.machine.vmcb import (
     EFER_SVME,
@@ -14,6 +15,7 @@ from iretrace.machine.vmcb import (
     INTERCEPT_HLT,
     INTERCEPT_ICEBP,
     INTERCEPT_INTR,
+    INTERCEPT_MSR_PROT,
     INTERCEPT_NMI,
     INTERCEPT_PAUSE,
     INTERCEPT_SHUTDOWN,
@@ -24,6 +26,7 @@ from iretrace.machine.vmcb import (
     SVM_NESTED_CTL_NP_ENABLE,
     SVM_NESTED_CTL_SEV_ENABLE,
     SVM_NESTED_CTL_SEV_ES_ENABLE,
+    TRAP_EFER_WRITE,
     V_GIF_ENABLE_MASK,
     V_INTR_MASKING_MASK,
     V_NMI_ENABLE_MASK,
@@ -41,18 +44,13 @@ INTERCEPT_RSM = 115
 INTERCEPT_INVD = 118
 INTERCEPT_INVLPGA = 122
 INTERCEPT_IOIO_PROT = 123
-INTERCEPT_MSR_PROT = 124
 INTERCEPT_TASK_SWITCH = 125
-INTERCEPT_VMLOAD = 130
-INTERCEPT_VMSAVE = 131
 INTERCEPT_SKINIT = 134
-INTERCEPT_RDTSCP = 135
 INTERCEPT_WBINVD = 137
 INTERCEPT_MONITOR = 138
 INTERCEPT_MWAIT = 139
 INTERCEPT_XSETBV = 141
 INTERCEPT_RDPRU = 142
-TRAP_EFER_WRITE = 143
 TRAP_CR0_WRITE = 144
 TRAP_CR4_WRITE = 148
 TRAP_CR8_WRITE = 152
@@ -121,17 +119,6 @@ def init_vmcb_instructions(vcpu: Vcpu) -> None:
     svm_set_intercept(svm, INTERCEPT_PAUSE)
     if since(vcpu, SINCE_ICEBP_IS_INTERCEPTED):
         svm_set_intercept(svm, INTERCEPT_ICEBP)
-
-
-def svm_recalc_instruction_intercepts(vcpu: Vcpu) -> None:
-    """Instructions that exit only because the guest has not got them: it has no RDTSCP and no SVM."""
-    svm = vcpu.svm
-    svm_set_intercept(svm, INTERCEPT_RDTSCP)
-    if since(vcpu, SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME):
-        svm_set_intercept(svm, INTERCEPT_VMLOAD)
-        svm_set_intercept(svm, INTERCEPT_VMSAVE)
-        svm_set_intercept(svm, INTERCEPT_CLGI)
-        svm_set_intercept(svm, INTERCEPT_STGI)
 
 
 def sev_es_init_vmcb(vcpu: Vcpu) -> None:

@@ -39,6 +39,7 @@ from iretrace.kvm.x86 import kvm_get_nr_pending_nmis, process_nmi
 from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import (
+    EFER_SVME,
     SVM_INTERRUPT_SHADOW_MASK,
     V_NMI_BLOCKING_MASK,
     V_NMI_ENABLE_MASK,
@@ -67,12 +68,15 @@ from iretrace.world.protocol import (
 )
 
 KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
-OPTIONS = {"vgif": 1, "nrips": 1, "pause_filter_count": 3000, "host_breakpoints": 1}
-"""Module parameters that can be given, and their defaults: those of an EPYC of the third generation; and whether the
-host uses its breakpoints."""
+OPTIONS = {"vgif": 1, "nrips": 1, "pause_filter_count": 3000, "host_breakpoints": 1, "guest_svm": 1}
+"""Module parameters that can be given, and their defaults: those of an EPYC of the third generation; whether the host
+uses its breakpoints, and whether the CPUID of a guest that is not encrypted has SVM."""
 
 SVM_SEV_FEAT_DEBUG_SWAP = 1 << 5
 VNMI_BITS = V_NMI_ENABLE_MASK | V_NMI_PENDING_MASK | V_NMI_BLOCKING_MASK
+
+BOTH = 3
+"""An encrypted guest reads and writes EFER without an exit; only a write is told of afterwards (sev_es_init_vmcb())."""
 
 KVM_VCPUEVENT_FLAGS = 0xD
 """VALID_NMI_PENDING, VALID_SHADOW and VALID_SMM."""
@@ -102,7 +106,7 @@ ASSUMPTIONS = (
     ("VMCB clean bits, TLB flushes and ASIDs are left out", "the processor of this model caches nothing"),
     ("no halt polling, and PAUSE does not adapt its filter", "only time depends on them"),
     ("local APIC: one edge-triggered vector, TPR 0, no EOI; no AVIC", "one device"),
-    ("memory, CPUID and MSRs: nested page faults are resolved at once, CPUID is all zeros", "no event depends on them"),
+    ("memory and CPUID: nested page faults are resolved at once, CPUID is all zeros", "no event depends on them"),
 )
 
 
@@ -151,11 +155,13 @@ class BuiltinHypervisor:
         self._processor = Processor(
             nested_data_bp=vcpu != "sev-es-debugswap",
             host_debug=HOST_DEBUG if self.options["host_breakpoints"] else NO_HOST_DEBUG,
+            guest_svm=self.options["guest_svm"] != 0,
         )
         self._kvm = Kvm(
             host=registers_of(self._processor.host_debug),
             sev_es=int(vcpu.startswith("sev-es")),
             debug_swap=int(vcpu == "sev-es-debugswap"),
+            guest_svm=int(not vcpu.startswith("sev-es") and self._processor.guest_svm),
             vgif=int(self.options["vgif"] != 0),
             vnmi=int(vcpu.endswith("vnmi")),
             nrips=int(self.options["nrips"] != 0),
@@ -349,6 +355,7 @@ class BuiltinHypervisor:
             debug=debug_of(run.cpu),
             host_area=self._host_area(vcpu) if kind is PauseKind.ENTER else NO_HOST_DEBUG,
             sev_features=SVM_SEV_FEAT_DEBUG_SWAP if vcpu.kvm.debug_swap else 0,
+            efer_passes=BOTH if vcpu.kvm.sev_es else 0,
             host=debug_of(run.itself) if run.noted else None,
         )
 
@@ -427,4 +434,5 @@ def _view(vcpu: Vcpu, shadow: int, gif: int, event_inj: int) -> View:
         dr6_active=vcpu.dr6 ^ DR6_ACTIVE_LOW,
         guest_debug=vcpu.debug.guest_debug,
         switch_db_regs=vcpu.debug.switch_db_regs,
+        svme=int(vcpu.efer & EFER_SVME != 0),
     )

@@ -15,7 +15,8 @@ from iretrace.subset import Array, record, shared, u1, u8, u32, u64, wrap8
 # KVM_REQ_*: bit numbers in Vcpu.requests (ours: only what this KVM makes).
 KVM_REQ_EVENT = 0
 KVM_REQ_NMI = 1
-ALL_REQUESTS = 3
+KVM_REQ_RECALC_INTERCEPTS = 4
+ALL_REQUESTS = 0x13
 
 # enum in include/linux/kvm_host.h: where the vCPU is (Vcpu.mode).
 OUTSIDE_GUEST_MODE = 0
@@ -88,6 +89,8 @@ class Kvm:
     pause_filter_count: u32
     revision: u32
     """Bit n: the difference with number n is there."""
+    guest_svm: u1 = 1
+    """The guest's CPUID has SVM (the VMM passes on that KVM offers it: module parameter nested)."""
 
 
 @record

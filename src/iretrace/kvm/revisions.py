@@ -109,6 +109,12 @@ DIFFERENCES = (
         "DR6 gets the cause of a #DB when it is injected. Before, when it was queued.",
         "by v6.12",
     ),
+    Difference(
+        "SINCE_CLEARING_SVME_KEEPS_GIF",
+        differences.SINCE_CLEARING_SVME_KEEPS_GIF,
+        "A guest that clears EFER.SVME keeps its GIF. Before, KVM set it, and what GIF=0 held back came.",
+        "by v7.3",
+    ),
 )
 
 

@@ -24,7 +24,6 @@ from iretrace.kvm.kvm_host import (
     warn_on,
 )
 from iretrace.machine.vmcb import (
-    EFER_SVME,
     INTERCEPT_IRET,
     INTERCEPT_STGI,
     INTERCEPT_VINTR,
@@ -140,12 +139,6 @@ def svm_set_interrupt_shadow(vcpu: Vcpu, on: u1) -> None:
     vmcb.int_state = wrap32(vmcb.int_state & ~SVM_INTERRUPT_SHADOW_MASK)
     if on:
         vmcb.int_state |= SVM_INTERRUPT_SHADOW_MASK
-
-
-def svm_set_efer(vcpu: Vcpu, efer: u64) -> None:
-    """EFER as the guest sees it; the processor sees SVME set whenever a guest runs."""
-    vcpu.efer = efer
-    vcpu.svm.vmcb.efer = efer | EFER_SVME
 
 
 def svm_set_dr6(vcpu: Vcpu, value: u64) -> None:

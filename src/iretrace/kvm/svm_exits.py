@@ -19,23 +19,24 @@ from iretrace.kvm.kvm_host import (
     not_modelled,
     since,
 )
+from iretrace.kvm.nested import efer_trap, msr_interception, svm_instruction_interception
 from iretrace.kvm.svm import (
     disable_nmi_singlestep,
     svm_clear_vintr,
     svm_clr_iret_intercept,
-    svm_set_efer,
     svm_skip_emulated_instruction,
 )
 from iretrace.kvm.x86 import kvm_emulate_halt, kvm_vcpu_running
 from iretrace.machine.vmcb import (
-    EFER_SVME,
     SVM_EXIT_CLGI,
     SVM_EXIT_CPUID,
+    SVM_EXIT_EFER_WRITE_TRAP,
     SVM_EXIT_EXCP_BASE,
     SVM_EXIT_HLT,
     SVM_EXIT_ICEBP,
     SVM_EXIT_INTR,
     SVM_EXIT_IRET,
+    SVM_EXIT_MSR,
     SVM_EXIT_NMI,
     SVM_EXIT_NPF,
     SVM_EXIT_PAUSE,
@@ -44,8 +45,6 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_VINTR,
 )
 from iretrace.subset import u8, u64
-
-SVM_EXIT_EFER_WRITE_TRAP = 0x8F
 
 EXIT_FASTPATH_NONE = 0
 EXIT_FASTPATH_REENTER_GUEST = 1
@@ -120,21 +119,6 @@ def shutdown_interception(vcpu: Vcpu) -> u8:
     return TO_USERSPACE
 
 
-def efer_trap(vcpu: Vcpu) -> u8:
-    """An encrypted guest has written EFER. The processor reports it with SVME set, which the guest did not mean."""
-    svm_set_efer(vcpu, vcpu.svm.vmcb.exit_info_1 & ~EFER_SVME)
-    return kvm_skip_emulated_instruction(vcpu)
-
-
-def svm_instruction_interception(vcpu: Vcpu) -> u8:
-    """STGI, also where KVM waits for it, and CLGI. Without SVM they are no instructions; guests with SVM are not
-    modelled. (stgi_interception(), clgi_interception(), nested_svm_check_permissions().)"""
-    if vcpu.efer & EFER_SVME != 0:
-        return not_modelled(vcpu, NOT_MODELLED_EXIT)
-    kvm_queue_exception(vcpu, UD_VECTOR)
-    return AGAIN
-
-
 def icebp_interception(vcpu: Vcpu) -> u8:
     """INT1: KVM steps over it and queues #DB, which changes nothing in DR6."""
     svm_skip_emulated_instruction(vcpu)
@@ -173,6 +157,8 @@ def svm_invoke_svm_handler(vcpu: Vcpu, exit_code: u64) -> u8:
         return icebp_interception(vcpu)
     if exit_code == SVM_EXIT_STGI or exit_code == SVM_EXIT_CLGI:
         return svm_instruction_interception(vcpu)
+    if exit_code == SVM_EXIT_MSR:
+        return msr_interception(vcpu)
     if exit_code == SVM_EXIT_EFER_WRITE_TRAP:
         return efer_trap(vcpu)
     return svm_invoke_exception_handler(vcpu, exit_code)

@@ -28,6 +28,7 @@ from iretrace.kvm.kvm_host import (
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
+    KVM_REQ_RECALC_INTERCEPTS,
     NOT_MODELLED_LOOP,
     OUTSIDE_GUEST_MODE,
     READ,
@@ -44,6 +45,7 @@ from iretrace.kvm.kvm_host import (
     vcpu_signal_pending,
 )
 from iretrace.kvm.kvm_main import kvm_vcpu_block
+from iretrace.kvm.nested import svm_recalc_instruction_intercepts
 from iretrace.kvm.sev import sev_es_unmap_ghcb, sev_handle_vmgexit
 from iretrace.kvm.svm import svm_cancel_injection, svm_update_cr8_intercept, svm_vcpu_exited, svm_vcpu_run
 from iretrace.kvm.svm_exits import (
@@ -72,8 +74,11 @@ def kvm_vcpu_exit_request(vcpu: Vcpu) -> bool:
 
 def vcpu_enter_guest(vcpu: Vcpu) -> u8:
     """Requests, events, VMRUN. If something came in between, the entry is cancelled and events are looked at again."""
-    if kvm_request_pending(vcpu) and kvm_check_request(KVM_REQ_NMI, vcpu):
-        process_nmi(vcpu)
+    if kvm_request_pending(vcpu):
+        if kvm_check_request(KVM_REQ_NMI, vcpu):
+            process_nmi(vcpu)
+        if kvm_check_request(KVM_REQ_RECALC_INTERCEPTS, vcpu):
+            svm_recalc_instruction_intercepts(vcpu)
     req_immediate_exit: bool = False
     if kvm_check_request(KVM_REQ_EVENT, vcpu):
         req_immediate_exit = kvm_check_and_inject_events(vcpu)

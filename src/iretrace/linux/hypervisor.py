@@ -66,6 +66,10 @@ ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
 UNTOLD = ("requests", "nmi_queued", "mp_state")
 """Fields of the view whose changes are not worth a line of a counterexample."""
 
+EFER_IN_MAP = 0x820
+"""The byte of the MSR permission map that begins with the intercepts of EFER: read, write (APM volume 2, "MSR
+Intercepts": two bits for each MSR, those from C000_0000h on behind the first 2 KiB)."""
+
 LARGE_TABLE = 256
 """Objects with at least so many words that are not zero are taken for tables."""
 
@@ -121,6 +125,7 @@ class TreeHypervisor:
         self._blocks: set[int] = set()
         self._base: dict[int, int] = {}
         self._base_stack: list[int] = []
+        self._tables: dict[int, int] = {}
         run, places = self.vm.first_state()
         self._blocks.update(run.trace)
         self.places = places
@@ -140,6 +145,7 @@ class TreeHypervisor:
         self._saved = self._saved_on_exit(run)
         self._clear = self._cleared_on_exit(run)
         self._exit_reason = self._spot("run.exit_reason", run)
+        self._permission_map = memory.load(run, self._spot("svm.msrpm", run), 0, 64)
         self._viewer = Viewer(places, run, self._svm, self.machine.index.function(PENDING) is not None)
         self._comparer = Comparer(self.vm, places, run)
         self._debugger = Debugger(self.vm)
@@ -314,7 +320,8 @@ class TreeHypervisor:
         return self._pause(run, result)
 
     def _freeze_tables(self) -> None:
-        """Make large tables (the MSR permission map) constant: states stay small, and a write is an error."""
+        """Make large tables (the MSR permission map) constant: states stay small, and a write that changes one is not
+        modelled (`_intern`)."""
         space = self.program.space
         tables: dict[int, list[int]] = {}
         for word in self._base:
@@ -326,11 +333,9 @@ class TreeHypervisor:
                 continue
             table = space.find(address)
             assert table is not None
-            table.writable = False
             for word in words:
-                table.words[word] = space.read[word] = self._base.pop(word)
-            for word in range(address, address + table.size, 8):
-                space.write.pop(word, None)
+                value = self._base.pop(word)
+                table.words[word] = space.read[word] = space.write[word] = self._tables[word] = value
 
     def _host_run(self, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> HostRun:
         run = HostRun(self.program, self._sender, senders, schedule, self._reduce)
@@ -372,12 +377,12 @@ class TreeHypervisor:
             moved = hidden.reveal(run.m, enters=result is PAUSE and run.paused == PauseKind.ENTER)
             if cause != Cause.VMEXIT:
                 run.host = None
+            return self._pause(run, result), moved, run
         except Retry:
             unforeseen = Unmodelled("a function pauses through a call that was not foreseen (linux/sleepers.py)")
             return self._unmodelled(run, private, unforeseen, vmcb), (), run
         except Unmodelled as error:
             return self._unmodelled(run, private, error, vmcb), (), run
-        return self._pause(run, result), moved, run
 
     def _pause(self, run: HostRun, result: Any) -> Pause:
         self._blocks.update(run.trace)
@@ -405,6 +410,7 @@ class TreeHypervisor:
             debug=run.physical.now(),
             host_area=self._host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
             sev_features=self._sev_features(run),
+            efer_passes=self._efer_passes(run),
             host=run.host,
         )
 
@@ -417,11 +423,15 @@ class TreeHypervisor:
         spot = None if not self.vm.encrypted else self.places.find(run, "svm.sev_es.vmsa->sev_features")
         return 0 if spot is None else memory.load(run, spot.address, spot.bit, spot.width)
 
+    def _efer_passes(self, run: KernelRun) -> int:
+        """The two bits of EFER in the MSR permission map."""
+        return memory.load(run, self._permission_map + EFER_IN_MAP, 0, 2) ^ 3
+
     def _find_processor(self) -> Processor:
         rules = self.machine.rules
         breakpoints = rules.global_("host_breakpoints", "")
         no_nested = self.vm.feature_named("X86_FEATURE_NO_NESTED_DATA_BP")
-        return Processor(not no_nested, HOST_DEBUG if breakpoints else NO_HOST_DEBUG)
+        return Processor(not no_nested, HOST_DEBUG if breakpoints else NO_HOST_DEBUG, self.vm.guest_svm)
 
     def _handle_signal(self, run: HostRun) -> None:
         """On the way to userspace the kernel has the thread handle its signals."""
@@ -453,11 +463,15 @@ class TreeHypervisor:
 
     def _intern(self, run: KernelRun) -> State:
         """The state of a run at a hand-over."""
-        base, masks = self._base, self._masks
+        base, masks, tables = self._base, self._masks, self._tables
         words = []
         for word, value in run.m.items():
             original = base.get(word, 0)
             if value != original:
+                if word in tables:
+                    if value == tables[word]:
+                        continue
+                    raise Unmodelled(f"{self.program.space.describe(word)}, a large table, changes during a run")
                 mask = masks.get(word)
                 if mask is not None:
                     value = value & ~mask | original & mask

@@ -35,7 +35,7 @@ SET_GUEST_DEBUG = "kvm_arch_vcpu_ioctl_set_guest_debug"
 SIGNAL = "signal_wake_up_state"
 """A sender's function: how a signal reaches a thread (kernel/signal.c; a model answers)."""
 
-EXITS = {"sev_handle_vmgexit", "kvm_emulate_cpuid", "kvm_emulate_halt", "interrupt_window_interception"}
+EXITS = {"sev_handle_vmgexit", "efer_trap", "kvm_emulate_cpuid", "kvm_emulate_halt", "interrupt_window_interception"}
 """Handlers of exits that are not named after them."""
 
 _TRACEPOINT = re.compile(r"^(?:TRACE_EVENT\w*\(|DEFINE_EVENT\w*\(\s*\w+\s*,)\s*(\w+)", re.MULTILINE)
@@ -88,12 +88,12 @@ class Machine:
             for name, word, bit in reversed(_FEATURE.findall(self.tree.text(path) or ""))
         }
 
-    def feature(self, number: int, who: str) -> bool:
+    def feature(self, number: int, who: str, vcpu: str) -> bool:
         """Whether a CPU feature is there. Raises Unmodelled if no rule says it."""
         name = self._features.get(number)
         if name is None:
             raise Unmodelled(f"CPU feature number {number}, which {FEATURE_HEADERS[0]} does not name")
-        on = self.rules.feature(name, who)
+        on = self.rules.feature(name, who, vcpu)
         if on is None:
             row = f'[[feature]]\nname = "{name}"\non = false\nwhy = "..."\n'
             raise Unmodelled(f"whether the {who} has {name} is not known", row=row)
@@ -140,7 +140,7 @@ class Machine:
 
 def exit_handlers(index: NotingIndex) -> set[str]:
     """Handlers of the exits that a guest of this slice causes. Only whether they are there is asked."""
-    events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "dr", "ud", "stgi", "clgi")
+    events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "dr", "ud", "stgi", "clgi", "msr")
     wanted = {f"{event}_interception" for event in events} | EXITS
     with index.unnoted():
         return {name for name in wanted if index.function(name) is not None}

@@ -105,12 +105,12 @@ def read_rows(name: str, text: str, version: str) -> list[Row]:
 
 def _rows(table: str, keys: dict[str, Any], where: str, version: str) -> list[Row]:
     if not isinstance(keys.get("why"), str):
-        raise InputError(f"{where}: a row needs why = \"...\"")
+        raise InputError(f'{where}: a row needs why = "..."')
     if not applies(str(keys.get("versions", "")), version):
         return []
     names = keys["name"] if "name" in keys else keys.get("names", "")
     if not names:
-        raise InputError(f"{where}: a row needs name = \"...\" or names = [...]")
+        raise InputError(f'{where}: a row needs name = "..." or names = [...]')
     return [Row(table, name, keys, where) for name in ([names] if isinstance(names, str) else names)]
 
 
@@ -230,14 +230,16 @@ class Rules:
         row = self.row("static_key", name)
         return None if row is None else bool(row.keys["on"])
 
-    def feature(self, name: str, who: str) -> bool | None:
-        """Whether the host CPU ("host"), KVM's capabilities ("kvm") or the guest's CPUID ("guest") has a feature."""
+    def feature(self, name: str, who: str, vcpu: str = "") -> bool | None:
+        """Whether the host CPU ("host"), KVM's capabilities ("kvm") or the guest's CPUID ("guest") has a feature. vcpu:
+        the kind of the guest's vCPU, where a row lists those that have it."""
         if ("feature", name) in self.constants:
             return bool(self.constants["feature", name])
         row = self.row("feature", name)
         if row is None:
             return None
-        return bool(row.keys.get(who, row.keys["on"]))
+        there = row.keys.get(who, row.keys["on"])
+        return vcpu in there if isinstance(there, list) else bool(there)
 
     def assumptions(self, vcpu: str) -> tuple[Assumption, ...]:
         """The rows used so far, as ledger entries for a vCPU kind, the user's options, and the tracepoints as one."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from iretrace.linux import memory
 from iretrace.linux.host import KernelRun
 from iretrace.linux.initial import Places, Spot
+from iretrace.machine.vmcb import EFER_SVME
 from iretrace.world.protocol import View
 
 PENDING = "kvm_get_nr_pending_nmis"
@@ -33,6 +34,7 @@ MEMBERS: dict[str, tuple[tuple[str, int], ...]] = {
     "guest_debug": (("svm.vcpu.guest_debug", -1),),
     "switch_db_regs": (("svm.vcpu.arch.switch_db_regs", -1),),
     "int_ctl": (("svm.vmcb->control.int_ctl", -1),),
+    "svme": (("svm.vcpu.arch.efer", EFER_SVME),),
 }
 """Field of the view -> places that may hold it, and the bits that count."""
 
@@ -104,5 +106,6 @@ class Viewer:
             dr6_active=get(run, "dr6") ^ DR6_RESET,
             guest_debug=get(run, "guest_debug"),
             switch_db_regs=get(run, "switch_db_regs"),
+            svme=int(get(run, "svme") != 0),
             mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}.get(mp_state, 2),
         )

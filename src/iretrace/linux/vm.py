@@ -63,11 +63,18 @@ class Vm:
             return True
         return bool(self.rules.feature(name, "host"))
 
+    @property
+    def guest_svm(self) -> bool:
+        """Whether a guest that is not encrypted has SVM in its CPUID."""
+        return self.rules.global_("guest_svm", "") != 0
+
     def _feature(self, number: int, who: str) -> bool:
         name = self.machine.feature_name(number)
         if who == "host" and name in KIND_FEATURES.get(self.vcpu, ()):
             return self.feature_named(name)
-        return self.machine.feature(number, who)
+        if who == "guest" and name == "X86_FEATURE_SVM" and not self.guest_svm:
+            return False
+        return self.machine.feature(number, who, self.vcpu)
 
     # Objects and the first state.
 

@@ -16,8 +16,9 @@ from iretrace.litmus.grammar import (
     HANDLED_EVENTS,
     HANDLER_OF,
     MAX_INSTRUCTIONS,
-    NOT_ENCRYPTED,
+    NEEDS_SVME,
     NOTHING,
+    RAISES_OWN_VC,
     RAISES_VC,
     RETURNS,
     SHARED_STACKS,
@@ -146,7 +147,7 @@ class _Builder:
     def check_place(self, name: str, statement: Statement) -> None:
         """Instructions that only make sense in a certain section."""
         at = statement.at
-        handler = HANDLER_OF.get(statement.op, name)
+        handler = "ud" if self.is_ud(statement) else HANDLER_OF.get(statement.op, name)
         if self.draft.cpl and statement.op == Op.INT and name == "main":
             handler = "gp"  # its gate is shut to user mode
         if not {handler, "np", "df"} & self.draft.sections.keys():
@@ -173,6 +174,12 @@ class _Builder:
         if statement.text == "vmgexit forward":
             self.source.fail_at(at, "vmgexit forward makes sense in vc: only; write the event, such as vmgexit cpuid")
 
+    def is_ud(self, statement: Statement) -> bool:
+        """CLGI or STGI of a guest that never writes EFER, nor gets #VC for it."""
+        code = [other for part in self.draft.sections.values() for other in part.code]
+        writes = any(other.op == Op.WRMSR for other in code)
+        return statement.op in NEEDS_SVME and not writes and bool(self.kinds(encrypted=False))
+
     def check_bad_load(self, statement: Statement) -> None:
         """#PF or #GP needs a handler, or one for what its absence makes of it."""
         handler = ("pf", "gp")[statement.arg]
@@ -181,7 +188,7 @@ class _Builder:
             self.source.fail_at(statement.at, what)
 
     def check_kinds(self, section: Section) -> None:
-        """Only encrypted guests have #VC and a GHCB, and their #VC for CLGI and STGI is not modelled."""
+        """Only encrypted guests have #VC and a GHCB, which has no event for CLGI and STGI."""
         encrypted, others = self.kinds(encrypted=True), self.kinds(encrypted=False)
         if section.name == "vc" and not encrypted:
             self.source.fail_at(section.at, f"'{others[0]}' guests get no #VC; drop 'vc:', or write 'vcpu sev-es'")
@@ -190,9 +197,8 @@ class _Builder:
             if statement.op == Op.VMGEXIT and others and section.name != "vc":
                 what = f"vmgexit is for encrypted guests; write another test for '{others[0]}' without it"
                 self.source.fail_at(at, what)
-            if statement.op in NOT_ENCRYPTED and encrypted:
-                what = f"{at.text} in an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
-                self.source.fail_at(at, what)
+            if statement.op in RAISES_OWN_VC and encrypted and "vc" not in self.draft.sections:
+                self.source.fail_at(at, f"{at.text} of an encrypted guest raises #VC; write 'vc:' that deals with it")
 
     def check_error_code(self, section: Section) -> None:
         """#GP and #PF push an error code, which iretq must not find."""

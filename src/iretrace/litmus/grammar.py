@@ -7,6 +7,7 @@ from iretrace.machine.cpu import (
     ABSENT_CS,
     ABSENT_DS,
     DR7_GD,
+    EFER_BOOTED,
     KERNEL_CS,
     KERNEL_DS,
     PAGE_DB,
@@ -21,7 +22,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_TF,
 )
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
-from iretrace.machine.vmcb import SVM_EXIT_CPUID
+from iretrace.machine.vmcb import EFER_SVME, SVM_EXIT_CPUID
 
 VCPUS = ("plain", "vnmi", "sev-es", "sev-es-vnmi", "sev-es-debugswap")
 """The vCPU kinds of the language."""
@@ -86,6 +87,8 @@ FIXED = {
     "push": (Op.PUSH, ("rax",), "push rax"),
     "int": (Op.INT, ("0x20",), "int 0x20"),
     "show": (Op.SHOW, ("rax",), "show rax"),
+    "rdmsr": (Op.RDMSR, ("efer",), "rdmsr efer"),
+    "wrmsr": (Op.WRMSR, ("efer",), "wrmsr efer"),
 }
 """Instructions that the language has with one operand only: what they are, the operand's words, their text."""
 
@@ -112,6 +115,12 @@ DR7_BITS = {
 }
 """Names for parts of DR7: breakpoint N, enabled locally, on execution, on writes, or on reads and writes of 8 bytes."""
 
+EFER_VALUES = {"EFER": EFER_BOOTED, "SVME": EFER_SVME}
+"""Names for values of EFER: what it is when main starts, and the bit that enables SVM."""
+
+RAX_VALUES = DR7_BITS | EFER_VALUES
+"""Names for what RAX can be loaded with, joined by +."""
+
 DEBUG_REGISTERS = {f"dr{n}": n for n in (0, 1, 2, 3, 6, 7)}
 
 BAD_ADDRESSES = ("unmapped", "noncanonical")
@@ -137,17 +146,18 @@ RAISES_VC = (Op.CPUID,)
 CHANGES_RAX = (Op.CPUID,)
 """Instructions that leave in RAX what the hypervisor makes up."""
 
-USES_RAX = (Op.SHOW, Op.TO_DR, Op.TO_R11, Op.SYSRET)
+USES_RAX = (Op.SHOW, Op.TO_DR, Op.TO_R11, Op.SYSRET, Op.WRMSR)
 """Instructions by which the value of RAX shows, or that of RCX, which CPUID changes as well."""
 
-NOT_ENCRYPTED = (Op.STGI, Op.CLGI)
-"""Instructions that raise a #VC in an SEV-ES guest which no GHCB event answers."""
+RAISES_OWN_VC = (Op.STGI, Op.CLGI)
+"""Instructions that raise a #VC in an SEV-ES guest which no GHCB event answers: the test has to handle it."""
+
+NEEDS_SVME = (Op.STGI, Op.CLGI)
+"""Instructions that are #UD while EFER.SVME is 0, as it is when main starts."""
 
 HANDLER_OF = {
     Op.INT3: "bp",
     Op.INT: "int",
-    Op.STGI: "ud",
-    Op.CLGI: "ud",
     Op.UD2: "ud",
     Op.INT1: "db",
 }
@@ -178,6 +188,7 @@ VIEW_FIELDS = (
     "dr6_active",
     "guest_debug",
     "switch_db_regs",
+    "svme",
 )
 """What `reach:` may ask about: the fields of world.protocol.View (a test compares)."""
 
@@ -186,7 +197,7 @@ COMPARISONS = ("==", "!=", "<=", ">=", "<", ">")
 NOTHING = "nothing"
 """In a clause: the guest marks nothing at all."""
 
-OPERANDS = (*VALUES, *DR7_BITS, *DEBUG_REGISTERS, *BAD_ADDRESSES, *STACK_TOPS)
+OPERANDS = (*VALUES, *RAX_VALUES, "efer", *DEBUG_REGISTERS, *BAD_ADDRESSES, *STACK_TOPS)
 
 RESERVED = frozenset(
     {*SECTIONS, *LATER_SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, *OPERANDS, "maybe", "at", "and", "not", NOTHING}

@@ -18,6 +18,7 @@ from iretrace.litmus.lex import NUMBER, WORD, Token, nearest, quote
 from iretrace.litmus.moves import read_move, read_offset
 from iretrace.litmus.test import VECTORS, Op
 from iretrace.litmus.words import Words
+from iretrace.machine.cpu import MSR_EFER
 
 ON_STACK = {
     "or": (Op.OR_STACK, "or qword [rsp+16], TF"),
@@ -25,6 +26,9 @@ ON_STACK = {
     "mov": (Op.MOV_STACK, "mov qword [rsp+8], 0"),
 }
 """Instructions that change a word on the stack: what they are, and an example."""
+
+FIXED_ARGS = {Op.INT: VECTORS["int"], Op.RDMSR: MSR_EFER, Op.WRMSR: MSR_EFER}
+"""Instruction.arg of those whose operand is always the same."""
 
 STACK_SHIFT = 24
 """Instruction.arg of these: the offset in words from here on, the number below."""
@@ -43,7 +47,7 @@ def read_instruction(words: Words, labels: tuple[Token, ...]) -> Statement:
         op, operands, text = FIXED[name]
         for expected in operands:
             words.sign(expected, f"'{text}', the only {name} there is")
-        return Statement(op, token, None, text, labels, VECTORS["int"] if op == Op.INT else 0)
+        return Statement(op, token, None, text, labels, FIXED_ARGS.get(op, 0))
     if name in ("mov", "lea") and words.peek() in ("rax", "r11", *DEBUG_REGISTERS):
         return read_move(words, token, labels)
     if name == "lea":

@@ -6,9 +6,9 @@ from iretrace.litmus.draft import Statement
 from iretrace.litmus.grammar import (
     BAD_ADDRESSES,
     DEBUG_REGISTERS,
-    DR7_BITS,
     MAX_NUMBER,
     MAX_OFFSET,
+    RAX_VALUES,
     RESERVED,
     STACK_TOPS,
 )
@@ -90,20 +90,20 @@ def _read_lea(words: Words, token: Token, labels: tuple[Token, ...]) -> Statemen
 
 
 def _read_sum(words: Words) -> tuple[int, str]:
-    """A number, or names of parts of DR7 with + between them: (value, text)."""
+    """A number, or names of parts of DR7 or EFER with + between them: (value, text)."""
     parts = [words.take("a number, or parts of DR7 such as W0")]
     while words.peek() == "+":
         words.take("+")
-        parts.append(words.take("a part of DR7 such as GD"))
+        parts.append(words.take("a part of DR7 such as GD, or SVME"))
     value = 0
     for part in parts:
-        if part.text in DR7_BITS:
-            value |= DR7_BITS[part.text]
+        if part.text in RAX_VALUES:
+            value |= RAX_VALUES[part.text]
         elif NUMBER.fullmatch(part.text) and int(part.text, 0) <= MAX_NUMBER and len(parts) == 1:
             value = int(part.text, 0)
         elif WORD.fullmatch(part.text):
-            words.source.fail_at(part, f"unknown value {quote(part.text)}; {nearest(part.text, DR7_BITS)}")
+            words.source.fail_at(part, f"unknown value {quote(part.text)}; {nearest(part.text, RAX_VALUES)}")
         else:
-            what = f"write a number of at most 32 bits, or parts of DR7: {', '.join(DR7_BITS)}"
+            what = f"write a number of at most 32 bits, or parts of DR7 or EFER: {', '.join(RAX_VALUES)}"
             words.source.fail_at(part, f"{quote(part.text)} cannot stand here; {what}")
     return value, " + ".join(part.text for part in parts)

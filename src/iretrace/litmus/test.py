@@ -50,9 +50,9 @@ class Op(IntEnum):
     ADD_RSP = 21
     """`add rsp, N`. arg: N / 8."""
     STGI = 22
-    """Without SVM in the guest's CPUID: #UD."""
+    """GIF := 1; #UD unless EFER.SVME is set."""
     CLGI = 23
-    """Without SVM in the guest's CPUID: #UD."""
+    """GIF := 0; #UD unless EFER.SVME is set."""
     UD2 = 24
     MOV_RAX = 25
     """`mov rax, V` and `lea rax, [...]`. arg: the value; an address is an instruction index or a word address."""
@@ -78,6 +78,10 @@ class Op(IntEnum):
     """`mov rax, r11`: the flags that SYSCALL saved."""
     TO_R11 = 36
     """`mov r11, rax`: the flags that SYSRETQ loads."""
+    RDMSR = 40
+    """`rdmsr efer`: RAX := EFER. arg: the number of the MSR."""
+    WRMSR = 41
+    """`wrmsr efer`: EFER := RAX. arg: the number of the MSR."""
 
 
 VC_FORWARD = 0xFFFF_FFFF

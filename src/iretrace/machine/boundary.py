@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from iretrace.machine.breakpoints import code_breakpoint, report
+from iretrace.machine.breakpoints import breakpoints_are_lost, code_breakpoint, report
 from iretrace.machine.cpu import (
     BP_VECTOR,
     DB_VECTOR,
+    DR6_B_MASK,
     IRQ_VECTOR,
     KNOB_MOVSS_BLOCKS_NMI,
     KNOB_STI_BLOCKS_NMI,
@@ -53,9 +54,10 @@ def shadow_blocks_nmi(m: Machine, cpu: Cpu) -> bool:
     return False
 
 
+@rule("AMD64 APM vol. 2", "Nonmaskable Interrupts; Global Interrupt Flag: NMIs are held until GIF is set", "read")
 def nmi_due(m: Machine, cpu: Cpu) -> bool:
-    """An NMI is latched and nothing holds it."""
-    return cpu.nmi_latched != 0 and cpu.nmi_masked == 0 and not shadow_blocks_nmi(m, cpu)
+    """An NMI is latched and nothing holds it: not the one in service, not GIF, not a shadow."""
+    return cpu.nmi_latched != 0 and cpu.nmi_masked == 0 and cpu.gif != 0 and not shadow_blocks_nmi(m, cpu)
 
 
 @rule("AMD64 APM vol. 2", "Nonmaskable Interrupts")
@@ -89,11 +91,12 @@ def latch_irq(cpu: Cpu) -> None:
     cpu.irr = 1
 
 
-@rule("AMD64 APM vol. 2", "Maskable External Interrupts; Local APIC: In-Service Register; Interrupt Shadows", "memory")
+@rule("AMD64 APM vol. 2", "External Interrupts; Local APIC: In-Service Register; Interrupt Shadows; GIF", "memory")
 def irq_due(cpu: Cpu) -> bool:
-    """The device's interrupt waits and nothing holds it: not IF, not a shadow, not one of its own class in service."""
+    """The device's interrupt waits and nothing holds it: not IF, not GIF, not a shadow, not one of its own class in
+    service."""
     held: bool = cpu.isr != 0 or cpu.rflags & X86_EFLAGS_IF == 0 or cpu.shadow != SHADOW_NONE
-    return cpu.irr != 0 and not held
+    return cpu.irr != 0 and cpu.gif != 0 and not held
 
 
 @rule("AMD64 APM vol. 2", "Maskable External Interrupts; Local APIC: In-Service Register", "memory")
@@ -150,8 +153,10 @@ def next_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     """A breakpoint on the next instruction is a fault that comes before all else of it, and behind all other events.
     The saved RF is as it was, 0."""
     causes: u32 = code_breakpoint(cpu)
-    if causes == 0:
+    if causes == 0 or breakpoints_are_lost(m, cpu, vmcb):
         execute(m, cpu, vmcb, ghcb)
+        if cpu.trap & DR6_B_MASK != 0 and breakpoints_are_lost(m, cpu, vmcb):
+            cpu.trap = cpu.trap & ~DR6_B_MASK
         return
     report(m, cpu, causes)
     raise_exception(m, cpu, vmcb, TRAP, DB_VECTOR, 0, cpu.rip)

@@ -8,12 +8,14 @@ from iretrace.machine.cpu import (
     DR7_ENABLE,
     DR7_GD,
     KNOB_STEP_CLEARS_B,
+    KNOB_VGIF_DISCARDS_BREAKPOINTS,
     SHADOW_MOV_SS,
     X86_EFLAGS_RF,
     Cpu,
     Machine,
     knob,
 )
+from iretrace.machine.vmcb import V_GIF_ENABLE_MASK, V_GIF_MASK, Vmcb
 from iretrace.subset import rule, u8, u16, u32, u64
 
 # Kinds of accesses, and DR7.R/W0-3.
@@ -68,6 +70,17 @@ def code_breakpoint(cpu: Cpu) -> u32:
     if cpu.rflags & X86_EFLAGS_RF != 0 or cpu.shadow == SHADOW_MOV_SS:
         return 0
     return matching(cpu, EXECUTE, cpu.rip)
+
+
+@rule("AMD64 APM vol. 2", "Global Interrupt Flag: effect of GIF on debug exceptions; Virtual GIF", "read")
+def breakpoints_are_lost(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
+    """GIF=0 discards the #DB of a breakpoint, and not that of a single step. Whether a guest's virtual GIF does the
+    same is not documented (knob)."""
+    if cpu.guest_mode == 0:
+        return cpu.gif == 0
+    if vmcb.int_ctl & V_GIF_ENABLE_MASK == 0 or vmcb.int_ctl & V_GIF_MASK != 0:
+        return False
+    return knob(m, KNOB_VGIF_DISCARDS_BREAKPOINTS)
 
 
 @rule("AMD64 APM vol. 2", "Debug Status Register (DR6)", "memory")

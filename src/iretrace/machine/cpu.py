@@ -42,6 +42,15 @@ VECTORS = 64
 IRQ_VECTOR = 0x30
 """The vector of the one device whose interrupt `irq` is."""
 
+# EFER (arch/x86/include/asm/msr-index.h).
+MSR_EFER = 0xC000_0080
+EFER_SCE = 1 << 0
+EFER_LME = 1 << 8
+EFER_LMA = 1 << 10
+EFER_NX = 1 << 11
+EFER_BOOTED = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX
+"""A guest in long mode, as it is when main starts."""
+
 # The GDT: null, null, kernel code, kernel data, TSS (two entries), user data, user code, in the order that SYSCALL and
 # SYSRET want; then kernel code and kernel data that are not present.
 KERNEL_CS = 0x10
@@ -90,6 +99,9 @@ OP_SYSRET = 34
 OP_FROM_R11 = 35
 OP_TO_R11 = 36
 
+OP_RDMSR = 40
+OP_WRMSR = 41
+
 VC_FORWARD = 0xFFFF_FFFF
 
 # Interrupt shadows.
@@ -121,6 +133,8 @@ KNOB_STI_BLOCKS_NMI = 2
 KNOB_MOVSS_BLOCKS_NMI = 3
 KNOB_TRAP_EXIT_KEEPS_SHADOW = 4
 KNOB_STEP_CLEARS_B = 5
+KNOB_SEV_ES_GUEST_READS_SVME = 6
+KNOB_VGIF_DISCARDS_BREAKPOINTS = 7
 KNOB_CUT_OFF_INJECTION_MASKS = 8
 
 # What a step showed to the guest (Cpu.seen).
@@ -157,6 +171,10 @@ class Machine:
     knobs: u32
     consulted: u32
     """Knobs whose value mattered so far: the only field that changes during a run."""
+    svm: u1 = 1
+    """The guest's CPUID has SVM, so that it may set EFER.SVME. An encrypted guest's has not."""
+    efer_passes: u8 = 0
+    """In a guest: accesses of EFER that the MSR permission map lets through. Bit 0: reads, bit 1: writes."""
 
 
 @record
@@ -221,6 +239,10 @@ class Cpu:
     seen_error: u32
     """The error code; for #DB, which has none, DR6 as its handler can read it."""
     memory: Annotated[list[int], Array(32, MEMORY_WORDS)]
+    gif: u1 = 1
+    """The global interrupt flag, on bare metal. A guest's is virtual, in its VMCB, or its hypervisor keeps it."""
+    efer: u32 = EFER_BOOTED
+    """EFER, on bare metal and of an encrypted guest, whose own SVME hardware keeps; another guest's is in its VMCB."""
 
 
 def knob(m: Machine, number: u8) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iretrace.machine.breakpoints import WRITE, matching
+from iretrace.machine.breakpoints import WRITE, breakpoints_are_lost, matching
 from iretrace.machine.cpu import (
     BP_VECTOR,
     DB_VECTOR,
@@ -120,15 +120,18 @@ def push_frame(cpu: Cpu, top: u16, kind: u8, rip: u16, error_words: u8, error: u
 
 
 @rule("Linux", "arch/x86/kvm/svm/sev.c:sev_es_init_vmcb, arch/x86/include/asm/cpufeatures.h: NO_NESTED_DATA_BP", "read")
-def watch_frame(m: Machine, cpu: Cpu, vector: u8, top: u16, error_words: u8) -> None:
+def watch_frame(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, top: u16, error_words: u8) -> None:
     """A data breakpoint on the frame: #DB is due before the handler's first instruction. On the frame of #DB itself
     that goes on for ever, and nothing comes between, unless the processor has NoNestedDataBp."""
     if vector == DB_VECTOR and m.nested_data_bp == 0:
         return
+    found: u32 = 0
     for n in range(5):
-        cpu.trap |= matching(cpu, WRITE, wrap16(top - 1 - n))
+        found |= matching(cpu, WRITE, wrap16(top - 1 - n))
     if error_words != 0:
-        cpu.trap |= matching(cpu, WRITE, wrap16(top - 6))
+        found |= matching(cpu, WRITE, wrap16(top - 6))
+    if found != 0 and not breakpoints_are_lost(m, cpu, vmcb):
+        cpu.trap |= found
 
 
 @rule("AMD64 APM vol. 2", "Event Injection; Exit During IDT Vectoring")
@@ -167,7 +170,7 @@ def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, kind: u8, vector: u8, error
         vmexit_stack_npf(m, cpu, vmcb, page, event_info(kind, vector, error_words), error)
         return EXITED
     see_delivery(cpu, vector, rip, cpu.rflags, dr6_as_read(cpu, vmcb) if vector == DB_VECTOR else error)
-    watch_frame(m, cpu, vector, top, error_words)
+    watch_frame(m, cpu, vmcb, vector, top, error_words)
     push_frame(cpu, top, kind, rip, error_words, error)
     cpu.rip = wrap16(m.idt[vector] - 1)
     cpu.rflags = cpu.rflags & ~(X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_RF | X86_EFLAGS_NT)

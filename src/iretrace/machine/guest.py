@@ -34,6 +34,7 @@ from iretrace.machine.cpu import (
     OP_POPFQ,
     OP_PUSH,
     OP_PUSHFQ,
+    OP_RDMSR,
     OP_SHOW,
     OP_SKIP,
     OP_SPIN,
@@ -46,6 +47,7 @@ from iretrace.machine.cpu import (
     OP_UD2,
     OP_VC_DB,
     OP_VMGEXIT,
+    OP_WRMSR,
     PAGE_CODE,
     PAGE_WORDS,
     PF_VECTOR,
@@ -76,6 +78,7 @@ from iretrace.machine.delivery import (
     raise_gp,
     raise_vc,
 )
+from iretrace.machine.gates import gif_instruction, msr_instruction
 from iretrace.machine.ghcb import GHCB_GPA, Ghcb
 from iretrace.machine.privilege import (
     RPL,
@@ -100,14 +103,12 @@ from iretrace.machine.stack import (
 )
 from iretrace.machine.svm import PAGE_SHIFT, exits_instead, intercepted, vmexit
 from iretrace.machine.vmcb import (
-    INTERCEPT_CLGI,
     INTERCEPT_CPUID,
     INTERCEPT_HLT,
     INTERCEPT_ICEBP,
     INTERCEPT_INTN,
     INTERCEPT_IRET,
     INTERCEPT_PAUSE,
-    INTERCEPT_STGI,
     SVM_EXIT_CPUID,
     SVM_EXIT_HLT,
     SVM_EXIT_ICEBP,
@@ -117,8 +118,6 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_READ_DR7,
     SVM_EXIT_VMGEXIT,
     SVM_EXIT_WRITE_DR7,
-    V_GIF_ENABLE_MASK,
-    V_GIF_MASK,
     Vmcb,
 )
 from iretrace.subset import rule, u8, u16, u32, u64, wrap8, wrap16, wrap32, wrap64
@@ -282,25 +281,6 @@ def int1(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     deliver(m, cpu, vmcb, TRAP, DB_VECTOR, 0, wrap16(cpu.rip + 1))
 
 
-@rule("AMD64 APM vol. 2", "Enabling SVM; Virtual GIF; Instruction Intercepts")
-def gif_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8) -> None:
-    """STGI and CLGI of a guest whose CPUID has no SVM are #UD on the machine alone. Under a hypervisor EFER.SVME is set
-    in hardware: not intercepted they change V_GIF, or the host's GIF, and the guest has not got its #UD."""
-    number: u8 = INTERCEPT_STGI if op == OP_STGI else INTERCEPT_CLGI
-    if cpu.guest_mode == 0:
-        raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
-        return
-    if m.sev_es and intercepted(vmcb, number):
-        raise_vc(m, cpu, vmcb, number)
-        return
-    if exits_instead(m, cpu, vmcb, number):
-        return
-    if vmcb.int_ctl & V_GIF_ENABLE_MASK != 0:
-        others: u32 = vmcb.int_ctl & ~V_GIF_MASK
-        vmcb.int_ctl = others | V_GIF_MASK if op == OP_STGI else others
-    retire(cpu, wrap16(cpu.rip + 1))
-
-
 @rule("AMD64 APM vol. 2", "Types of Exits (SEV-ES); IRET Intercept")
 def iretq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """IRETQ pops RIP, CS, RFLAGS, RSP and SS from what memory holds now, and any IRET that completes unmasks NMIs. It
@@ -417,6 +397,8 @@ def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         stack_word(m, cpu, vmcb, op, m.args[cpu.rip])
     elif OP_STGI <= op <= OP_CLGI:
         gif_instruction(m, cpu, vmcb, op)
+    elif OP_RDMSR <= op <= OP_WRMSR:
+        msr_instruction(m, cpu, vmcb, op)
     elif op == OP_UD2:
         raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
     elif OP_MOV_RAX <= op <= OP_VC_DB:

@@ -15,9 +15,11 @@ from iretrace.machine.cpu import (
     OP_CLI,
     OP_FROM_DR,
     OP_HLT,
+    OP_RDMSR,
     OP_STGI,
     OP_SYSRET,
     OP_TO_DR,
+    OP_WRMSR,
     SHADOW_NONE,
     SS_VECTOR,
     USER_CS,
@@ -30,6 +32,7 @@ from iretrace.machine.cpu import (
     Cpu,
     Machine,
 )
+from iretrace.machine.vmcb import EFER_SVME
 from iretrace.subset import rule, u8, u32, wrap16
 
 USER_FLAGS = X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_NT
@@ -43,15 +46,15 @@ SELECTOR = 0xFFFC
 """What an error code has of a selector."""
 
 
-@rule("AMD64 APM vol. 3", "CLI; STI; HLT; MOV (DRn); SYSRET: #GP(0); CLGI, STGI: #UD without EFER.SVME", "memory")
+@rule("AMD64 APM vol. 3", "CLI; STI; HLT; MOV (DRn); RDMSR; SYSRET: #GP(0); CLGI, STGI: #UD without SVME", "memory")
 def privileged(cpu: Cpu, op: u8) -> bool:
-    """In user mode, with IOPL 0, these are #GP(0), before any intercept. Of CLGI and STGI a guest's processor says so,
-    since it has SVME set; the machine alone does not know them."""
+    """In user mode, with IOPL 0, these are #GP(0), before any intercept. CLGI and STGI are so where EFER.SVME is set,
+    as it is in hardware for every guest; else they are no instructions."""
     if cpu.cpl == 0:
         return False
     if OP_STGI <= op <= OP_CLGI:
-        return cpu.guest_mode != 0
-    if OP_TO_DR <= op <= OP_FROM_DR or OP_CLI <= op <= OP_HLT:
+        return cpu.efer & EFER_SVME != 0
+    if OP_TO_DR <= op <= OP_FROM_DR or OP_CLI <= op <= OP_HLT or OP_RDMSR <= op <= OP_WRMSR:
         return True
     return op == OP_SYSRET
 

@@ -144,8 +144,8 @@ def vmrun(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 2", "VMRUN Instruction: Loading Guest State; Single Stepping")
 def load_guest_state(cpu: Cpu, vmcb: Vmcb) -> None:
-    """RIP, RSP, RFLAGS, CPL, RAX, DR6 and DR7 come from the VMCB; no trap is pending, whatever TF says. SEV-ES guests
-    load them from the VMSA instead, so that nothing which the hypervisor writes into the save area has any effect.
+    """RIP, RSP, RFLAGS, CPL, RAX, EFER, DR6 and DR7 come from the VMCB; no trap is pending, whatever TF says. SEV-ES
+    guests load them from the VMSA instead, so that nothing which the hypervisor writes into the save area has any effect.
 
     What the next #VMEXIT writes in any case is cleared here, so that it makes no difference while the guest runs."""
     cpu.rip = wrap16(vmcb.rip)
@@ -153,6 +153,7 @@ def load_guest_state(cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.rflags = wrap32(vmcb.rflags)
     cpu.cpl = vmcb.cpl
     cpu.rax = vmcb.rax
+    cpu.efer = wrap32(vmcb.efer)
     cpu.dr6 = wrap32(vmcb.dr6)
     cpu.dr7 = wrap32(vmcb.dr7)
     cpu.trap = 0
@@ -180,6 +181,7 @@ def save_guest_state(cpu: Cpu, vmcb: Vmcb) -> None:
     vmcb.rflags = cpu.rflags
     vmcb.cpl = cpu.cpl
     vmcb.rax = cpu.rax
+    vmcb.efer = cpu.efer
     vmcb.dr6 = cpu.dr6
     vmcb.dr7 = cpu.dr7
 

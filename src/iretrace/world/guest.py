@@ -8,6 +8,7 @@ from iretrace.machine.cpu import (
     CODE_SIZE,
     DR6_RESET,
     DR7_RESET,
+    EFER_BOOTED,
     KERNEL_DS,
     MEMORY_WORDS,
     PAGE_CODE,
@@ -26,12 +27,14 @@ from iretrace.machine.cpu import (
     Cpu,
     Machine,
 )
+from iretrace.machine.vmcb import EFER_SVME
+from iretrace.world.protocol import PROCESSOR, Processor
 
 STACK_PAGES = {"main": PAGE_MAIN, "nmi": PAGE_NMI, "vc": PAGE_VC, "df": PAGE_DF, "db": PAGE_DB, "rsp0": PAGE_RSP0}
 VECTOR_PAGES = {litmus.VECTORS[name]: page for name, page in STACK_PAGES.items() if name in litmus.VECTORS}
 
 
-def make_machine(test: Test, vcpu: str, knobs: int, nested_data_bp: bool = True) -> Machine:
+def make_machine(test: Test, vcpu: str, knobs: int, processor: Processor = PROCESSOR) -> Machine:
     """The constants of a run of this test on this vCPU kind, with these values of the disputed rules."""
     ops = [int(instruction.op) for instruction in test.code]
     args = [instruction.arg for instruction in test.code]
@@ -51,10 +54,11 @@ def make_machine(test: Test, vcpu: str, knobs: int, nested_data_bp: bool = True)
         lstar=test.syscall + 1,
         cold_code=test.cold_code + 1,
         sev_es=int(sev_es),
-        nested_data_bp=int(nested_data_bp),
+        nested_data_bp=int(processor.nested_data_bp),
         iret_unmasks=int(not sev_es or vcpu == "sev-es-vnmi"),
         knobs=knobs,
         consulted=0,
+        svm=int(processor.guest_svm and not sev_es),
     )
 
 
@@ -69,8 +73,9 @@ def _hidden(test: Test) -> list[int]:
     return hidden
 
 
-def make_cpu(test: Test) -> Cpu:
-    """The processor as main begins: an empty main stack, nothing pending, IF as the test says."""
+def make_cpu(test: Test, vcpu: str = "plain") -> Cpu:
+    """The processor as main begins: an empty main stack, nothing pending, IF as the test says. An encrypted guest's
+    EFER has SVME set, as KVM has it when the state is encrypted; the VMCB has another's."""
     return Cpu(
         rip=test.main,
         rsp=STACK_WORDS,
@@ -109,6 +114,7 @@ def make_cpu(test: Test) -> Cpu:
         seen_rflags=0,
         seen_error=0,
         memory=[0] * MEMORY_WORDS,
+        efer=EFER_BOOTED | (EFER_SVME if vcpu.startswith("sev-es") else 0),
     )
 
 

@@ -54,6 +54,8 @@ class Processor(NamedTuple):
     again, and nothing can come between."""
     host_debug: Debug = NO_HOST_DEBUG
     """The host's own debug registers, as they are before the first guest and must be after each."""
+    guest_svm: bool = True
+    """The CPUID of a guest that is not encrypted has SVM."""
 
 
 PROCESSOR = Processor()
@@ -124,6 +126,8 @@ class View:
     """kvm_vcpu.guest_debug: a debugger is attached."""
     switch_db_regs: int = 0
     """kvm_vcpu_arch.switch_db_regs: 1 breakpoints are enabled, 2 the guest has its debug registers (WONT_EXIT)."""
+    svme: int = 0
+    """EFER.SVME as the hypervisor believes that the guest has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,9 @@ class Pause:
     type B: DR0-3 and the masks)."""
     sev_features: int = 0
     """SEV_FEATURES of the VMSA that the hypervisor launched the guest with: the processor's at the first VMRUN."""
+    efer_passes: int = 0
+    """Accesses of EFER that the MSR permission map of the first VMRUN lets through: bit 0 reads, bit 1 writes. It does
+    not change during a run."""
     turns: tuple[Hashable, ...] = ()
     """For each opening what decides how the step goes on after that landing: of two schedules of one step, from the
     same state and with the same senders, that come to equal ones either will do. () if it is not known."""

@@ -38,12 +38,14 @@ from iretrace.machine.cpu import (
     DR6_B_MASK,
     DR6_BS,
     DR7_ENABLE,
+    EFER_BOOTED,
     KNOB_STEP_CLEARS_B,
     OP_FROM_DR,
     OP_HLT,
     OP_PAUSE,
     OP_SPIN,
     OP_VMGEXIT,
+    OP_WRMSR,
     SEEN_NOTHING,
     SHADOW_NONE,
     X86_EFLAGS_TF,
@@ -52,7 +54,7 @@ from iretrace.machine.cpu import (
     see_nothing,
 )
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.vmcb import Vmcb
+from iretrace.machine.vmcb import EFER_SVME, Vmcb
 from iretrace.subset import pack, unpack
 from iretrace.world.debugger import is_debug_exception, without_tf
 from iretrace.world.doors import answer_vmgexit
@@ -65,6 +67,9 @@ debugger attached)."""
 
 Move = tuple[Observation | None, int]
 """(what it shows, the Cpu after it)."""
+
+EFER_MODELLED = EFER_BOOTED | EFER_SVME
+"""Bits of EFER that guests may write."""
 
 AUTOMATIC_EXITS = (OP_VMGEXIT, OP_HLT, OP_PAUSE)
 """Instructions of SEV-ES guests that always exit, or may, when they are done."""
@@ -137,12 +142,12 @@ class PatientReference:
     """The reference machine of a test, for explore.monitor.Monitor."""
 
     def __init__(self, test: Test, vcpu: str, knobs: int, processor: Processor = PROCESSOR) -> None:
-        self.machine = make_machine(test, vcpu, knobs & ~(1 << KNOB_STEP_CLEARS_B), processor.nested_data_bp)
+        self.machine = make_machine(test, vcpu, knobs & ~(1 << KNOB_STEP_CLEARS_B), processor)
         self._host_breakpoints = processor.host_debug.dr7 & DR7_ENABLE != 0
         self._kinds = [arrival.kind for arrival in test.outside]
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
-        cpu = make_cpu(test)
+        cpu = make_cpu(test, vcpu)
         cpu.cold = 0  # no nested paging on bare metal
         cpu.debug_swap = int(vcpu == "sev-es-debugswap")
         self._first = self._cpus(pack(cpu))
@@ -273,9 +278,9 @@ class PatientReference:
 
     def _work_out(self, packed: tuple[object, ...]) -> Known:
         cpu = unpack(Cpu, packed)
-        blocked = cpu.nmi_masked or cpu.shadow != SHADOW_NONE
+        blocked = cpu.nmi_masked or cpu.gif == 0 or cpu.shadow != SHADOW_NONE
         interruptible = not cpu.trap and not cpu.shutdown
-        due = bool(cpu.nmi_latched and not cpu.nmi_masked and not cpu.shutdown)
+        due = bool(cpu.nmi_latched and cpu.gif and not cpu.nmi_masked and not cpu.shutdown)
         nmi_latched, irq_latched, unshadowed = unpack(Cpu, packed), unpack(Cpu, packed), unpack(Cpu, packed)
         latch_nmi(nmi_latched)
         latch_irq(irq_latched)
@@ -334,10 +339,14 @@ class PatientReference:
         return self._after(cpu)
 
     def _look_for_contract(self, cpu: Cpu) -> None:
-        """Things that SEV-ES guests do and no contract says what comes of them."""
-        if not self.machine.sev_es or cpu.rip >= CODE_SIZE:
+        """Things that guests, or SEV-ES guests, do and no contract says what comes of them."""
+        if cpu.rip >= CODE_SIZE:
             return
         op, arg = self.machine.ops[cpu.rip], self.machine.args[cpu.rip]
+        if op == OP_WRMSR and cpu.rax & ~EFER_MODELLED:
+            self.without_contract = f"EFER {cpu.rax:#x}: bits other than SCE, LME, LMA, NXE and SVME are not modelled"
+        if not self.machine.sev_es:
+            return
         if cpu.rflags & X86_EFLAGS_TF and op in AUTOMATIC_EXITS:
             self.without_contract = "a single step over an automatic exit has no contract"
         if op == OP_FROM_DR and arg < 4 and not cpu.debug_swap and self._host_breakpoints:

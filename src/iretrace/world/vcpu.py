@@ -133,8 +133,8 @@ class Vcpu:
 
     def __init__(self, test: Test, vcpu: str, hypervisor: Hypervisor, knobs: int) -> None:
         self.hypervisor = hypervisor
-        self.machine = make_machine(test, vcpu, knobs, hypervisor.processor.nested_data_bp)
-        self.first = pack(make_cpu(test))
+        self.machine = make_machine(test, vcpu, knobs, hypervisor.processor)
+        self.first = pack(make_cpu(test, vcpu))
         self.cores: Interned[Core] = Interned()
         self.cpus: Interned[tuple[int, ...]] = Interned()
         self.vmcbs: Interned[tuple[int, ...]] = Interned()
@@ -264,6 +264,7 @@ class Vcpu:
         pause = self.hypervisor.start()
         if not pause.unmodelled and not self.machine.sev_es:
             pause = replace(pause, vmcb=self._set_registers(pause.vmcb))
+        self.machine.efer_passes = pause.efer_passes
         first = unpack(Cpu, self.first)
         first.debug_swap = pause.sev_features >> SEV_FEATURE_DEBUG_SWAP & 1
         return self._hand_over(self.cpus(pack(first)), 0, (UNSTARTED,) * arrivals, (), pause, False)
