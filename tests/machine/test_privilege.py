@@ -57,6 +57,7 @@ from iretrace.machine.cpu import (
 )
 from iretrace.machine.svm import save_guest_state, vmrun
 from iretrace.machine.vmcb import (
+    EFER_SVME,
     INTERCEPT_CLGI,
     INTERCEPT_HLT,
     INTERCEPT_ICEBP,
@@ -131,6 +132,7 @@ def test_vmrun_loads_the_privilege_level() -> None:
     on = rig(OP_SPIN)
     save_guest_state(on.cpu, on.vmcb)
     assert on.vmcb.cpl == 0
+    on.vmcb.efer |= EFER_SVME
     on.vmcb.cpl = 3
     vmrun(on.m, on.cpu, on.vmcb)
     assert (on.cpu.cpl, on.vmcb.cpl) == (3, 0)

@@ -145,7 +145,7 @@ def vmrun(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 @rule("AMD64 APM vol. 2", "VMRUN Instruction: Loading Guest State; Single Stepping")
 def load_guest_state(cpu: Cpu, vmcb: Vmcb) -> None:
     """RIP, RSP, RFLAGS, CPL, RAX, EFER, DR6 and DR7 come from the VMCB; no trap is pending, whatever TF says. SEV-ES
-    guests load them from the VMSA instead, so that nothing which the hypervisor writes into the save area has any effect.
+    guests load them from the VMSA, so that nothing which the hypervisor writes into the save area has any effect.
 
     What the next #VMEXIT writes in any case is cleared here, so that it makes no difference while the guest runs."""
     cpu.rip = wrap16(vmcb.rip)
