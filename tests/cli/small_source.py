@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from iretrace.cli.moved import Moves
@@ -44,6 +44,9 @@ class SmallSource:
     def open(self, vcpu: str) -> Hypervisor:
         """A fresh one."""
         return Small(self.mistake)
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Nothing."""
 
     def read_so_far(self) -> dict[str, str]:
         """As it was told."""

@@ -100,3 +100,20 @@ def test_who_stops_listening_leaves_no_process_behind() -> None:
     running.close()
     with pytest.raises(ProcessLookupError):
         os.kill(group, 0)
+
+
+def test_later_jobs_of_a_group_find_what_earlier_ones_taught() -> None:
+    def learned(opened: list[int], _number: int, _say: Say) -> list[int]:
+        return list(opened)
+
+    opened: list[int] = []
+    work = Work({"a": [0, 1, 2]}, lambda _name: opened, learned, 1, lambda done: len(done), opened.append)
+    assert sorted(results(work, quiet)) == [(0, []), (1, [0]), (2, [0, 1])]
+
+
+def test_a_job_that_dies_before_it_teaches_is_heard_of_all_the_same() -> None:
+    def die(_done: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkerDied, match="-9"):
+        list(results(Work({"a": [0], "b": [1]}, start, double, 1, die), lambda _text: time.sleep(0.1)))

@@ -209,4 +209,9 @@ def _work(
         own = {name: used for name, used in source.used_so_far().items() if name not in shared}
         return Found(result, source.read_so_far(), (shared, own), same_of((shared, own)))
 
-    return results(Work(groups, source.open, do, request.jobs), progress)
+    return results(Work(groups, source.open, do, request.jobs, _own_names, source.prepare), progress)
+
+
+def _own_names(found: Found) -> list[str]:
+    """The definitions that a verdict used beside those that opening its hypervisor did."""
+    return list(found.used[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -53,6 +53,10 @@ class Source(Protocol):
 
     def open(self, vcpu: str) -> Hypervisor:
         """The hypervisor for a vCPU kind. InputError where that cannot be."""
+        ...
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Look up these definitions, so that who inherits this need not; that they were used is not noted."""
         ...
 
     def read_so_far(self) -> dict[str, str]:
@@ -207,6 +211,12 @@ class TreeSource:
         self.used_so_far()
         return hypervisor
 
+    def prepare(self, names: Iterable[str]) -> None:
+        """Look up definitions."""
+        assert self._machine is not None, "nothing was read"
+        for name in names:
+            self._machine.definitions.find(name)
+
     def read_so_far(self) -> dict[str, str]:
         """What the tree has read."""
         return self.tree.read_so_far()
@@ -273,6 +283,9 @@ class BuiltinSource:
         from iretrace.kvm.hypervisor import BuiltinHypervisor
 
         return BuiltinHypervisor(self._revision, vcpu, self._options)
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Nothing: it is Python."""
 
     def read_so_far(self) -> dict[str, str]:
         """Nothing."""

@@ -1,16 +1,19 @@
 """Verdicts found by several processes.
 
 For each vCPU kind one process opens the hypervisor and forks one more for each verdict. So every verdict starts from a
-hypervisor that has just been opened, and what it rests on (its ledger) does not depend on what else was asked for.
+hypervisor that has just been opened, and what it rests on (its ledger) does not depend on what else was asked for. What
+a verdict had to read, those that start later find read already; they note it all the same.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -44,6 +47,10 @@ class Work(Generic[Opened, Done]):
     do: Callable[[Opened, int, Callable[[str], None]], Done]
     """Does a job; the third argument says what is going on."""
     processes: int = 1
+    lesson: Callable[[Done], Any] = lambda _done: None
+    """What of a result makes jobs of its group faster that start later."""
+    learn: Callable[[Any], None] = lambda _lesson: None
+    """Does in the group's process what a lesson says. It must change nothing but how long those jobs take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +126,24 @@ def _group(work: Work[Any, Any], name: str, slots: Semaphore, line: _Line) -> No
     except Exception as error:
         line.send_error(error)
         return
+    gc.freeze()  # what was opened stays, and need not be looked through again by each child
     waiting = list(work.groups[name])
+    teachers: list[Connection] = []
     while waiting or children:
         if waiting and slots.acquire(timeout=PATIENCE):
-            child: BaseProcess = CONTEXT.Process(target=_job, args=(work, opened, waiting.pop(0), line))
+            reader, writer = CONTEXT.Pipe(duplex=False)
+            child: BaseProcess = CONTEXT.Process(target=_job, args=(work, opened, waiting.pop(0), line, writer))
             signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
             child.start()
             children.append(child)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+            writer.close()
+            teachers.append(reader)
         if not waiting:
-            wait([child.sentinel for child in children])
+            wait([*teachers, *(child.sentinel for child in children)])
+        for teacher in [teacher for teacher in teachers if teacher.poll()]:
+            teachers.remove(teacher)
+            _learn(work, teacher)
         for ended in [child for child in children if not child.is_alive()]:
             children.remove(ended)
             slots.release()
@@ -136,12 +151,19 @@ def _group(work: Work[Any, Any], name: str, slots: Semaphore, line: _Line) -> No
                 line.send_error(WorkerDied(f"a process ended with {ended.exitcode}; is there enough memory?"))
 
 
-def _job(work: Work[Any, Any], opened: Any, number: int, line: _Line) -> None:
+def _learn(work: Work[Any, Any], teacher: Connection) -> None:
+    """Learn from a job's process, unless it has failed."""
+    with teacher, suppress(EOFError):
+        work.learn(teacher.recv())
+
+
+def _job(work: Work[Any, Any], opened: Any, number: int, line: _Line, teacher: Connection) -> None:
     """A job's process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
     try:
         done = work.do(opened, number, lambda text: line.send("progress", number, text))
         line.send("done", number, done)
+        teacher.send(work.lesson(done))
     except Exception as error:
         line.send_error(error)
