@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from iretrace.linux.debian import Unavailable
 from iretrace.litmus.corpus import select
 from iretrace.live.bare import build_firmware, run_bare
 from iretrace.live.emulation import excuse
 from iretrace.live.harness import workplace
-from iretrace.live.packages import Unavailable
 from iretrace.live.qemu import qemu_version
 from iretrace.live.session import Machine, Seen, run_tests
 from iretrace.verdict import Outcome

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from iretrace.linux.debian import Unavailable
 from iretrace.litmus.corpus import select
 from iretrace.live.emulation import excuse
 from iretrace.live.guests import pack
 from iretrace.live.harness import build_harness, workplace
-from iretrace.live.packages import Unavailable, find_kernel
+from iretrace.live.packages import find_kernel
 from iretrace.live.qemu import boot, qemu_version
 from iretrace.live.session import Machine, Seen, Session, run_tests
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from iretrace.linux.debian import Unavailable
 from iretrace.live.harness import Broken, end, read_lines, spawn
 from iretrace.live.host import host_kernel
 from iretrace.live.initramfs import archive
-from iretrace.live.packages import Unavailable, find_kernel, kernels_in, unpack
+from iretrace.live.packages import find_kernel, kernels_in, unpack
 from iretrace.verdict import InputError
 
 MODULES = "lib/modules/6.1.0-9-cloud-amd64/kernel"

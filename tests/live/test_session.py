@@ -6,11 +6,11 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
+from iretrace.linux.debian import Unavailable
 from iretrace.live.emulation import breaks, excuse, unfit
 from iretrace.live.guests import Guest, make_guests, pack, reason_not_to_run
 from iretrace.live.harness import Broken
 from iretrace.live.observed import read_run
-from iretrace.live.packages import Unavailable
 from iretrace.live.session import MAX_OF_A_TEST, Machine, Session, Start, run_tests
 from tests.live.guests import TWO_NMIS, first_guest, make_test
 from tests.live.test_observed import line

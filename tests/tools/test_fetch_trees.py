@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from iretrace.linux import debian
+from iretrace.linux.debian import Unavailable
 from tools import fetch_trees
-from tools.fetch_trees import Unavailable, choose, locate, makefile_version, trees_in
+from tools.fetch_trees import choose, locate, makefile_version, trees_in
 
 MAKEFILE = "# SPDX\nVERSION = {}\nPATCHLEVEL = {}\nSUBLEVEL = {}\nEXTRAVERSION =\n"
 
@@ -54,18 +58,21 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_cached_trees_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fetch_trees, "run", lambda *command, cwd=None: pytest.fail(f"ran {command}"))
+    monkeypatch.setattr(debian, "run", lambda *command, cwd=None: pytest.fail(f"ran {command}"))
     held = {"a": (6, 1, 2), "b": (6, 1, 1), "c": (6, 12, 1), "d": (7, 3, 4), "e": (5, 10, 262)}
     for name, version in held.items():
         make_tree(tmp_path / "iretrace" / "trees" / name, *version)
     assert locate("", "") == tmp_path / "iretrace" / "trees"
 
 
-def test_without_apt_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_apt_the_message_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(Unavailable, match="apt-cache not found; .*TREES=DIR"):
-        locate("", "")
+    monkeypatch.setattr(sys, "argv", ["fetch_trees.py", "--path", "6.1"])
+    assert fetch_trees.main() == 1
+    assert re.search("apt-cache not found; .*TREES=DIR", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -93,24 +100,17 @@ def test_a_series_is_asked_for_in_its_suite_whatever_lists_the_machine_has(
             (cwd / "a.deb").write_bytes(b"")
         return ""
 
-    monkeypatch.setattr(fetch_trees, "run", run)
-    monkeypatch.setattr(fetch_trees, "KEYRING", tmp_path)
+    cache = tmp_path / "iretrace"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(debian, "run", run)
+    monkeypatch.setattr(debian, "KEYRING", tmp_path)
     monkeypatch.setattr(fetch_trees, "unpack_into", lambda _deb, tree, _progress: make_tree(tree, 7, 3, 4))
-    fetch_trees.fetch("7.3", 1, tmp_path)
-    assert [path.name for path in trees_in(tmp_path / "trees")["7.3"]] == ["linux-7.3.4"]
-    sources = (tmp_path / "apt/7.3/debian.sources").read_text()
+    fetch_trees.fetch("7.3", 1, cache)
+    assert [path.name for path in trees_in(cache / "trees")["7.3"]] == ["linux-7.3.4"]
+    sources = (cache / "apt/7.3/debian.sources").read_text()
     assert "Suites: trixie-backports\n" in sources
     assert f"Signed-By: {tmp_path}\n" in sources
-    assert all(f"Dir::State::lists={tmp_path}/apt/7.3/lists" in command for command in commands)
-
-
-def test_where_the_suite_cannot_be_asked_the_machines_own_lists_serve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(fetch_trees, "KEYRING", tmp_path / "no keyring")
-    monkeypatch.setattr(fetch_trees, "run", lambda *_command, cwd=None: " linux-source-6.1 | 6.1.5-1 | Packages")
-    assert fetch_trees.served("linux-source-6.1", "6.1", tmp_path) == ([], ["6.1.5-1"])
-    assert "going by the lists that this machine's apt has" in capsys.readouterr().err
+    assert all(f"Dir::State::lists={cache}/apt/7.3/lists" in command for command in commands)
 
 
 def test_a_series_that_is_not_to_be_had_is_told_and_the_others_serve(

@@ -13,13 +13,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iretrace.linux.debian import Unavailable
 from iretrace.litmus.test import Op
 from iretrace.live.gdb import Debugger
 from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest
 from iretrace.live.harness import Broken, end, last_line, spawn
 from iretrace.live.machine_code import FIXED, LOG, LOG_END, MEMORY_END, RECORD_BYTES, SELF_JUMP, VALUES
 from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS, SHOWN_VALUES
-from iretrace.live.packages import Unavailable
 
 SOURCE = Path(__file__).with_name("bare.S")
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from iretrace.live.packages import Unavailable
+from iretrace.linux.debian import Unavailable
 
 BOOT_LIMIT = 120.0
 """Seconds until the program must have loaded KVM."""

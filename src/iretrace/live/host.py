@@ -6,8 +6,8 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
+from iretrace.linux.debian import Unavailable
 from iretrace.live.harness import Broken, end, last_line, read_lines, spawn
-from iretrace.live.packages import Unavailable
 
 
 def host_kernel(root: Path = Path("/")) -> str:

@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from iretrace.linux.archive import cache_directory
-from iretrace.live.packages import Kernel, depends, download, packages_named, unpack_all
+from iretrace.linux.debian import download
+from iretrace.live.packages import Kernel, depends, packages_named, unpack_all
 from iretrace.verdict import InputError
 
 OWN_MODULES = ("kvm.ko", "kvm-amd.ko")

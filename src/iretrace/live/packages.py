@@ -6,40 +6,23 @@ A package is data here: nothing of it is installed or run on this machine, only 
 from __future__ import annotations
 
 import lzma
-import os
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from iretrace.linux.archive import cache_directory
+from iretrace.linux.debian import Apt, Say, Unavailable, apt_for, download, run, served_versions
 from iretrace.verdict import InputError
 
 MODULES = ("irqbypass", "kvm", "kvm-amd")
 """In the order of loading."""
 
 MAX_MEMBER_BYTES = 64 << 20
-SUITES = {
-    "5.10": ("http://deb.debian.org/debian-security", "bullseye-security"),
-    "6.1": ("http://deb.debian.org/debian-security", "bookworm-security"),
-    "6.12": ("http://deb.debian.org/debian-security", "trixie-security"),
-    "7.3": ("http://deb.debian.org/debian", "trixie-backports"),
-}
-"""Where Debian serves a series, for machines whose own apt does not know it."""
-
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-APT_TIMEOUT = 600
-"""Seconds for one command of apt."""
-
-Say = Callable[[str], None]
-
-
-class Unavailable(InputError):
-    """A live run cannot be had here; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +53,8 @@ def find_kernel(wanted: str, say: Say) -> Kernel:
     kept = kernels_in(cache_directory() / "kernels", wanted)
     if kept:
         return kept[0]
-    apt: list[str] = []
+    apt = apt_for(_series(wanted), say)
     packages = newest_packages(wanted, apt)
-    if not packages:
-        apt = own_apt(".".join(wanted.split(".")[:2]), say)
-        packages = newest_packages(wanted, apt)
     if not packages:
         raise Unavailable(f"--on qemu:{wanted}: Debian serves no such cloud kernel; name a package: --on qemu:FILE.deb")
     files = [download(package, version, apt, say) for package, version in packages]
@@ -92,43 +72,35 @@ def kernels_in(directory: Path, wanted: str) -> list[Kernel]:
     return sorted(found, key=lambda kernel: _numbers(kernel.version), reverse=True)
 
 
-def newest_packages(wanted: str, apt: Sequence[str]) -> list[tuple[str, str]]:
+def newest_packages(wanted: str, apt: Apt) -> list[tuple[str, str]]:
     """(package, version) of what makes the newest cloud kernel of a series, or exactly this version, that apt knows.
 
     Kernel and modules are one package (linux-image), or, from 7.x on, two (linux-binary, linux-modules)."""
-    series = ".".join(wanted.split(".")[:2])
+    series = _series(wanted)
     found: list[tuple[list[int], list[tuple[str, str]]]] = []
-    names = set(_run("apt-cache", *apt, "pkgnames", "linux-").split())
+    names = set(run("apt-cache", *apt, "pkgnames", "linux-").split())
     for name in names:
         kind = re.fullmatch(rf"linux-(image|binary)-({re.escape(series)}\..*-cloud-amd64)", name)
         if not kind or (kind[1] == "image" and f"linux-binary-{kind[2]}" in names):
             continue
         parts = [name, f"linux-modules-{kind[2]}"] if kind[1] == "binary" else [name]
-        for line in _run("apt-cache", *apt, "madison", name).splitlines():
-            version = line.split("|")[1].strip()
-            if "Packages" in line and (version.split("-")[0] == wanted or version.startswith(f"{wanted}.")):
+        for version in served_versions(name, apt):
+            if version.split("-")[0] == wanted or version.startswith(f"{wanted}."):
                 found.append((_numbers(version), [(part, version) for part in parts]))
     return max(found)[1] if found else []
 
 
-def packages_named(package: str, version: str, say: Say) -> list[str]:
+def packages_named(package: str, version: str, say: Say) -> Apt:
     """Options with which apt knows this version of a package; Unavailable if it knows none."""
-    apt: list[str] = []
-    if not _knows(package, version, apt):
-        apt = own_apt(".".join(version.split(".")[:2]), say)
-        if not _knows(package, version, apt):
-            raise Unavailable(f"Debian serves no {package} {version} any more; use a newer kernel")
+    apt = apt_for(_series(version), say)
+    if version not in served_versions(package, apt):
+        raise Unavailable(f"Debian serves no {package} {version} any more; use a newer kernel")
     return apt
-
-
-def _knows(package: str, version: str, apt: Sequence[str]) -> bool:
-    lines = _run("apt-cache", *apt, "madison", package).splitlines()
-    return any(line.split("|")[1].strip() == version for line in lines)
 
 
 def depends(package: Path) -> list[str]:
     """The names of what a package file depends on."""
-    text = _run("dpkg-deb", "--field", str(package), "Depends")
+    text = run("dpkg-deb", "--field", str(package), "Depends")
     return [part.split()[0] for part in text.split(",") if part.split()]
 
 
@@ -138,58 +110,10 @@ def unpack_all(packages: Sequence[Path], target: Path) -> None:
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
         for package in packages:
-            _run("dpkg-deb", "--extract", str(package), str(partial))
+            run("dpkg-deb", "--extract", str(package), str(partial))
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def own_apt(series: str, say: Say) -> list[str]:
-    """Options that make apt work on lists of its own in the cache, with the one suite that serves a series.
-
-    Nothing of the machine's apt is changed, and no root is needed. apt checks signatures by Debian's keyring."""
-    if series not in SUITES or not KEYRING.exists():
-        what = f"{KEYRING} not found (apt install debian-archive-keyring)" if series in SUITES else "apt knows none"
-        raise Unavailable(f"--on qemu:{series}: {what}; or name the package file: --on qemu:FILE.deb")
-    home = cache_directory() / "apt" / series
-    for directory in ("lists/partial", "archives/partial"):
-        (home / directory).mkdir(parents=True, exist_ok=True)
-    uri, suite = SUITES[series]
-    sources = home / "debian.sources"
-    sources.write_text(f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n")
-    settings = {
-        "Dir::Etc::sourcelist": sources,
-        "Dir::Etc::sourceparts": "/dev/null",
-        "Dir::State::lists": home / "lists",
-        "Dir::Cache": home,
-        "Acquire::Languages": "none",
-    }
-    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    say(f"asking {uri} for {suite}")
-    _run("apt-get", *options, *_as_root(), "-qq", "update")
-    return options
-
-
-def _as_root() -> list[str]:
-    """As root, apt would complain that its sandbox user cannot write to the cache."""
-    return ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-
-
-def download(package: str, version: str, apt: Sequence[str], say: Say) -> Path:
-    """The package file, from the cache or from Debian."""
-    packages = cache_directory() / "packages"
-    packages.mkdir(parents=True, exist_ok=True)
-    for architecture in ("amd64", "all"):
-        kept = packages / f"{package}_{version}_{architecture}.deb".replace(":", "%3a")
-        if kept.exists():
-            return kept
-    say(f"downloading {package} {version} from Debian to {packages}")
-    with tempfile.TemporaryDirectory(dir=packages) as partial:
-        _run("apt-get", *apt, *_as_root(), "-qq", "download", f"{package}={version}", cwd=Path(partial))
-        files = list(Path(partial).glob("*.deb"))
-        if len(files) != 1:
-            raise Unavailable(f"apt-get download {package}={version} left no package file; try it by hand")
-        return files[0].rename(packages / files[0].name)
 
 
 def unpack(packages: Sequence[Path], kernels: Path) -> Kernel:
@@ -204,7 +128,7 @@ def unpack(packages: Sequence[Path], kernels: Path) -> Kernel:
         missing = [name for name in ("vmlinuz", *(f"{m}.ko" for m in MODULES)) if not (partial / name).exists()]
         if missing:
             raise InputError(f"{packages[0]}: no {missing[0]} in it; this must be a linux-image-*-cloud-amd64 package")
-        version = _run("dpkg-deb", "--field", str(packages[0]), "Version").strip()
+        version = run("dpkg-deb", "--field", str(packages[0]), "Version").strip()
         if not re.fullmatch(r"\d[\w.+~-]*", version):
             raise InputError(f"{packages[0]}: no version of a kernel package; remove the file and try again")
         if not (kernels / version).exists():
@@ -251,17 +175,6 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
-    """Output of a command; Unavailable with the last line of its complaint when it fails."""
-    try:
-        done = subprocess.run(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=APT_TIMEOUT
-        )
-    except FileNotFoundError:
-        raise Unavailable(f"{command[0]} not found; live runs fetch kernels on a Debian system") from None
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"{' '.join(command[:2])}: no answer in {APT_TIMEOUT} s; try it by hand") from None
-    if done.returncode:
-        complaint = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise Unavailable(f"{' '.join(command[:2])}: {complaint[-1]}; try it by hand")
-    return done.stdout
+def _series(version: str) -> str:
+    """6.1 of 6.1.192."""
+    return ".".join(version.split(".")[:2])

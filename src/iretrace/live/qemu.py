@@ -7,9 +7,10 @@ import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
+from iretrace.linux.debian import Unavailable
 from iretrace.live.harness import Broken, end, last_line, read_lines, spawn
 from iretrace.live.initramfs import archive
-from iretrace.live.packages import Kernel, Unavailable
+from iretrace.live.packages import Kernel
 
 MACHINE = (
     "-machine q35,accel=tcg -cpu max,+svm -smp 1 -m 512 -nodefaults -no-user-config -display none -no-reboot".split()

@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from iretrace.linux.debian import Unavailable
 from iretrace.litmus.test import Test
 from iretrace.live.explain import Explainer
 from iretrace.live.guests import Guest, by_number, make_guests, reason_not_to_run
 from iretrace.live.harness import Broken
 from iretrace.live.observed import Run, read_run
-from iretrace.live.packages import Unavailable
 from iretrace.verdict import Outcome
 
 MAX_TRIES = 2
