@@ -64,6 +64,7 @@ class Row:
 
 
 NO_HOST_BREAKPOINTS = {"host_breakpoints": 0}
+BTF = {"host_debugctl": 2}
 SWAP = "sev-es-debugswap"
 
 ROWS = (
@@ -92,6 +93,11 @@ ROWS = (
     Row("H11", "the host's masks are saved only if KVM has turned DebugSwap on", "6.12",
         "HOST_MASKS_SAVED_IF_KVM_KNOWS", "swap-values-last", ACQUITTED, "", SWAP,
         note="it takes an SEV-SNP guest to see it, and there is none here"),
+    Row("DEBUGCTL", "a guest runs with the host's DEBUGCTL, and changes it", "6.1", "", "step-in-nmi", CONVICTED,
+        "the guest sees mark out", options=BTF, note="the tree as it is; a host thread that ptrace steps by branches"),
+    Row("DEBUGCTL", "a guest runs with the host's DEBUGCTL, and changes it", "6.1", "", "nmi-window-in-shadow",
+        CONVICTED, "DEBUGCTL is 0x0 and was 0x2", options=BTF, note="the tree as it is"),
+    Row("DEBUGCTL", "*control*: the fix", "6.12", "", "step-in-nmi", ACQUITTED, options=BTF, note="the tree as it is"),
     Row("H20", "svm_get_rflags() shows the TF that KVM has set", "6.12", "STEPPING_SHOWS_TF", "two-events-in-shadow",
         CONVICTED, "the guest sees an NMI at main+2 with IF TF"),
     Row("H20", "svm_get_rflags() shows the TF that KVM has set", "6.1", "STEPPING_SHOWS_TF", "two-events-in-shadow",

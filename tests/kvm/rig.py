@@ -16,7 +16,7 @@ def make_vcpu(kind: str = "plain", revision: str = "v6.12", vgif: int = 1, nrips
     svm = VcpuSvm(vmcb=Vmcb(), ghcb=Ghcb())
     sev_es, vnmi, bits = int(kind.startswith("sev-es")), int(kind.endswith("vnmi")), REVISIONS[revision].bits
     kvm = Kvm(registers_of(NO_HOST_DEBUG), sev_es, 0, vgif, vnmi, nrips, 3000, bits)
-    debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0)
+    debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0, 0)
     vcpu = Vcpu(kvm=kvm, thread=None, svm=svm, debug=debug)  # type: ignore[arg-type]
     vcpu.thread = HostRun(vcpu, (), (), True)
     kvm_arch_vcpu_create(vcpu)

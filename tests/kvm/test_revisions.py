@@ -71,6 +71,7 @@ NO_VERDICT = {
     "SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED": "nobody swaps DR0-3 of an encrypted guest without DebugSwap: no contract",
     "SINCE_HOST_DRS_ARE_RESTORED_BY_KVM": "the host has its DR0-3 again either way",
     "SINCE_PAYLOAD_COMES_WITH_INJECTION": "the guest has not run in between",
+    "SINCE_DEBUGCTL_IS_SWITCHED": "on the usual host it is 0; the test below has another host",
     "SINCE_EMULATED_DB_GOES_TO_ANY_DEBUGGER": "#DB is not compared while a debugger is attached",
 }
 
@@ -88,6 +89,14 @@ def test_flipping_it_flips_the_verdict(name: str, revision: str) -> None:
     having = without.flipped(difference)
     assert verdict(without, test, kind) is Verdict.VIOLATED
     assert verdict(having, test, kind) is Verdict.HOLDS
+
+
+@pytest.mark.parametrize(("revision", "expected"), [("v6.1", Verdict.VIOLATED), ("v6.12", Verdict.HOLDS)])
+@pytest.mark.parametrize("test", ["step-in-nmi", "nmi-window-in-shadow"])
+def test_a_host_with_btf_shows_whether_debugctl_is_switched(test: str, revision: str, expected: Verdict) -> None:
+    (found,) = select([test])
+    kvm = BuiltinHypervisor(revision, "plain", {"host_debugctl": 2})
+    assert check(found, "plain", "tickless", kvm).verdict is expected
 
 
 def comparison(revision: Revision, pending: int) -> Comparison:

@@ -197,9 +197,25 @@ def test_a_host_without_breakpoints_has_none_active() -> None:
     assert prims.hw_breakpoint_active(run) == 0
 
 
-def test_dr6_of_the_host_cannot_be_read() -> None:
-    with pytest.raises(Unmodelled, match="DR6"):
-        prims.get_debugreg(FakeRun(), 6)
+def test_dr6_of_the_host_has_its_reserved_bits_and_is_reset_with_the_breakpoints() -> None:
+    run = FakeRun()
+    prims.set_debugreg(run, 6, 0x4001)
+    assert prims.get_debugreg(run, 6) == 0xFFFF_4FF1
+    assert run.physical.now().dr6 == 0xFFFF_4FF1
+    prims.hw_breakpoint_restore(run)
+    assert prims.get_debugreg(run, 6) == 0xFFFF_0FF0
+
+
+def test_dr4_of_the_host_cannot_be_read() -> None:
+    with pytest.raises(Unmodelled, match="DR4"):
+        prims.get_debugreg(FakeRun(), 4)
+
+
+def test_debugctl_is_the_processors() -> None:
+    run = FakeRun()
+    assert prims.get_debugctl(run) == 0
+    prims.update_debugctl(run, 2)
+    assert (prims.get_debugctl(run), run.physical.now().debugctl) == (2, 2)
 
 
 def test_the_host_is_itself_again_when_it_enables_interrupts_with_gif_set() -> None:

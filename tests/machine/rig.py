@@ -164,6 +164,7 @@ def cpu(interrupts: bool = False, cold: int = 0) -> Cpu:
         dr6=DR6_RESET,
         dr7=DR7_RESET,
         shadow_dr7=DR7_RESET,
+        debugctl=0,
         debug_swap=0,
         trap=0,
         shadow=0,

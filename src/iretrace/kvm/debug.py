@@ -13,7 +13,15 @@ from iretrace.kvm.differences import (
     SINCE_EMULATED_DB_GOES_TO_ANY_DEBUGGER,
     SINCE_HOST_DRS_ARE_RESTORED_BY_KVM,
 )
-from iretrace.kvm.exceptions import DB_VECTOR, DR6_BS, DR6_FIXED_1, DR6_VOLATILE, kvm_inject_gp, kvm_queue_exception_p
+from iretrace.kvm.exceptions import (
+    DB_VECTOR,
+    DR6_ACTIVE_LOW,
+    DR6_BS,
+    DR6_FIXED_1,
+    DR6_VOLATILE,
+    kvm_inject_gp,
+    kvm_queue_exception_p,
+)
 from iretrace.kvm.kvm_host import (
     AGAIN,
     EINVAL,
@@ -172,6 +180,7 @@ def hw_breakpoint_active(vcpu: Vcpu) -> bool:
 
 def hw_breakpoint_restore(vcpu: Vcpu) -> None:
     """The host's breakpoints again."""
+    vcpu.thread.cpu.dr6 = DR6_ACTIVE_LOW
     vcpu.thread.cpu.dr7 = vcpu.kvm.host.dr7
     for i in range(4):
         vcpu.thread.cpu.dr[i] = vcpu.kvm.host.dr[i]
@@ -194,7 +203,9 @@ def note_host(thread: Thread) -> None:
     if thread.noted:
         return
     thread.noted = 1
+    thread.itself.dr6 = thread.cpu.dr6
     thread.itself.dr7 = thread.cpu.dr7
+    thread.itself.debugctl = thread.cpu.debugctl
     for i in range(4):
         thread.itself.dr[i] = thread.cpu.dr[i]
         thread.itself.mask[i] = thread.cpu.mask[i]

@@ -68,13 +68,14 @@ STEPS: dict[str, tuple[SenderStep, ...]] = {
 
 def registers_of(debug: Debug) -> DebugRegisters:
     """Debug registers as our KVM has them."""
-    return DebugRegisters(list(debug.dr), list(debug.masks), debug.dr7)
+    return DebugRegisters(list(debug.dr), list(debug.masks), debug.dr7, debug.dr6, debug.debugctl)
 
 
 def debug_of(registers: DebugRegisters) -> Debug:
     """Debug registers as the protocol has them."""
     dr, mask = registers.dr, registers.mask
-    return Debug((dr[0], dr[1], dr[2], dr[3]), (mask[0], mask[1], mask[2], mask[3]), registers.dr7)
+    masks = (mask[0], mask[1], mask[2], mask[3])
+    return Debug((dr[0], dr[1], dr[2], dr[3]), masks, registers.dr7, registers.dr6, registers.debugctl)
 
 
 def send(vcpu: Vcpu, sender: Sender) -> tuple[SenderState, bool]:

@@ -68,9 +68,16 @@ from iretrace.world.protocol import (
 )
 
 KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
-OPTIONS = {"vgif": 1, "nrips": 1, "pause_filter_count": 3000, "host_breakpoints": 1, "guest_svm": 1}
+OPTIONS = {
+    "vgif": 1,
+    "nrips": 1,
+    "pause_filter_count": 3000,
+    "host_breakpoints": 1,
+    "host_debugctl": 0,
+    "guest_svm": 1,
+}
 """Module parameters that can be given, and their defaults: those of an EPYC of the third generation; whether the host
-uses its breakpoints, and whether the CPUID of a guest that is not encrypted has SVM."""
+uses its breakpoints, what its DEBUGCTL is, and whether the CPUID of a guest that is not encrypted has SVM."""
 
 SVM_SEV_FEAT_DEBUG_SWAP = 1 << 5
 VNMI_BITS = V_NMI_ENABLE_MASK | V_NMI_PENDING_MASK | V_NMI_BLOCKING_MASK
@@ -152,9 +159,10 @@ class BuiltinHypervisor:
             raise InputError(f"--vcpu {vcpu}: {lacks(self.revision, vcpu)}; take --revision v6.12")
         if vcpu.endswith("vnmi") and not self.options["vgif"]:
             raise InputError(f"--vcpu {vcpu}: KVM has no virtual NMIs without virtual GIF; drop --option vgif=0")
+        host_debug = HOST_DEBUG if self.options["host_breakpoints"] else NO_HOST_DEBUG
         self._processor = Processor(
             nested_data_bp=vcpu != "sev-es-debugswap",
-            host_debug=HOST_DEBUG if self.options["host_breakpoints"] else NO_HOST_DEBUG,
+            host_debug=host_debug._replace(debugctl=self.options["host_debugctl"]),
             guest_svm=self.options["guest_svm"] != 0,
         )
         self._kvm = Kvm(
@@ -304,7 +312,7 @@ class BuiltinHypervisor:
 
     def _start(self) -> Pause:
         svm = VcpuSvm(vmcb=Vmcb(), ghcb=Ghcb())
-        debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0)
+        debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0, 0)
         vcpu = Vcpu(kvm=self._kvm, thread=None, svm=svm, debug=debug)  # type: ignore[arg-type]
         run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, self._processor.host_debug)
         kvm_arch_vcpu_create(vcpu)
@@ -366,7 +374,7 @@ class BuiltinHypervisor:
         return State(pack(vcpu), pack(vcpu.svm), pack(vcpu.debug), *of_vmcb)
 
     def _host_area(self, vcpu: Vcpu) -> Debug:
-        return debug_of(DebugRegisters(vcpu.debug.host_dr, vcpu.debug.host_mask, DR7_FIXED_1))
+        return debug_of(DebugRegisters(vcpu.debug.host_dr, vcpu.debug.host_mask, DR7_FIXED_1, DR6_ACTIVE_LOW, 0))
 
     def _intern(self, state: State) -> State:
         return self._states.setdefault(state, state)

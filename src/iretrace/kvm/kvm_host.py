@@ -66,11 +66,13 @@ SET = 2
 
 @record
 class DebugRegisters:
-    """Debug registers that the processor has for whoever runs on it: DR0-3, their address masks, DR7."""
+    """Debug registers that the processor has for whoever runs on it: DR0-3, their address masks, DR7, DR6, DEBUGCTL."""
 
     dr: Annotated[list[int], Array(64, 4)]
     mask: Annotated[list[int], Array(64, 4)]
     dr7: u64
+    dr6: u64
+    debugctl: u64
 
 
 @record
@@ -132,6 +134,7 @@ class VcpuDebug:
     guest_debug: u32
     guest_debug_dr7: u64
     singlestep_rip: u64
+    host_debugctl: u64
     guest_state_loaded: u1
     """svm_prepare_switch_to_guest() has been done since KVM_RUN was called; kept only where it matters."""
 

@@ -115,6 +115,13 @@ DIFFERENCES = (
         "A guest that clears EFER.SVME keeps its GIF. Before, KVM set it, and what GIF=0 held back came.",
         "by v7.3",
     ),
+    Difference(
+        "SINCE_DEBUGCTL_IS_SWITCHED",
+        differences.SINCE_DEBUGCTL_IS_SWITCHED,
+        "A guest runs with its own DEBUGCTL, 0, and the host has its own again afterwards. Before, the guest ran with"
+        " the host's where LBR virtualization was off.",
+        "by v6.12",
+    ),
 )
 
 

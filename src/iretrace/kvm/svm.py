@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from iretrace.kvm.differences import SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE, SINCE_NO_POINTLESS_SINGLE_STEP
+from iretrace.kvm.differences import (
+    SINCE_DEBUGCTL_IS_SWITCHED,
+    SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE,
+    SINCE_NO_POINTLESS_SINGLE_STEP,
+)
 from iretrace.kvm.exceptions import (
     DR6_ACTIVE_LOW,
     VC_VECTOR,
@@ -469,10 +473,15 @@ def svm_vcpu_run(vcpu: Vcpu, force_immediate_exit: bool, load_guest_dr6: bool) -
         svm_set_dr6(vcpu, vcpu.dr6)
     elif vcpu.debug.switch_db_regs & KVM_DEBUGREG_WONT_EXIT == 0:
         svm_set_dr6(vcpu, DR6_ACTIVE_LOW)
+    if since(vcpu, SINCE_DEBUGCTL_IS_SWITCHED):
+        vcpu.debug.host_debugctl = vcpu.thread.cpu.debugctl
+        vcpu.thread.cpu.debugctl = 0
 
 
 def svm_vcpu_exited(vcpu: Vcpu) -> None:
     """The second half of svm_vcpu_run(): the guest has left."""
+    if since(vcpu, SINCE_DEBUGCTL_IS_SWITCHED):
+        vcpu.thread.cpu.debugctl = vcpu.debug.host_debugctl
     if not vcpu.kvm.sev_es:
         vcpu.rip = vcpu.svm.vmcb.rip
     vcpu.svm.next_rip = 0

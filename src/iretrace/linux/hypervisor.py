@@ -429,9 +429,12 @@ class TreeHypervisor:
 
     def _find_processor(self) -> Processor:
         rules = self.machine.rules
-        breakpoints = rules.global_("host_breakpoints", "")
+        debug = HOST_DEBUG if rules.global_("host_breakpoints", "") else NO_HOST_DEBUG
+        debugctl = rules.global_("host_debugctl", "")
+        assert isinstance(debugctl, int)
+        debug = debug._replace(debugctl=debugctl)
         no_nested = self.vm.feature_named("X86_FEATURE_NO_NESTED_DATA_BP")
-        return Processor(not no_nested, HOST_DEBUG if breakpoints else NO_HOST_DEBUG, self.vm.guest_svm)
+        return Processor(not no_nested, debug, self.vm.guest_svm)
 
     def _handle_signal(self, run: HostRun) -> None:
         """On the way to userspace the kernel has the thread handle its signals."""

@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 from iretrace.linux.memory import HasMemory, load
 from iretrace.linux.unmodelled import Unmodelled
-from iretrace.world.protocol import NO_HOST_DEBUG, Debug
+from iretrace.world.protocol import DR6_RESET, NO_HOST_DEBUG, Debug
 
-DR7 = 7
+DR6, DR7 = 6, 7
+DR6_WRITABLE = 0xE00F
+"""Bits of DR6 that a write changes; the others are as at reset."""
+
 DR7_FIXED_1 = 0x400
 """Bit 10 of DR7 reads as 1, whatever is written."""
 
@@ -20,25 +23,27 @@ SAVE_AREA = 0x400
 
 
 class DebugRegisters:
-    """DR0-3, their masks and DR7 of the CPU that the vCPU thread runs on. host: the host's own.
-
-    DR6 is not kept: VMRUN and #VMEXIT load it, and the host only looks at it in its #DB handler.
-    """
+    """DR0-3, their masks, DR6, DR7 and DEBUGCTL of the CPU that the vCPU thread runs on. host: the host's own."""
 
     def __init__(self, debug: Debug = NO_HOST_DEBUG, host: Debug = NO_HOST_DEBUG) -> None:
         self._dr = list(debug.dr)
         self._masks = debug.masks
+        self._dr6 = debug.dr6
         self._dr7 = debug.dr7
+        self.debugctl = debug.debugctl
         self._host = host
 
     def now(self) -> Debug:
         """What the registers hold."""
-        return Debug((self._dr[0], self._dr[1], self._dr[2], self._dr[3]), self._masks, self._dr7)
+        dr = self._dr[0], self._dr[1], self._dr[2], self._dr[3]
+        return Debug(dr, self._masks, self._dr7, self._dr6, self.debugctl)
 
     def get(self, number: int) -> int:
         """MOV from DR."""
         if number < 4:
             return self._dr[number]
+        if number == DR6:
+            return self._dr6
         if number == DR7:
             return self._dr7
         raise Unmodelled(f"the host reads DR{number}, which is not modelled")
@@ -47,6 +52,8 @@ class DebugRegisters:
         """MOV to DR."""
         if number < 4:
             self._dr[number] = value
+        elif number == DR6:
+            self._dr6 = value & DR6_WRITABLE | DR6_RESET
         elif number == DR7:
             self._dr7 = value | DR7_FIXED_1
 
@@ -61,6 +68,7 @@ class DebugRegisters:
     def restore_host(self) -> None:
         """The host's breakpoints again (arch/x86/kernel/hw_breakpoint.c: hw_breakpoint_restore())."""
         self._dr = list(self._host.dr)
+        self._dr6 = DR6_RESET
         self._dr7 = self._host.dr7
 
 

@@ -463,6 +463,16 @@ def set_debugreg(run: KvmRun, number: int, value: int) -> None:
     run.physical.set(number, value)
 
 
+def get_debugctl(run: KvmRun, *_: int) -> int:
+    """RDMSR of DEBUGCTL."""
+    return run.physical.debugctl
+
+
+def update_debugctl(run: KvmRun, value: int) -> None:
+    """WRMSR of DEBUGCTL."""
+    run.physical.debugctl = value
+
+
 def get_dr_addr_mask(run: KvmRun, number: int) -> int:
     """The host's address mask of a breakpoint."""
     return run.physical.mask(number)
@@ -592,9 +602,9 @@ MODELS: dict[str, Callable[..., Any]] = {
         allocate_page, allocate_pages, clear_page, this_cpu, this_cpu_ptr, per_cpu_ptr, this_cpu_read,
         this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
         thread_flags, signal_pending, signal_wake_up_state, handle_work, smp_send_reschedule, irq_enable,
-        irq_disable, clgi, stgi, get_debugreg, set_debugreg, get_dr_addr_mask, hw_breakpoint_active,
-        hw_breakpoint_restore, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb, sev_cpuid, host_feature,
-        kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
+        irq_disable, clgi, stgi, get_debugreg, set_debugreg, get_debugctl, update_debugctl, get_dr_addr_mask,
+        hw_breakpoint_active, hw_breakpoint_restore, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb,
+        sev_cpuid, host_feature, kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
     )
 }  # fmt: skip
 """Model names of the rules."""

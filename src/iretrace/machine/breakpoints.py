@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from iretrace.machine.cpu import (
+    DEBUGCTL_BTF,
     DR6_B_MASK,
     DR6_BD,
     DR7_ENABLE,
@@ -86,11 +87,13 @@ def breakpoints_are_lost(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
 @rule("AMD64 APM vol. 2", "Debug Status Register (DR6)", "memory")
 def report(m: Machine, cpu: Cpu, causes: u32) -> None:
     """The causes of a #DB are added to DR6. A breakpoint or general detect rewrites B0-B3; whether a single step clears
-    them is up to the implementation (knob). General detect is off then, so that the handler can use the registers."""
+    them is up to the implementation (knob). General detect is off then, so that the handler can use the registers, and
+    so is BTF."""
     if cpu.dr6 & DR6_B_MASK != 0 and rewrites_b(m, causes):
         cpu.dr6 = cpu.dr6 & ~DR6_B_MASK
     cpu.dr6 |= causes
     cpu.dr7 = cpu.dr7 & ~DR7_GD
+    cpu.debugctl = cpu.debugctl & ~DEBUGCTL_BTF
 
 
 def rewrites_b(m: Machine, causes: u32) -> bool:

@@ -22,6 +22,7 @@ DR7_RESET = 0x400
 DR7_ENABLE = 0xFF
 """L0-3 and G0-3."""
 DR7_GD = 0x2000
+DEBUGCTL_BTF = 0x2
 
 # Vectors (arch/x86/include/asm/trapnr.h).
 DB_VECTOR = 1
@@ -205,6 +206,8 @@ class Cpu:
     dr7: u32
     shadow_dr7: u32
     """DR7 as the #VC handler of an SEV-ES guest without DebugSwap remembers it."""
+    debugctl: u32
+    """MSR 1D9h as it is in effect: on bare metal and by default 0."""
     debug_swap: u1
     """SEV_FEATURES.DebugSwap of the guest's VMSA: its debug registers are its own."""
     trap: u32

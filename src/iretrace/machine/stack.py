@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from iretrace.machine.breakpoints import READ, WRITE, touch
 from iretrace.machine.cpu import (
+    DEBUGCTL_BTF,
     DR6_BS,
     MEMORY_WORDS,
     OP_ANDN_STACK,
@@ -33,11 +34,19 @@ STACK_OFFSET_SHIFT = 24
 STACK_IMMEDIATE = 0xFF_FFFF
 
 
+@rule("AMD64 APM vol. 2", "Single Stepping; Control-Transfer Breakpoint Feature", "memory")
+def steps(cpu: Cpu, next_rip: u16) -> bool:
+    """TF traps behind every instruction, and with DEBUGCTL.BTF behind those only that do not go on to the next one."""
+    if cpu.rflags & X86_EFLAGS_TF == 0:
+        return False
+    return cpu.debugctl & DEBUGCTL_BTF == 0 or next_rip != cpu.rip + 1
+
+
 @rule("AMD64 APM vol. 2", "Single Stepping; Resume Flag (RF) Bit; Interrupt Shadows")
 def retire(cpu: Cpu, next_rip: u16) -> None:
     """The instruction completes: RIP moves on, a shadow that covered it ends with it, RF is cleared, and if TF was set
     when it began, a trap is due. An instruction that changes TF does so only after this."""
-    if cpu.rflags & X86_EFLAGS_TF != 0:
+    if steps(cpu, next_rip):
         cpu.trap |= DR6_BS
     cpu.rip = next_rip
     cpu.shadow = SHADOW_NONE

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from iretrace.machine.cpu import DR7_RESET, Cpu, Machine
+from iretrace.machine.vmcb import LBR_CTL_ENABLE_MASK, Vmcb
 from iretrace.subset import record, rule, u32, u64
 
 
 @record
 class DebugState:
-    """DR0-3, their address masks and DR7, of the physical CPU or of a save area."""
+    """DR0-3, their address masks, DR7, DR6 and DEBUGCTL, of the physical CPU or of a save area."""
 
     dr0: u64
     dr1: u64
@@ -19,12 +20,21 @@ class DebugState:
     mask2: u32
     mask3: u32
     dr7: u32
+    dr6: u32
+    debugctl: u32
+
+
+@rule("AMD64 APM vol. 2", "Last Branch Record Virtualization", "memory")
+def lbr_virtualized(vmcb: Vmcb) -> bool:
+    """VMRUN loads DEBUGCTL from the VMCB, where guests of this model have 0, and #VMEXIT loads the host's again."""
+    return vmcb.virt_ext & LBR_CTL_ENABLE_MASK != 0
 
 
 @rule("Linux", "arch/x86/kvm/svm/sev.c:sev_es_prepare_switch_to_guest: swap types", "read")
-def swap_in(cpu: Cpu, physical: DebugState) -> None:
+def swap_in(cpu: Cpu, physical: DebugState, switched: bool) -> None:
     """VMRUN leaves DR0-3 as they are, so that the guest has what the hypervisor loaded. With DebugSwap they are of swap
-    type B: the guest's come from its VMSA, and nobody saves the host's."""
+    type B: the guest's come from its VMSA, and nobody saves the host's. DEBUGCTL stays, too, unless it is switched."""
+    cpu.debugctl = 0 if switched else physical.debugctl
     if cpu.debug_swap:
         return
     cpu.dr0 = physical.dr0
@@ -34,10 +44,14 @@ def swap_in(cpu: Cpu, physical: DebugState) -> None:
 
 
 @rule("AMD64 APM vol. 2", "#VMEXIT: DR7 disables all host breakpoints; Encrypted State: swap types", "derived")
-def swap_out(m: Machine, cpu: Cpu, physical: DebugState, area: DebugState) -> None:
-    """#VMEXIT leaves the guest's DR0-3 in the processor. With DebugSwap it loads them and their masks from the host
-    save area, whatever is there. DR7 is off, or the host's own again where it is of swap type A (SEV-ES)."""
+def swap_out(m: Machine, cpu: Cpu, physical: DebugState, area: DebugState, switched: bool) -> None:
+    """#VMEXIT leaves the guest's DR0-3, DR6 and DEBUGCTL in the processor. With DebugSwap it loads DR0-3 and their
+    masks from the host save area, whatever is there. DR7 is off. SEV-ES has DR6 and DR7 of swap type A: the host's."""
+    if not switched:
+        physical.debugctl = cpu.debugctl
+    cpu.debugctl = 0
     if m.sev_es == 0:
+        physical.dr6 = cpu.dr6
         physical.dr7 = DR7_RESET
     if cpu.debug_swap:
         take(physical, area)

@@ -64,6 +64,9 @@ V_NMI_ENABLE_MASK = 1 << 26
 
 EFER_SVME = 1 << 12
 
+LBR_CTL_ENABLE_MASK = 1 << 0
+"""In virt_ext."""
+
 INTERCEPT_DR6_READ = 6
 """Bit number in intercept_dr."""
 

@@ -92,6 +92,7 @@ def make_cpu(test: Test, vcpu: str = "plain") -> Cpu:
         dr6=DR6_RESET,
         dr7=DR7_RESET,
         shadow_dr7=DR7_RESET,
+        debugctl=0,
         debug_swap=0,
         trap=0,
         shadow=0,

@@ -29,14 +29,19 @@ SenderState = Hashable
 
 NO_SENDER: SenderState = None
 
+DR6_RESET = 0xFFFF_0FF0
+
 
 class Debug(NamedTuple):
-    """What the physical CPU has of debug registers beside the VMCB: DR0-3, their address masks and DR7."""
+    """What the physical CPU has of debug registers beside the VMCB: DR0-3, their address masks, DR6, DR7, DEBUGCTL."""
 
     dr: tuple[int, int, int, int]
     masks: tuple[int, int, int, int]
     """DR0_ADDR_MASK to DR3_ADDR_MASK (MSRs C001_1027, C001_1019 to C001_101B)."""
     dr7: int
+    dr6: int = DR6_RESET
+    debugctl: int = 0
+    """MSR 1D9h. Of its bits this model knows BTF, which makes TF trap behind branches only."""
 
 
 HOST_DEBUG = Debug((0x8001, 0x8002, 0x8003, 0x8004), (1, 2, 3, 4), 0x4AA)

@@ -19,7 +19,7 @@ from iretrace.machine.boundary import guest_step, virtual_nmi_due
 from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, OP_INT1, SEEN_MARK, VC_VECTOR, Cpu
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, intercepted, vmrun
-from iretrace.machine.swap import swap_in, swap_out
+from iretrace.machine.swap import lbr_virtualized, swap_in, swap_out
 from iretrace.machine.vmcb import (
     INTERCEPT_DR6_READ,
     INTERCEPT_ICEBP,
@@ -147,7 +147,7 @@ class Vcpu:
         """For each arrival: the number of its sender's state before the first step."""
         self._did: dict[tuple[int, int, int], Did] = {}
         self._interrupted: dict[int, int] = {}
-        self._left: dict[tuple[int, int], tuple[int, int]] = {}
+        self._left: dict[tuple[int, bool, int], tuple[int, int]] = {}
         self._pauses: dict[Hashable, list[tuple[Schedule, Pause]]] = {}
         self._shows_dr6: dict[int, bool] = {}
         self._handed: dict[tuple[int, bool, int], int] = {}
@@ -192,18 +192,19 @@ class Vcpu:
         _, _, _, _, _, private, debugger, debug = self.cores.values[core]
         if not did.exited:
             return self.cores(Core(Phase.GUEST, 0, did.cpu, did.vmcb, did.ghcb, private, debugger, debug))
-        cpu, debug = self._swap_out(did.cpu, debug)
+        cpu, debug = self._swap_out(did.cpu, did.vmcb, debug)
         return self.cores(Core(Phase.HOST, Cause.VMEXIT, cpu, did.vmcb, did.ghcb, private, debugger, debug))
 
-    def _swap_out(self, cpu: int, debug: int) -> tuple[int, int]:
+    def _swap_out(self, cpu: int, vmcb: int, debug: int) -> tuple[int, int]:
         """Processor and debug registers after #VMEXIT."""
-        known = self._left.get((cpu, debug))
+        switched = lbr_virtualized(unpack(Vmcb, self.vmcbs.values[vmcb]))
+        known = self._left.get((cpu, switched, debug))
         if known is None:
             left = unpack(Cpu, self.cpus.values[cpu])
             physical, area = (state_of(registers) for registers in self.debugs.values[debug])
-            swap_out(self.machine, left, physical, area)
+            swap_out(self.machine, left, physical, area, switched)
             after = (debug_of(physical), self.debugs.values[debug][1])
-            known = self._left[cpu, debug] = (self.cpus(pack(left)), self.debugs(after))
+            known = self._left[cpu, switched, debug] = (self.cpus(pack(left)), self.debugs(after))
         return known
 
     def _guest_step(self, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> Did:
@@ -401,7 +402,7 @@ class Vcpu:
             cpu = unpack(Cpu, self.cpus.values[core.cpu])
             vmcb = unpack(Vmcb, self.vmcbs.values[core.vmcb])
             cpu.read_dr6 = read_dr6
-            swap_in(cpu, state_of(self.debugs.values[core.debug][0]))
+            swap_in(cpu, state_of(self.debugs.values[core.debug][0]), lbr_virtualized(vmcb))
             vmrun(self.machine, cpu, vmcb)
             refused = vmcb.exit_code == SVM_EXIT_ERR and cpu.guest_mode == 0
             self._entered[key] = None if refused else (self.cpus(pack(cpu)), self.vmcbs(pack(vmcb)))
