@@ -60,7 +60,7 @@ class Row:
     @property
     def name(self) -> str:
         """For test names and messages."""
-        return "-".join(part for part in (self.entry, self.edit or "as-it-is", self.tree, self.test) if part)
+        return "-".join(part for part in (self.entry, self.edit or "as-it-is", self.tree, self.test, self.vcpu) if part)
 
 
 NO_HOST_BREAKPOINTS = {"host_breakpoints": 0}
@@ -68,6 +68,8 @@ BTF = {"host_debugctl": 2}
 SWAP = "sev-es-debugswap"
 
 ROWS = (
+    Row("H03", "IRET of encrypted guests is intercepted", "6.12", "INTERCEPT_IRET", "vc-inside-nmi", CONVICTED,
+        "the guest gets #VC for its IRET", "sev-es"),
     Row("H04", "a guest whose state is protected can be debugged", "6.12", "PROTECTED_GUESTS_ARE_DEBUGGED",
         "debugger-is-refused", CONVICTED, "KVM_SET_GUEST_DEBUG succeeds", "sev-es"),
     Row("H05", "a VMGEXIT for DR7 is an access of the debug registers", "6.1", "", "sev-es-dr0-after-dr7", CONVICTED,
@@ -98,6 +100,37 @@ ROWS = (
     Row("DEBUGCTL", "a guest runs with the host's DEBUGCTL, and changes it", "6.1", "", "nmi-window-in-shadow",
         CONVICTED, "DEBUGCTL is 0x0 and was 0x2", options=BTF, note="the tree as it is"),
     Row("DEBUGCTL", "*control*: the fix", "6.12", "", "step-in-nmi", ACQUITTED, options=BTF, note="the tree as it is"),
+    Row("H12", "KVM warns of every NMI window with virtual NMIs", "6.12", "WARN_IN_FRONT_OF_THE_MASK",
+        "vnmi-two-in-shadow", CONVICTED, "WARN reached: is_vnmi_enabled(svm)", "vnmi",
+        note="the tree as it is comes to a disputed rule on this test"),
+    Row("H12", "KVM warns of every NMI window with virtual NMIs", "7.3", "WARN_IN_FRONT_OF_THE_MASK",
+        "vnmi-two-in-shadow", CONVICTED, "WARN reached: is_vnmi_enabled(svm)", "vnmi",
+        note="the tree as it is comes to a disputed rule on this test"),
+    Row("H16", "of two NMIs at once one is kept", "6.12", "QUEUE_OF_ONE", "two-nmis-at-once", CONVICTED,
+        "an NMI that the processor would deliver never comes"),
+    Row("H16", "of two NMIs at once one is kept", "6.12", "QUEUE_OF_ONE", "simultaneous-nmis", CONVICTED,
+        "an NMI that the processor would deliver never comes", "sev-es"),
+    Row("H16", "of two NMIs at once one is kept", "7.3", "QUEUE_OF_ONE", "vnmi-two-at-once", CONVICTED,
+        "an NMI that the processor would deliver never comes", "vnmi"),
+    Row("H16", "two NMIs wait while one is in service", "6.12", "QUEUE_OF_TWO", "nmis-merge-in-service", CONVICTED,
+        "the guest sees an NMI at start; the processor would show nothing"),
+    Row("H16", "two NMIs wait while one is in service", "6.12", "QUEUE_OF_TWO", "nmis-merge-in-service", CONVICTED,
+        "WARN reached: is_vnmi_enabled(svm)", "vnmi"),
+    Row("H16", "an NMI that is to be injected again does not count", "6.12", "INJECTED_IS_NOT_IN_SERVICE",
+        "vnmi-three-cut-off", CONVICTED, "WARN reached: is_vnmi_enabled(svm)", "vnmi"),
+    Row("H16", "an NMI that is to be injected again does not count", "6.12", "INJECTED_IS_NOT_IN_SERVICE",
+        "nmi-redone-on-cold-stack", ACQUITTED,
+        note="without virtual NMIs KVM has masked NMIs by then, which counts as well"),
+    Row("H16", "no event is requested for an NMI that waits", "6.12", "NO_REQUEST_FOR_NMIS", "nmi-iret-then-spin",
+        CONVICTED, "an NMI that the processor would deliver never comes"),
+    Row("H16", "no event is requested for an NMI that waits", "6.12", "NO_REQUEST_FOR_NMIS", "vnmi-two-at-once",
+        CONVICTED, "an NMI that the processor would deliver never comes", "sev-es-vnmi"),
+    Row("H17", "pending is yes or no", "6.12", "BOOLEAN_PENDING", "two-nmis-at-once", CONVICTED,
+        "an NMI that the processor would deliver never comes"),
+    Row("H17", "pending is yes or no", "7.3", "BOOLEAN_PENDING", "simultaneous-nmis", CONVICTED,
+        "an NMI that the processor would deliver never comes", "sev-es"),
+    Row("H18", "senders count pending NMIs while KVM looks at them", "6.12", "PENDING_BY_SENDERS", "nmi-iret-then-spin",
+        CONVICTED, "the guest sees an NMI at main; the processor would show nothing"),
     Row("H20", "svm_get_rflags() shows the TF that KVM has set", "6.12", "STEPPING_SHOWS_TF", "two-events-in-shadow",
         CONVICTED, "the guest sees an NMI at main+2 with IF TF"),
     Row("H20", "svm_get_rflags() shows the TF that KVM has set", "6.1", "STEPPING_SHOWS_TF", "two-events-in-shadow",
@@ -124,6 +157,10 @@ ROWS = (
         note="no guest can see it while its code does not change, and litmus guests do not change theirs"),
     Row("H36", "#VC is injected again", "6.12", "REINJECT_VC", "sev-es-vc-on-cold-stack", ACQUITTED, vcpu="sev-es",
         note="the processor's manual does not forbid it, and the guest's handler runs once either way"),
+    Row("vNMI", "an NMI in service counts as pending", "6.12", "PENDING_IS_BLOCKING", "vnmi-needs-no-exit", CONVICTED,
+        "an NMI that the processor would deliver never comes", "vnmi"),
+    Row("vNMI", "an NMI in service counts as pending", "7.3", "PENDING_IS_BLOCKING", "vnmi-needs-no-exit", CONVICTED,
+        "an NMI that the processor would deliver never comes", "sev-es-vnmi"),
 )  # fmt: skip
 
 

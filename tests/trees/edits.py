@@ -197,3 +197,35 @@ STEP_LOST_WITH_RFLAGS = (
     ),
 )
 """Whoever writes RFLAGS ends KVM's single step; events are requested with it, and the step is armed again."""
+
+# Historical defects around queued and virtual NMIs, put back. ---------------------------------------------------------
+
+WARN_IN_FRONT_OF_THE_MASK = (
+    Edit(
+        SVM,
+        "svm_enable_nmi_window",
+        "if (svm_get_nmi_mask(vcpu)) { WARN_ON_ONCE(is_vnmi_enabled(svm));",
+        "WARN_ON_ONCE(is_vnmi_enabled(svm));\n\tif (svm_get_nmi_mask(vcpu)) {",
+    ),
+)
+"""KVM warns of every NMI window of a guest with virtual NMIs, also of one that an interrupt shadow needs."""
+
+PENDING_IS_BLOCKING = (
+    Edit(SVM, "svm_is_vnmi_pending", "V_NMI_PENDING_MASK", "V_NMI_BLOCKING_MASK"),
+)  # fmt: skip
+"""KVM takes a virtual NMI in service for one that is pending, and has no room for another."""
+
+INJECTED_IS_NOT_IN_SERVICE = (
+    Edit(X86, "process_nmi", "|| vcpu->arch.nmi_injected", ""),
+)  # fmt: skip
+"""An NMI that has to be injected again does not count when KVM looks how many more there may be."""
+
+PENDING_BY_SENDERS = (
+    Edit(
+        X86,
+        "kvm_inject_nmi",
+        "atomic_inc(&vcpu->arch.nmi_queued); kvm_make_request(KVM_REQ_NMI, vcpu);",
+        "++vcpu->arch.nmi_pending;\n\tkvm_make_request(KVM_REQ_EVENT, vcpu);",
+    ),
+)
+"""Senders count in nmi_pending themselves, while the vCPU thread looks at it."""
