@@ -177,6 +177,8 @@ def fish() -> str:
                 lines.append(f"{start} {switch}{value} -d '{_fish(word.help)}'")
             if not word.names and word.takes == TESTS:
                 lines.append(f"{start} -a '{tests}'")
+            elif not word.names and word.values:
+                lines.append(f"{start} -f -a '{' '.join(word.values)}'")
     return "\n".join(lines) + "\n"
 
 
