@@ -6,12 +6,16 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from iretrace.cli.main import main
 from iretrace.litmus.corpus import select, source_text
+from iretrace.report.summary import result_id
+from iretrace.verdict import Verdict
+from tests.report.samples import LASSO, result
 
 TEST = "nmi-complete-then-spin"
 PLAIN = "iret-faults"
@@ -40,6 +44,19 @@ def test_a_result_is_shown_again_as_it_was(capsys: pytest.CaptureFixture[str]) -
     (result,) = json.loads(told(capsys, "show", identity, "--format", "json"))["results"]
     assert (result["id"], result["test"], result["known"]) == (identity, TEST, "nmi-complete-defers-unmasking")
     assert "for ever" in told(capsys, "show", identity[:5])
+
+
+def test_a_result_is_shown_with_the_command_that_found_it(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "show", checked(capsys, TEST))
+    command = f"iretrace check --revision v6.1 --test {TEST} --vcpu sev-es --host tickless"
+    assert text.endswith(f"\nFound by: {command}\n")
+
+
+@pytest.mark.parametrize("name", ["Linux 6.1.192 with the patches", "Linux 6.1.192 + 2 of 3"])
+def test_a_result_has_one_id_whatever_a_review_calls_its_tree(name: str) -> None:
+    plain = result("t", Verdict.VIOLATED, trace=LASSO, hypervisor="Linux 6.1.192")
+    assert result_id(replace(plain, hypervisor=name)) == result_id(plain)
+    assert result_id(replace(plain, hypervisor="Linux 6.1.193")) != result_id(plain)
 
 
 def test_nothing_is_run_to_show_a_result(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from hypothesis import given, settings
 from iretrace.cli.driver import Request, run
 from iretrace.cli.moved import relocated
 from iretrace.cli.stored import MAX_BYTES, Lookup, Stored, Used, cache_directory, key, read_as
+from iretrace.cli.workers import Work
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
+from iretrace.litmus.test import Test
 from iretrace.verdict import CLine, Result, Verdict
 from tests.cli.small_source import SmallSource
 from tests.report.samples import ANY_RESULTS, RESULTS
@@ -178,6 +181,34 @@ def test_a_test_of_the_same_name_and_another_text_is_checked_anew(tmp_path: Path
         report = run(Request(None, select([str(path)])), SmallSource(""), quiet, Stored(tmp_path / "cache"))
         reused.append(report.reused)
     assert reused == [0, 1, 0]
+
+
+def test_tests_that_failed_last_begin_first_then_those_that_took_longest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[str] = []
+
+    def check(test: Test, vcpu: str, host: str, *_rest: object) -> Result:
+        begun.append(test.name)
+        verdict = Verdict.VIOLATED if test.name == "nmi-complete-last" else Verdict.HOLDS
+        seconds = {"maybe-nmi": 3.0, "three-nmis": 2.0}.get(test.name, 1.0)
+        return replace(LASSO, test=test.name, vcpu=vcpu, host=host, verdict=verdict, seconds=seconds)
+
+    monkeypatch.setattr("iretrace.cli.driver.check", check)
+    monkeypatch.setattr("iretrace.cli.driver.results", lambda work, _progress: in_order(work))
+    request = Request(None, select(["three-nmis", "nmi-complete-last", "maybe-nmi", "nmi-complete-first"]))
+    for reads in ("1", "2"):
+        begun.clear()
+        run(request, SmallSource("", {"a.c": reads}), quiet, Stored(tmp_path))
+    assert begun == ["nmi-complete-last", "maybe-nmi", "three-nmis", "nmi-complete-first"]
+
+
+def in_order(work: Work[Any, Any]) -> Iterator[tuple[int, Any]]:
+    """The jobs one after the other, in this process."""
+    for name, numbers in work.groups.items():
+        opened = work.open(name)
+        for number in numbers:
+            yield number, work.do(opened, number, quiet)
 
 
 def test_what_one_source_still_reads_another_one_need_not(tmp_path: Path) -> None:

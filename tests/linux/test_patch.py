@@ -208,7 +208,7 @@ def test_what_a_hunk_removes_and_the_lines_beside_it_must_be_there(other: tuple[
 
 def test_with_fuzz_a_hunk_must_fit_in_one_place_only() -> None:
     text = changed(4) + "and again\n" + changed(4)
-    with pytest.raises(InputError, match=r"hunk 1 .* does not apply; with fuzz 1 it fits in 2 places: lines 5, 26"):
+    with pytest.raises(InputError, match=r"with fuzz 1 it fits in several places \(lines 5, 26\); wrong version"):
         apply({"a.c": text}, SEVEN)
 
 

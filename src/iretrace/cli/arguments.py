@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,6 +38,9 @@ examples:
   b4 am -o - MESSAGE-ID | iretrace check ~/src/linux --patch -"""
 
 
+MAX_JOBS = 8
+JOBS = f"default: one for each CPU, at most {MAX_JOBS}"
+
 FORMATS = ("text", "gcc", "json", "ktap", "junit", "sarif", "b4")
 
 
@@ -65,6 +69,11 @@ def _seconds(text: str) -> float:
 # argparse names the type in its messages: "invalid number value".
 _at_least_one.__name__ = "number"
 _seconds.__name__ = "seconds"
+
+
+def _processes() -> int:
+    """One for each CPU that may be used."""
+    return min(len(os.sched_getaffinity(0)), MAX_JOBS)
 
 
 def _option(text: str) -> tuple[str, str]:
@@ -154,7 +163,7 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     add("--host", choices=["tickless", "ticking"], help="default: the test's own, else tickless")
     add("--rules", metavar="FILE", action="append", default=[], type=Path, help="rows for what the tree leaves open")
     add("--option", metavar="NAME=VALUE", action="append", default=[], type=_option, help="a CONFIG_* or parameter")
-    add("--jobs", metavar="N", type=_at_least_one, default=1, help="processes (default 1)")
+    add("--jobs", metavar="N", type=_at_least_one, default=_processes(), help=f"processes ({JOBS})")
     add("--max-states", metavar="N", type=_at_least_one, default=2_000_000, help="give up beyond (default 2,000,000)")
     add("--no-cache", action="store_true", help="reuse and keep no results")
     add("--timeout", metavar="S", type=_seconds, default=0.0, help="seconds for each test; 0: no limit (default)")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -131,8 +132,8 @@ def verdicts(
         progress("looking for results that can be reused")
         found = _reused(source, names, stored, progress)
     reused = len(found)
-    failed = {number for number, name in enumerate(names) if stored and number not in found and _failed(stored, name)}
-    for number, new in _work(request, source, todo, found, failed, progress):
+    last = {number: stored.newest(name) for number, name in enumerate(names) if number not in found} if stored else {}
+    for number, new in _work(request, source, todo, found, last, progress):
         found[number] = new
         if stored is not None:
             stored.keep(names[number], new.result, new.read, new.used, _told(source, todo[number]))
@@ -168,12 +169,6 @@ def _told(source: Source, task: Task) -> tuple[str, str]:
     return source_text(task.test), shlex.join([*words, "--vcpu", task.vcpu, "--host", task.host])
 
 
-def _failed(stored: Stored, name: str) -> bool:
-    """Whether a test failed when it last ran, on whatever tree: then it runs first."""
-    newest = stored.newest(name)
-    return newest is not None and newest.verdict is Verdict.VIOLATED
-
-
 def _key(source: Source, request: Request, task: Task) -> str:
     """Everything that a verdict depends on, but for what it reads of the tree, and the time limit."""
     return key(source.identity(), source_text(task.test), task.vcpu, task.host, request.limits.max_states)
@@ -184,15 +179,22 @@ def _work(
     source: Source,
     todo: Sequence[Task],
     found: Mapping[int, Found],
-    failed: Collection[int],
+    last: Mapping[int, Result | None],
     progress: Callable[[str], None],
 ) -> Iterator[tuple[int, Found]]:
-    """(number, what was found) for the tasks that have no result yet; those that failed begin first."""
+    """(number, what was found) for the tasks that have no result yet. last: what they came to when they last ran, on
+    whatever tree: those that failed begin first."""
     missing = [number for number in range(len(todo)) if number not in found]
     if not missing:
         return iter(())
-    # Then what takes longest.
-    missing.sort(key=lambda number: (number not in failed, -len(todo[number].test.outside)))
+
+    def order(number: int) -> tuple[bool, float, int]:
+        """Failed ones, then what took longest or what nobody knows of, so that no process is left alone with it."""
+        ran = last.get(number)
+        failed = ran is not None and ran.verdict is Verdict.VIOLATED
+        return not failed, -ran.seconds if ran else -math.inf, -len(todo[number].test.outside)
+
+    missing.sort(key=order)
     groups: dict[str, list[int]] = {}
     for number in missing:
         groups.setdefault(todo[number].vcpu, []).append(number)

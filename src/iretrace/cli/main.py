@@ -283,6 +283,8 @@ def show_kept(arguments: argparse.Namespace) -> int:
         write(changelog_of(one))
         return Status.HOLDS
     show(Report([one.result], kept=True), arguments, ())
+    if arguments.format == "text":
+        write(f"Found by: {one_line(one.command)}\n")
     return Status.HOLDS
 
 

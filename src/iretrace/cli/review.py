@@ -60,7 +60,7 @@ def review(
         source = tree.patched(patches[:count])
         about = source.about_patches(progress, seen)
         seen = about.hunks
-        name = f"{tree.result_name} + {count} of {len(patches)}" if each else tree.result_name
+        name = f"{tree.result_name} + {count} of {len(patches)}" if each else source.name
         remarks = about.remarks if not each else (f"{name}: {patches[count - 1][0]}", *about.remarks)
         stages.append(Stage(name, source, None, remarks, about.in_scope, about.rows))
     if not any(stage.in_scope for stage in stages[1:]):

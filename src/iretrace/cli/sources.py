@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iretrace.cli.moved import Moves
 from iretrace.cli.stored import Used
+from iretrace.report.summary import WITH_PATCHES
 from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor
 
@@ -139,7 +140,7 @@ class TreeSource:
     @property
     def name(self) -> str:
         """For progress."""
-        return f"Linux {self.tree.version}{' with the patches' if self.tree.patched else ''}"
+        return f"Linux {self.tree.version}{WITH_PATCHES if self.tree.patched else ''}"
 
     @property
     def result_name(self) -> str:
@@ -185,7 +186,10 @@ class TreeSource:
             rows = {name: row for name, row in rows.items() if name not in self._unpatched.missing()}
         remarks = [*record.remarks, *not_looked_at(touches, scope)]
         if rows:
-            remarks.append(f"nothing answers for {', '.join(rows)}, which the patches use; --dry prints the rule rows")
+            remarks.append(
+                f"nothing answers for {', '.join(rows)}, which the patches use: give the patch that defines what is"
+                " missing, or rule rows (--rules FILE; --dry prints them)"
+            )
         return AboutPatches(in_scope, tuple(remarks), len(record.touches), tuple(rows.values()))
 
     def missing(self) -> Collection[str]:

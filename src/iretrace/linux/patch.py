@@ -259,8 +259,8 @@ def _place(lines: Sequence[str], hunk: Hunk, shift: int, low: int, record: Recor
         places = _everywhere(lines, fuzzy.old(), low, record, who) if fuzzy.old() else []
         if len(places) > 1:
             told = ", ".join(str(place + 1) for place in places[:MAX_PLACES])
-            where = f"{told}{', ...' if len(places) > MAX_PLACES else ''}"
-            raise InputError(f"{who} does not apply; with fuzz {fuzz} it fits in {len(places)} places: lines {where}")
+            where = f"several places (lines {told}{', ...' if len(places) > MAX_PLACES else ''})"
+            raise InputError(f"{who} does not apply; with fuzz {fuzz} it fits in {where}; wrong version?")
         if places:
             return Placed(fuzzy, places[0], fuzz)
     raise InputError(f"{who} does not apply; wrong version?")

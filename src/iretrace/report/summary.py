@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -11,10 +12,16 @@ from iretrace.verdict import Assumption, Result, Verdict
 
 ID_DIGITS = 10
 
+WITH_PATCHES = " with the patches"
+"""Behind the name of a tree, where patches were applied to it."""
+
+_WITH_SOME = re.compile(rf"(?:{WITH_PATCHES}| \+ \d+ of \d+)$")
+
 
 def result_id(result: Result) -> str:
-    """What `iretrace show` knows a result by: of everything in it, but for the time and whether it is known."""
-    told = asdict(replace(result, seconds=0.0, known=""))
+    """What `iretrace show` knows a result by: of everything in it, but for the time, whether it is known, and how a
+    review calls its tree."""
+    told = asdict(replace(result, seconds=0.0, known="", hypervisor=_WITH_SOME.sub("", result.hypervisor)))
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
 
 
