@@ -17,7 +17,6 @@ from iretrace.cli.stored import MAX_BYTES, Lookup, Stored, Used, cache_directory
 from iretrace.cli.workers import Work
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
-from iretrace.litmus.test import Test
 from iretrace.verdict import CLine, Result, Verdict
 from tests.cli.small_source import SmallSource
 from tests.report.samples import ANY_RESULTS, RESULTS
@@ -188,7 +187,7 @@ def test_tests_that_failed_last_begin_first_then_those_that_took_longest(
 ) -> None:
     begun: list[str] = []
 
-    def check(test: Test, vcpu: str, host: str, *_rest: object) -> Result:
+    def check(test: Any, vcpu: str, host: str, *_rest: object) -> Result:
         begun.append(test.name)
         verdict = Verdict.VIOLATED if test.name == "nmi-complete-last" else Verdict.HOLDS
         seconds = {"maybe-nmi": 3.0, "three-nmis": 2.0}.get(test.name, 1.0)
