@@ -11,8 +11,11 @@ from iretrace.explore.graph import Edge, Graph, Limits, explore
 from iretrace.litmus.test import Reach, Test
 from iretrace.machine.cpu import (
     KNOB_CUT_OFF_INJECTION_MASKS,
+    KNOB_INIT_KEEPS_NMI_LATCH,
+    KNOB_INIT_KEEPS_NMI_MASK,
     KNOB_IRET_FAULT_UNMASKS,
     KNOB_MOVSS_BLOCKS_NMI,
+    KNOB_RSM_LEAVES_NMIS_UNMASKED,
     KNOB_SEV_ES_GUEST_READS_SVME,
     KNOB_SHADOW_BLOCKS_EXIT,
     KNOB_STEP_CLEARS_B,
@@ -36,6 +39,9 @@ UNKNOWN_KNOBS = {
     KNOB_CUT_OFF_INJECTION_MASKS: "cut_off_injection_masks",
     KNOB_SEV_ES_GUEST_READS_SVME: "sev_es_guest_reads_svme",
     KNOB_VGIF_DISCARDS_BREAKPOINTS: "vgif_discards_breakpoints",
+    KNOB_RSM_LEAVES_NMIS_UNMASKED: "rsm_leaves_nmis_unmasked",
+    KNOB_INIT_KEEPS_NMI_LATCH: "init_keeps_nmi_latch",
+    KNOB_INIT_KEEPS_NMI_MASK: "init_keeps_nmi_mask",
 }
 """Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values. Of
 a shadow that holds NMIs or does not, the patient reference may do either."""
@@ -50,6 +56,7 @@ TOLD_IN_CAUSE = (
     "irq_injected",
     "exception_pending",
     "int_shadow",
+    "smm",
 )
 """Fields of the view that say why an event waits."""
 

@@ -17,6 +17,8 @@ from iretrace.world.protocol import HOST_DEBUG, NO_HOST_DEBUG, PauseKind
 class FakeRun:
     """What models need, and a record of what they announce."""
 
+    smram = 0
+
     def __init__(self, shared: frozenset[int] = frozenset()) -> None:
         self.m: dict[int, int] = {}
         self.read, self.write = ReadCheck(Space()), WriteCheck(Space())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from iretrace.machine import boundary, breakpoints, cpu, debug, delivery, guest, privilege, stack, svm, swap, vnmi
+from iretrace.machine import boundary, breakpoints, cpu, debug, delivery, guest, privilege, smm, stack, svm, swap, vnmi
 from tests.machine import (
     test_boundary,
     test_debug,
@@ -19,13 +19,14 @@ from tests.machine import (
     test_interrupts,
     test_plain,
     test_privilege,
+    test_smm,
     test_stepping,
     test_svm,
     test_vnmi,
 )
 from tests.machine.mutants import applied, functions, mutants
 
-MACHINE = [boundary, breakpoints, cpu, debug, delivery, guest, privilege, stack, svm, swap, vnmi]
+MACHINE = [boundary, breakpoints, cpu, debug, delivery, guest, privilege, smm, stack, svm, swap, vnmi]
 TESTS = [
     test_boundary,
     test_debug,
@@ -34,6 +35,7 @@ TESTS = [
     test_interrupts,
     test_plain,
     test_privilege,
+    test_smm,
     test_stepping,
     test_svm,
     test_vnmi,

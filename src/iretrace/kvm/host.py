@@ -10,11 +10,13 @@ from iretrace.kvm.kvm_host import (
     CELL_IRR,
     CELL_MODE,
     CELL_NMI_QUEUED,
+    CELL_PENDING_EVENTS,
     CELL_REQUESTS,
     CELL_TASK_STATE,
     CELL_THREAD_FLAGS,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
+    KVM_REQ_SMI,
     SET,
     WRITE,
     DebugRegisters,
@@ -51,6 +53,15 @@ STEPS: dict[str, tuple[SenderStep, ...]] = {
     "nmi": (
         SenderStep(code.queue_nmi, CELL_NMI_QUEUED, 1, WRITE),
         SenderStep(code.request_nmi, CELL_REQUESTS, 1 << KVM_REQ_NMI, SET),
+        *_KICK,
+    ),
+    "smi": (
+        SenderStep(code.request_smi, CELL_REQUESTS, 1 << KVM_REQ_SMI, SET),
+        *_KICK,
+    ),
+    "init": (
+        SenderStep(code.set_init, CELL_PENDING_EVENTS, 1, WRITE),
+        SenderStep(code.request_event, CELL_REQUESTS, 1 << KVM_REQ_EVENT, SET),
         *_KICK,
     ),
     "irq": (

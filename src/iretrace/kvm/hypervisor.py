@@ -17,6 +17,7 @@ from iretrace.kvm.kvm_host import (
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
+    KVM_REQ_SMI,
     NOT_MODELLED_EXCEPTIONS,
     NOT_MODELLED_EXIT,
     NOT_MODELLED_LOOP,
@@ -33,6 +34,7 @@ from iretrace.kvm.kvm_host import (
     VcpuSvm,
 )
 from iretrace.kvm.revisions import Revision, find
+from iretrace.kvm.smm import process_smi
 from iretrace.kvm.svm import gif_set, svm_enable_nmi_window, svm_get_nmi_mask
 from iretrace.kvm.trace import Tracer, first_line, statements
 from iretrace.kvm.x86 import kvm_get_nr_pending_nmis, process_nmi
@@ -89,6 +91,9 @@ KVM_VCPUEVENT_FLAGS = 0xD
 """VALID_NMI_PENDING, VALID_SHADOW and VALID_SMM."""
 SHADOW_STI_OR_MOV_SS = 3
 
+REQUESTS = (("EVENT", KVM_REQ_EVENT), ("NMI", KVM_REQ_NMI), ("SMI", KVM_REQ_SMI))
+"""Those that are compared, by name."""
+
 ENTRIES: dict[Cause, Callable[[Vcpu], int]] = {
     Cause.VMEXIT: vcpu_resume_after_vmexit,
     Cause.WAKE: vcpu_resume_after_sleep,
@@ -109,7 +114,7 @@ WARNS = {
 """The function that a WARN is in, and what KVM believes cannot be."""
 
 ASSUMPTIONS = (
-    ("one vCPU that stays on its CPU; no nested guest, SMI, INIT or migration", "the guests of the tests"),
+    ("one vCPU that stays on its CPU; no nested guest or migration", "the guests of the tests"),
     ("VMCB clean bits, TLB flushes and ASIDs are left out", "the processor of this model caches nothing"),
     ("no halt polling, and PAUSE does not adapt its filter", "only time depends on them"),
     ("local APIC: one edge-triggered vector, TPR 0, no EOI; no AVIC", "one device"),
@@ -260,9 +265,11 @@ class BuiltinHypervisor:
         """What agreement is about; the events are those that KVM_GET_VCPU_EVENTS would report."""
         assert isinstance(private, State)
         vcpu = self._vcpu(private, Vmcb(int_ctl=private.vnmi), Ghcb())
-        requests = {name for name, bit in (("EVENT", KVM_REQ_EVENT), ("NMI", KVM_REQ_NMI)) if vcpu.requests >> bit & 1}
+        requests = {name for name, bit in REQUESTS if vcpu.requests >> bit & 1}
         queued, mp_state = vcpu.nmi_queued, vcpu.mp_state
         process_nmi(vcpu)
+        if "SMI" in requests:
+            process_smi(vcpu)
         events = tuple((name, value) for name, value in self._events(vcpu, private.shadow) if value)
         loaded = tuple(vcpu.debug.eff_db) if vcpu.debug.switch_db_regs else ()
         return Comparison(frozenset(requests), queued, mp_state, events, loaded)
@@ -364,6 +371,7 @@ class BuiltinHypervisor:
             host_area=self._host_area(vcpu) if kind is PauseKind.ENTER else NO_HOST_DEBUG,
             sev_features=SVM_SEV_FEAT_DEBUG_SWAP if vcpu.kvm.debug_swap else 0,
             efer_passes=BOTH if vcpu.kvm.sev_es else 0,
+            smram=(vcpu.smram_rip, vcpu.smram_rflags),
             host=debug_of(run.itself) if run.noted else None,
         )
 
@@ -397,6 +405,10 @@ class BuiltinHypervisor:
             ("nmi.pending", pending if counted else int(pending != 0)),
             ("nmi.masked", int(svm_get_nmi_mask(vcpu))),
             ("flags", KVM_VCPUEVENT_FLAGS),
+            ("smi.smm", vcpu.smm),
+            ("smi.pending", vcpu.smi_pending),
+            ("smi.smm_inside_nmi", vcpu.smm_inside_nmi),
+            ("smi.latched_init", vcpu.pending_init),
         )
 
 
@@ -443,4 +455,7 @@ def _view(vcpu: Vcpu, shadow: int, gif: int, event_inj: int) -> View:
         guest_debug=vcpu.debug.guest_debug,
         switch_db_regs=vcpu.debug.switch_db_regs,
         svme=int(vcpu.efer & EFER_SVME != 0),
+        smi_pending=vcpu.smi_pending,
+        smm=vcpu.smm,
+        init_pending=vcpu.pending_init,
     )

@@ -15,8 +15,9 @@ from iretrace.subset import Array, record, shared, u1, u8, u32, u64, wrap8
 # KVM_REQ_*: bit numbers in Vcpu.requests (ours: only what this KVM makes).
 KVM_REQ_EVENT = 0
 KVM_REQ_NMI = 1
+KVM_REQ_SMI = 2
 KVM_REQ_RECALC_INTERCEPTS = 4
-ALL_REQUESTS = 0x13
+ALL_REQUESTS = 0x17
 
 # enum in include/linux/kvm_host.h: where the vCPU is (Vcpu.mode).
 OUTSIDE_GUEST_MODE = 0
@@ -57,6 +58,7 @@ CELL_MODE = 2
 CELL_TASK_STATE = 3
 CELL_THREAD_FLAGS = 4
 CELL_IRR = 5
+CELL_PENDING_EVENTS = 6
 
 # How a cell is accessed. The order of two reads does not matter, nor that of two SETs of one bit.
 READ = 0
@@ -209,6 +211,24 @@ class Vcpu:
     rdx: u64 = 0
     efer: u64 = 0
     dr6: u64 = 0
+    apic_enabled: u1 = 1
+    """The guest has software-enabled its local APIC."""
+    pending_init: u1 = 0
+    """*shared* KVM_APIC_INIT in pending_events of the local APIC."""
+    smi_pending: u1 = 0
+    smm: u1 = 0
+    """HF_SMM_MASK in hflags: the guest is in SMM."""
+    smm_inside_nmi: u1 = 0
+    """HF_SMM_INSIDE_NMI_MASK: it got there while it handled an NMI."""
+    smram_rip: u64 = 0
+    smram_rflags: u64 = 0
+    smram_rsp: u64 = 0
+    smram_rax: u64 = 0
+    smram_dr6: u64 = 0
+    smram_dr7: u64 = 0
+    smram_efer: u64 = 0
+    smram_int_shadow: u1 = 0
+    """smram_*: the state-save area in the guest's memory, as KVM has written it."""
 
 
 # Why a step cannot go on: Thread.unmodelled, and words for it in hypervisor.py.

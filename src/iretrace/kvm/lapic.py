@@ -5,7 +5,8 @@ kvm_lapic.irr_pending is left out: it says only whether IRR is worth a look.
 
 from __future__ import annotations
 
-from iretrace.kvm.kvm_host import CELL_IRR, READ, WRITE, Vcpu
+from iretrace.kvm.kvm_host import CELL_IRR, CELL_PENDING_EVENTS, READ, WRITE, Vcpu
+from iretrace.kvm.svm import gif_set
 from iretrace.subset import shared, u8
 
 IRQ_VECTOR = 0x30
@@ -25,3 +26,14 @@ def kvm_get_apic_interrupt(vcpu: Vcpu) -> u8:
     vcpu.irr = 0
     vcpu.isr = 1
     return IRQ_VECTOR
+
+
+def kvm_apic_has_pending_init_or_sipi(vcpu: Vcpu) -> bool:
+    """Whether an INIT waits (lapic.h)."""
+    shared(vcpu.thread, CELL_PENDING_EVENTS, 1, READ)
+    return vcpu.pending_init != 0
+
+
+def kvm_apic_init_sipi_allowed(vcpu: Vcpu) -> bool:
+    """Whether the processor would take an INIT here: SMM and GIF hold it (lapic.h, svm_apic_init_signal_blocked())."""
+    return vcpu.smm == 0 and gif_set(vcpu)

@@ -6,7 +6,7 @@ from iretrace.kvm.debug import kvm_skip_emulated_instruction
 from iretrace.kvm.differences import SINCE_CLEARING_SVME_KEEPS_GIF, SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME
 from iretrace.kvm.exceptions import UD_VECTOR, kvm_inject_gp, kvm_queue_exception
 from iretrace.kvm.kvm_host import AGAIN, KVM_REQ_EVENT, KVM_REQ_RECALC_INTERCEPTS, Vcpu, kvm_make_request, since
-from iretrace.kvm.lapic import kvm_apic_has_interrupt
+from iretrace.kvm.lapic import kvm_apic_has_interrupt, kvm_apic_has_pending_init_or_sipi
 from iretrace.kvm.svm import enable_gif, svm_clear_vintr, svm_clr_intercept, svm_set_intercept
 from iretrace.machine.vmcb import (
     EFER_SVME,
@@ -39,7 +39,9 @@ def disable_gif(vcpu: Vcpu) -> None:
 
 def svm_has_pending_gif_event(vcpu: Vcpu) -> bool:
     """Whether something waits that GIF may hold."""
-    return vcpu.nmi_pending != 0 or kvm_apic_has_interrupt(vcpu)
+    if vcpu.smi_pending or vcpu.nmi_pending != 0 or kvm_apic_has_interrupt(vcpu):
+        return True
+    return kvm_apic_has_pending_init_or_sipi(vcpu)
 
 
 def svm_set_gif(vcpu: Vcpu, value: bool) -> None:

@@ -122,6 +122,20 @@ DIFFERENCES = (
         " the host's where LBR virtualization was off.",
         "by v6.12",
     ),
+    Difference(
+        "SINCE_SMRAM_HAS_THE_SHADOW",
+        differences.SINCE_SMRAM_HAS_THE_SHADOW,
+        "An SMI in the shadow of STI or MOV SS ends the shadow, and RSM brings it back. Before, it went on in SMM, and"
+        " was lost behind RSM.",
+        "v6.2",
+    ),
+    Difference(
+        "SINCE_NMI_MASK_OUTLIVES_INIT",
+        differences.SINCE_NMI_MASK_OUTLIVES_INIT,
+        "INIT leaves the mask of NMIs, and that an IRET was intercepted, as they are; only RESET clears them. Before,"
+        " they were among the hflags, all of which INIT clears.",
+        "v6.3",
+    ),
 )
 
 

@@ -1,6 +1,8 @@
 """Other CPUs: the code that raises an event, in steps of one shared access each.
 
     nmi     kvm_inject_nmi()        queue_nmi, request_nmi    and kvm_vcpu_kick()
+    smi     kvm_inject_smi()        request_smi               and kvm_vcpu_kick()
+    init    __apic_accept_irq()     set_init, request_event   and kvm_vcpu_kick()
     irq     svm_deliver_interrupt() set_irr, request_event    and kvm_vcpu_kick()
     signal  signal_wake_up_state()  set_signal, signal_wake_up
 
@@ -9,7 +11,7 @@ A step says whether there is another one, and whether it sends an interrupt to t
 
 from __future__ import annotations
 
-from iretrace.kvm.kvm_host import EXITING_GUEST_MODE, IN_GUEST_MODE, KVM_REQ_EVENT, KVM_REQ_NMI, Vcpu
+from iretrace.kvm.kvm_host import EXITING_GUEST_MODE, IN_GUEST_MODE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, Vcpu
 from iretrace.subset import u8, wrap8
 
 GO_ON = 0
@@ -26,6 +28,18 @@ def queue_nmi(vcpu: Vcpu) -> u8:
 def request_nmi(vcpu: Vcpu) -> u8:
     """kvm_make_request(KVM_REQ_NMI, vcpu)"""
     vcpu.requests = wrap8(vcpu.requests | 1 << KVM_REQ_NMI)
+    return GO_ON
+
+
+def request_smi(vcpu: Vcpu) -> u8:
+    """kvm_make_request(KVM_REQ_SMI, vcpu)"""
+    vcpu.requests = wrap8(vcpu.requests | 1 << KVM_REQ_SMI)
+    return GO_ON
+
+
+def set_init(vcpu: Vcpu) -> u8:
+    """apic->pending_events = (1UL << KVM_APIC_INIT)"""
+    vcpu.pending_init = 1
     return GO_ON
 
 

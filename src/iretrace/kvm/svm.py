@@ -246,6 +246,20 @@ def svm_get_nmi_mask(vcpu: Vcpu) -> bool:
     return vcpu.svm.nmi_masked != 0
 
 
+def svm_set_nmi_mask(vcpu: Vcpu, masked: u1) -> None:
+    """Say that the guest handles an NMI, or that it does not."""
+    if is_vnmi_enabled(vcpu):
+        vcpu.svm.vmcb.int_ctl = wrap32(vcpu.svm.vmcb.int_ctl & ~V_NMI_BLOCKING_MASK)
+        if masked:
+            vcpu.svm.vmcb.int_ctl |= V_NMI_BLOCKING_MASK
+        return
+    vcpu.svm.nmi_masked = masked
+    if masked:
+        svm_set_iret_intercept(vcpu)
+    else:
+        svm_clr_iret_intercept(vcpu)
+
+
 def svm_nmi_blocked(vcpu: Vcpu) -> bool:
     """Whether the processor would hold an NMI back here."""
     if not gif_set(vcpu):

@@ -20,6 +20,7 @@ from iretrace.kvm.kvm_host import (
     since,
 )
 from iretrace.kvm.nested import efer_trap, msr_interception, svm_instruction_interception
+from iretrace.kvm.smm import rsm_interception
 from iretrace.kvm.svm import (
     disable_nmi_singlestep,
     svm_clear_vintr,
@@ -40,6 +41,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_NMI,
     SVM_EXIT_NPF,
     SVM_EXIT_PAUSE,
+    SVM_EXIT_RSM,
     SVM_EXIT_SHUTDOWN,
     SVM_EXIT_STGI,
     SVM_EXIT_VINTR,
@@ -159,6 +161,8 @@ def svm_invoke_svm_handler(vcpu: Vcpu, exit_code: u64) -> u8:
         return svm_instruction_interception(vcpu)
     if exit_code == SVM_EXIT_MSR:
         return msr_interception(vcpu)
+    if exit_code == SVM_EXIT_RSM:
+        return rsm_interception(vcpu)
     if exit_code == SVM_EXIT_EFER_WRITE_TRAP:
         return efer_trap(vcpu)
     return svm_invoke_exception_handler(vcpu, exit_code)

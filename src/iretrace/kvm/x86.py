@@ -16,13 +16,20 @@ from iretrace.kvm.kvm_host import (
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
+    KVM_REQ_SMI,
     WRITE,
     Vcpu,
     kvm_make_request,
     kvm_test_request,
     since,
 )
-from iretrace.kvm.lapic import kvm_apic_has_interrupt, kvm_get_apic_interrupt
+from iretrace.kvm.lapic import (
+    kvm_apic_has_interrupt,
+    kvm_apic_has_pending_init_or_sipi,
+    kvm_apic_init_sipi_allowed,
+    kvm_get_apic_interrupt,
+)
+from iretrace.kvm.smm import enter_smm, svm_enable_smi_window, svm_smi_allowed
 from iretrace.kvm.svm import (
     X86_EFLAGS_RF,
     kvm_get_rflags,
@@ -97,6 +104,15 @@ def kvm_check_and_inject_events(vcpu: Vcpu) -> bool:
     if vcpu.exception_pending:
         kvm_inject_pending_exception(vcpu)
         can_inject = False
+    if vcpu.smi_pending:
+        if not can_inject:
+            return True
+        if svm_smi_allowed(vcpu):
+            vcpu.smi_pending = 0
+            enter_smm(vcpu)
+            can_inject = False
+        else:
+            svm_enable_smi_window(vcpu)
     if vcpu.nmi_pending != 0:
         if not can_inject:
             return True
@@ -125,11 +141,15 @@ def kvm_vcpu_running(vcpu: Vcpu) -> bool:
 
 def kvm_vcpu_has_events(vcpu: Vcpu) -> bool:
     """Whether something waits that ends HLT."""
+    if kvm_apic_has_pending_init_or_sipi(vcpu) and kvm_apic_init_sipi_allowed(vcpu):
+        return True
     if vcpu.exception_pending:
         return True
     if kvm_test_request(KVM_REQ_NMI, vcpu):
         return True
     if vcpu.nmi_pending != 0 and svm_nmi_allowed(vcpu):
+        return True
+    if kvm_test_request(KVM_REQ_SMI, vcpu) or (vcpu.smi_pending and svm_smi_allowed(vcpu)):
         return True
     return svm_interrupt_allowed(vcpu) and kvm_apic_has_interrupt(vcpu)
 

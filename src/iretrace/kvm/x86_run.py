@@ -29,6 +29,7 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
     KVM_REQ_RECALC_INTERCEPTS,
+    KVM_REQ_SMI,
     NOT_MODELLED_LOOP,
     OUTSIDE_GUEST_MODE,
     READ,
@@ -46,7 +47,9 @@ from iretrace.kvm.kvm_host import (
 )
 from iretrace.kvm.kvm_main import kvm_vcpu_block
 from iretrace.kvm.nested import svm_recalc_instruction_intercepts
+from iretrace.kvm.reset import kvm_apic_accept_events
 from iretrace.kvm.sev import sev_es_unmap_ghcb, sev_handle_vmgexit
+from iretrace.kvm.smm import process_smi
 from iretrace.kvm.svm import svm_cancel_injection, svm_update_cr8_intercept, svm_vcpu_exited, svm_vcpu_run
 from iretrace.kvm.svm_exits import (
     EXIT_FASTPATH_EXIT_HANDLED,
@@ -75,14 +78,18 @@ def kvm_vcpu_exit_request(vcpu: Vcpu) -> bool:
 def vcpu_enter_guest(vcpu: Vcpu) -> u8:
     """Requests, events, VMRUN. If something came in between, the entry is cancelled and events are looked at again."""
     if kvm_request_pending(vcpu):
+        if kvm_check_request(KVM_REQ_SMI, vcpu):
+            process_smi(vcpu)
         if kvm_check_request(KVM_REQ_NMI, vcpu):
             process_nmi(vcpu)
         if kvm_check_request(KVM_REQ_RECALC_INTERCEPTS, vcpu):
             svm_recalc_instruction_intercepts(vcpu)
     req_immediate_exit: bool = False
     if kvm_check_request(KVM_REQ_EVENT, vcpu):
+        kvm_apic_accept_events(vcpu)
         req_immediate_exit = kvm_check_and_inject_events(vcpu)
-        svm_update_cr8_intercept(vcpu)
+        if vcpu.apic_enabled:
+            svm_update_cr8_intercept(vcpu)
     sev_es_unmap_ghcb(vcpu)
     sev_es_prepare_switch_to_guest(vcpu)
     local_irq_disable(vcpu)
@@ -135,6 +142,7 @@ def vcpu_block(vcpu: Vcpu) -> u8:
     """The vCPU is halted: sleep unless an event waits."""
     if not kvm_arch_vcpu_runnable(vcpu):
         return vcpu_woken(vcpu)
+    kvm_apic_accept_events(vcpu)
     vcpu.mp_state = KVM_MP_STATE_RUNNABLE
     return AGAIN
 
@@ -144,6 +152,7 @@ def vcpu_woken(vcpu: Vcpu) -> u8:
     is not."""
     r: u8 = kvm_vcpu_block(vcpu)
     if r == AGAIN and kvm_arch_vcpu_runnable(vcpu):
+        kvm_apic_accept_events(vcpu)
         vcpu.mp_state = KVM_MP_STATE_RUNNABLE
     return r
 

@@ -24,6 +24,7 @@ class KernelRun(Run):
     cpu = 0
     task = 0
     ghcb = 0
+    smram = 0
     allocator: Callable[[int], int]
     features: Callable[[int, str], bool]
     members: Callable[[str, str], int]

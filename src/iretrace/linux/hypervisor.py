@@ -51,13 +51,21 @@ from iretrace.world.protocol import (
 )
 
 APIC_DM_FIXED = 0
+APIC_DM_SMI = 0x200
 APIC_DM_NMI = 0x400
+APIC_DM_INIT = 0x500
 """Delivery modes (arch/x86/include/asm/apicdef.h)."""
+
+MODES = {"nmi": APIC_DM_NMI, "smi": APIC_DM_SMI, "init": APIC_DM_INIT}
 
 IRQ_VECTOR = 0x30
 """The vector of the device whose interrupt `irq` is."""
 
-EVENTS = ("nmi", "irq", "signal")
+SMRAM_RFLAGS = 0x170
+SMRAM_RIP = 0x178
+"""Offsets in the object `smram`, which begins at SMBASE + FE00h."""
+
+EVENTS = ("nmi", "irq", "smi", "init", "signal")
 """Kinds of senders."""
 
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
@@ -411,6 +419,7 @@ class TreeHypervisor:
             host_area=self._host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
             sev_features=self._sev_features(run),
             efer_passes=self._efer_passes(run),
+            smram=self._saved_in_smram(run),
             host=run.host,
         )
 
@@ -426,6 +435,10 @@ class TreeHypervisor:
     def _efer_passes(self, run: KernelRun) -> int:
         """The two bits of EFER in the MSR permission map."""
         return memory.load(run, self._permission_map + EFER_IN_MAP, 0, 2) ^ 3
+    def _saved_in_smram(self, run: KernelRun) -> tuple[int, int]:
+        """RIP and RFLAGS in the guest's SMM state-save area."""
+        area = self.vm.address("smram")
+        return run.m.get(area + SMRAM_RIP, 0), run.m.get(area + SMRAM_RFLAGS, 0)
 
     def _find_processor(self) -> Processor:
         rules = self.machine.rules
@@ -552,7 +565,7 @@ class TreeHypervisor:
             elif kind == "irq":
                 run.call(ACCEPT, self.vm.address("apic"), APIC_DM_FIXED, IRQ_VECTOR, 1, 0, 0)
             else:
-                run.call(ACCEPT, self.vm.address("apic"), APIC_DM_NMI, 0, 0, 0, 0)
+                run.call(ACCEPT, self.vm.address("apic"), MODES[kind], 0, 0, 0, 0)
         return run
 
     def _send(self, private: Private, sender: SenderState) -> Sent:

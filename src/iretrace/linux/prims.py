@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from iretrace.linux import memory
 from iretrace.linux.answers import Site
 from iretrace.linux.memory import ReadCheck, WriteCheck
 from iretrace.linux.physical import DebugRegisters
@@ -57,6 +58,8 @@ class KvmRun(Protocol):
     warm: bool
     ghcb: int
     """The address of the GHCB object."""
+    smram: int
+    """The address of the guest's SMM state-save area."""
     physical: DebugRegisters
     """The debug registers of the vCPU thread's CPU."""
 
@@ -266,6 +269,14 @@ def ffs(run: KvmRun, value: int) -> int:
 def lowest_bit(run: KvmRun, value: int) -> int:
     """Position of the lowest bit, from 0."""
     return (value & -value).bit_length() - 1
+
+
+def find_next_bit(run: KvmRun, address: int, size: int, start: int) -> int:
+    """The number of the next bit that is set in an array, from `start` on; `size` if there is none."""
+    for number in range(start, size):
+        if _word(run, address + number // 64 * 8) >> number % 64 & 1:
+            return number
+    return size
 
 
 def hweight(run: KvmRun, value: int) -> int:
@@ -519,6 +530,30 @@ def emulate_instruction(run: KvmRun, vcpu: int, emulation_type: int) -> int:
     return 1
 
 
+SMBASE = 0x3_0000
+SMM_SAVE_AREA = SMBASE + 0xFE00
+"""Where the guest's state-save area is: nobody moves SMBASE from its reset value."""
+SMM_SAVE_SIZE = 512
+
+
+def write_guest(run: KvmRun, vcpu: int, gpa: int, data: int, size: int) -> int:
+    """kvm_vcpu_write_guest() of the state-save area in SMRAM."""
+    memory.copy(run, _save_area(run, gpa, size), data, size)
+    return 0
+
+
+def read_guest(run: KvmRun, vcpu: int, gpa: int, data: int, size: int) -> int:
+    """kvm_vcpu_read_guest() of the state-save area in SMRAM."""
+    memory.copy(run, data, _save_area(run, gpa, size), size)
+    return 0
+
+
+def _save_area(run: KvmRun, gpa: int, size: int) -> int:
+    if gpa < SMM_SAVE_AREA or gpa + size > SMM_SAVE_AREA + SMM_SAVE_SIZE:
+        raise Unmodelled(f"guest memory at {gpa:#x}, {size} bytes, is not modelled")
+    return run.smram + gpa - SMM_SAVE_AREA
+
+
 def map_ghcb(run: KvmRun, vcpu: int, gfn: int, target: int) -> int:
     """kvm_vcpu_map() of the GHCB page."""
     _store(run, target + run.member("struct kvm_host_map", "hva"), 64, run.ghcb)
@@ -598,13 +633,13 @@ MODELS: dict[str, Callable[..., Any]] = {
         str, load, store, test_bit, set_bit, clear_bit, test_and_set_bit, test_and_clear_bit, atomic_read,
         atomic_add, atomic_add_return,
         atomic_set, atomic_inc, atomic_dec, atomic_xchg, atomic_cmpxchg, cmpxchg, xchg, fls, fls32, highest_bit,
-        ffs, lowest_bit, hweight, array_index_nospec, identity, page_to_pfn, allocate, allocate_array,
+        ffs, lowest_bit, find_next_bit, hweight, array_index_nospec, identity, page_to_pfn, allocate, allocate_array,
         allocate_page, allocate_pages, clear_page, this_cpu, this_cpu_ptr, per_cpu_ptr, this_cpu_read,
         this_cpu_write, current, set_current_state, finish_rcuwait, rcuwait_wake_up, wake_up_process, schedule,
         thread_flags, signal_pending, signal_wake_up_state, handle_work, smp_send_reschedule, irq_enable,
         irq_disable, clgi, stgi, get_debugreg, set_debugreg, get_debugctl, update_debugctl, get_dr_addr_mask,
-        hw_breakpoint_active, hw_breakpoint_restore, vmrun, map_page, emulate_instruction, map_ghcb, unmap_ghcb,
-        sev_cpuid, host_feature, kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
+        hw_breakpoint_active, hw_breakpoint_restore, vmrun, map_page, emulate_instruction, write_guest, read_guest,
+        map_ghcb, unmap_ghcb, sev_cpuid, host_feature, kvm_feature, guest_feature, warn_on, bug_on, bug, kvm_bug_on,
     )
 }  # fmt: skip
 """Model names of the rules."""

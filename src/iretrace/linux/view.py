@@ -35,6 +35,8 @@ MEMBERS: dict[str, tuple[tuple[str, int], ...]] = {
     "switch_db_regs": (("svm.vcpu.arch.switch_db_regs", -1),),
     "int_ctl": (("svm.vmcb->control.int_ctl", -1),),
     "svme": (("svm.vcpu.arch.efer", EFER_SVME),),
+    "smi_pending": (("svm.vcpu.arch.smi_pending", -1),),
+    "pending_events": (("svm.vcpu.arch.apic->pending_events", -1),),
 }
 """Field of the view -> places that may hold it, and the bits that count."""
 
@@ -45,6 +47,7 @@ KVM_MP_STATE_RUNNABLE = 0
 KVM_MP_STATE_HALTED = 3
 SVM_INTERRUPT_SHADOW_MASK = 1
 DR6_RESET = 0xFFFF_0FF0
+KVM_APIC_INIT_PENDING = 1
 APIC_IRR = 0x200
 IRR_SIZE = 0x80
 """The IRR in the local APIC's registers (arch/x86/include/asm/apicdef.h)."""
@@ -107,5 +110,8 @@ class Viewer:
             guest_debug=get(run, "guest_debug"),
             switch_db_regs=get(run, "switch_db_regs"),
             svme=int(get(run, "svme") != 0),
+            smi_pending=int(get(run, "smi_pending") != 0),
+            smm=int(run.call("is_smm", self._vcpu) != 0),
+            init_pending=get(run, "pending_events") & KVM_APIC_INIT_PENDING,
             mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}.get(mp_state, 2),
         )

@@ -54,6 +54,7 @@ class Vm:
         run.allocator = self.allocate
         run.lines = lambda site: machine.line(site.pos, site.function)
         run.ghcb = self.address("ghcb")
+        run.smram = self.address("smram")
         run.task = self.address("sender_task" if run.cpu else "task")
         return run
 

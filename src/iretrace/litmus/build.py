@@ -17,6 +17,8 @@ from iretrace.litmus.grammar import (
     HANDLER_OF,
     MAX_INSTRUCTIONS,
     NEEDS_SVME,
+    NOT_ENCRYPTED,
+    NOT_IN_IDT,
     NOTHING,
     RAISES_OWN_VC,
     RAISES_VC,
@@ -78,6 +80,8 @@ class _Builder:
             cpl=draft.cpl,
             syscall=self.starts.get("syscall", -1),
             cold_code=self.cold_code(),
+            smi=self.starts.get("smi", -1),
+            init=self.starts.get("init", -1),
         )
 
     def check_header(self) -> None:
@@ -153,8 +157,14 @@ class _Builder:
         if not {handler, "np", "df"} & self.draft.sections.keys():
             what = f"there is no section '{handler}:' to handle this; write one that ends in iretq"
             self.source.fail_at(at, what)
+        if statement.op == Op.RSM and name != "smi" and not {"ud", "np", "df"} & self.draft.sections.keys():
+            what = "rsm outside of smi: raises #UD and there is no section 'ud:'; write one that ends in iretq"
+            self.source.fail_at(at, what)
         if statement.op == Op.IRETQ and name == "main" and self.draft.cpl == 0:
             self.source.fail_at(at, "iretq in main: finds no frame to pop; end main: with spin or hlt")
+        if statement.op == Op.IRETQ and name in NOT_IN_IDT:
+            end = "rsm" if name == "smi" else "spin or hlt"
+            self.source.fail_at(at, f"iretq in {name}: finds no frame to pop; end {name}: with {end}")
         if statement.op == Op.IRETQ and name == "df":
             self.source.fail_at(at, "iretq in df: returns nowhere, #DF is an abort; end df: with spin or hlt")
         if statement.op == Op.SYSCALL and "syscall" not in self.draft.sections:
@@ -196,6 +206,9 @@ class _Builder:
             at = statement.at
             if statement.op == Op.VMGEXIT and others and section.name != "vc":
                 what = f"vmgexit is for encrypted guests; write another test for '{others[0]}' without it"
+                self.source.fail_at(at, what)
+            if statement.op in NOT_ENCRYPTED and encrypted:
+                what = f"{at.text} in an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
                 self.source.fail_at(at, what)
             if statement.op in RAISES_OWN_VC and encrypted and "vc" not in self.draft.sections:
                 self.source.fail_at(at, f"{at.text} of an encrypted guest raises #VC; write 'vc:' that deals with it")
@@ -311,9 +324,26 @@ class _Builder:
         if event.text in HANDLED_EVENTS and not {event.text, "np", "df"} & self.starts.keys():
             what = f"there is no section '{event.text}:' to handle it; write one that ends in iretq"
             self.source.fail_at(event, what)
+        if event.text in NOT_IN_IDT:
+            self.check_not_in_idt(event)
         at = self.resolve(coming.label) if coming.label is not None else -1
         target = self.resolve(coming.target) if coming.target is not None else -1
         return Arrival(event.text, coming.promised, at, event.line, coming.action.text if coming.action else "", target)
+
+    def check_not_in_idt(self, event: Token) -> None:
+        """An SMI or an INIT needs its section, and a guest that KVM has them for and that this model has."""
+        if event.text not in self.starts:
+            end = "rsm" if event.text == "smi" else "spin"
+            what = f"there is no section '{event.text}:' for it; write one that ends in {end}"
+            self.source.fail_at(event, what)
+        if encrypted := self.kinds(encrypted=True):
+            what = f"{event.text} to an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
+            self.source.fail_at(event, what)
+        if self.draft.cpl != 0:
+            self.source.fail_at(event, f"{event.text} to a user program is not supported yet; drop 'cpl'")
+        refused = "irq" if event.text == "init" else "guest-debug"
+        if any(other.event.text == refused for other in self.draft.outside):
+            self.source.fail_at(event, f"{event.text} and {refused} in one test are not supported yet; write two tests")
 
     def visible_marks(self) -> list[str]:
         """The marks that clauses can speak of: those made outside vc:, in the order of the file."""

@@ -32,7 +32,7 @@ ENCRYPTED_VCPUS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap")
 
 HOSTS = ("tickless", "ticking")
 
-EVENTS = ("nmi", "irq", "signal", "guest-debug")
+EVENTS = ("nmi", "irq", "smi", "init", "signal", "guest-debug")
 """Events that can arrive from outside so far."""
 
 DEBUGGER_ACTIONS = ("step", "break", "off")
@@ -41,11 +41,10 @@ DEBUGGER_ACTIONS = ("step", "break", "off")
 HANDLED_EVENTS = ("nmi", "irq")
 """Events that the guest takes. A signal is for the thread that runs the vCPU: the guest must not notice."""
 
-LATER_EVENTS = ("smi", "init")
-"""Events that the language will have; named so that the error can say so."""
+NOT_IN_IDT = ("smi", "init")
+"""Events that go through no gate: each needs the section of its name, and there is none for encrypted guests."""
 
-SECTIONS = ("main", "syscall", *VECTORS)
-LATER_SECTIONS = ("smi",)
+SECTIONS = ("main", "syscall", *VECTORS, *NOT_IN_IDT)
 
 ERROR_CODE_SECTIONS = ("np", "ss", "gp", "pf")
 """Handlers that find an error code on the stack and drop it by `add rsp, 8` (#VC's is dropped by `skip`)."""
@@ -66,6 +65,7 @@ BARE = {
     "sti": Op.STI,
     "hlt": Op.HLT,
     "iretq": Op.IRETQ,
+    "rsm": Op.RSM,
     "pause": Op.PAUSE,
     "cpuid": Op.CPUID,
     "pushfq": Op.PUSHFQ,
@@ -155,6 +155,9 @@ RAISES_OWN_VC = (Op.STGI, Op.CLGI)
 NEEDS_SVME = (Op.STGI, Op.CLGI)
 """Instructions that are #UD while EFER.SVME is 0, as it is when main starts."""
 
+NOT_ENCRYPTED = (Op.RSM,)
+"""Instructions that raise a #VC in an SEV-ES guest which nothing of this model answers."""
+
 HANDLER_OF = {
     Op.INT3: "bp",
     Op.INT: "int",
@@ -163,7 +166,7 @@ HANDLER_OF = {
 }
 """The handler that an instruction enters whenever it is executed."""
 
-RETURNS: dict[str, tuple[str, ...]] = {"main": (), "df": (), "syscall": ("sysretq",)}
+RETURNS: dict[str, tuple[str, ...]] = {"main": (), "df": (), "syscall": ("sysretq",), "smi": ("rsm",), "init": ()}
 """How a section can return, where that is not by iretq."""
 
 DEFAULT_VC = ("vmgexit forward", "skip", "iretq")
@@ -189,6 +192,9 @@ VIEW_FIELDS = (
     "guest_debug",
     "switch_db_regs",
     "svme",
+    "smi_pending",
+    "smm",
+    "init_pending",
 )
 """What `reach:` may ask about: the fields of world.protocol.View (a test compares)."""
 
@@ -200,7 +206,7 @@ NOTHING = "nothing"
 OPERANDS = (*VALUES, *RAX_VALUES, "efer", *DEBUG_REGISTERS, *BAD_ADDRESSES, *STACK_TOPS)
 
 RESERVED = frozenset(
-    {*SECTIONS, *LATER_SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, *OPERANDS, "maybe", "at", "and", "not", NOTHING}
+    {*SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, *OPERANDS, "maybe", "at", "and", "not", NOTHING}
 )
 """Words that no label and no mark may be."""
 

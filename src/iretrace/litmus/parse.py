@@ -16,8 +16,6 @@ from iretrace.litmus.grammar import (
     FOOTERS,
     HEADERS,
     HOSTS,
-    LATER_EVENTS,
-    LATER_SECTIONS,
     MAX_ARRIVALS,
     MAX_BYTES,
     MAX_INSTRUCTIONS,
@@ -119,7 +117,7 @@ class _Reader:
             self.read_header(words)
         elif words.peek() in FOOTERS:
             self.read_footer(words)
-        elif words.peek(1) == ":" and words.peek() in (*SECTIONS, *LATER_SECTIONS):
+        elif words.peek(1) == ":" and words.peek() in SECTIONS:
             self.read_section(words)
         else:
             self.read_code(words)
@@ -206,9 +204,6 @@ class _Reader:
             words.take("at")
             label = words.new_name("label")
             words.sign(":", "'at LABEL: nmi'")
-        if words.peek() in LATER_EVENTS:
-            token = words.take("an event")
-            self.source.fail_at(token, f"event {quote(token.text)} is not supported yet; {listed(EVENTS)}")
         event = words.one_of(EVENTS, "event")
         if event.text != "guest-debug":
             return Coming(event, promised, label)
@@ -218,9 +213,6 @@ class _Reader:
 
     def read_section(self, words: Words) -> None:
         token = words.take("a section")
-        if token.text in LATER_SECTIONS:
-            what = f"section '{token.text}:' is not supported yet; the sections are {', '.join(SECTIONS)}"
-            self.source.fail_at(token, what)
         if token.text in self.draft.sections:
             first = self.draft.sections[token.text].at.line
             self.source.fail_at(token, f"second section '{token.text}:', the first is line {first}; write one")

@@ -82,6 +82,8 @@ class Op(IntEnum):
     """`rdmsr efer`: RAX := EFER. arg: the number of the MSR."""
     WRMSR = 41
     """`wrmsr efer`: EFER := RAX. arg: the number of the MSR."""
+    RSM = 48
+    """Leaves SMM; #UD elsewhere."""
 
 
 VC_FORWARD = 0xFFFF_FFFF
@@ -173,3 +175,7 @@ class Test:
     """The instruction index of `syscall:`, or -1."""
     cold_code: int = -1
     """The instruction whose page nested paging has not mapped yet, or -1."""
+    smi: int = -1
+    """Instruction index of the SMI handler; -1: there is none."""
+    init: int = -1
+    """Instruction index of what the processor executes behind an INIT; -1: there is none."""

@@ -67,6 +67,7 @@ FIXED = {
     Op.STGI: b"\x0f\x01\xdc",
     Op.CLGI: b"\x0f\x01\xdd",
     Op.UD2: b"\x0f\x0b",
+    Op.RSM: b"\x0f\xaa",
 }
 
 ON_STACK = {Op.OR_STACK: b"\x48\x81\x4c\x24", Op.ANDN_STACK: b"\x48\x81\x64\x24", Op.MOV_STACK: b"\x48\xc7\x44\x24"}

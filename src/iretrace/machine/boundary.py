@@ -24,6 +24,7 @@ from iretrace.machine.cpu import (
 from iretrace.machine.delivery import INTR, NMI, SOFT, TRAP, deliver, raise_exception
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.guest import execute
+from iretrace.machine.smm import find_itself_in_smm, init_due, smi_due, take_init, take_smi
 from iretrace.machine.svm import intr_exit_due, take_intr_exit, vintr_exits, virtual_gif_holds, virtual_intr_due
 from iretrace.machine.vmcb import (
     SVM_EVTINJ_TYPE_EXEPT,
@@ -164,10 +165,13 @@ def next_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
 
 @rule("AMD64 APM vol. 2", "Priorities: External Interrupts; Single Stepping; Injecting Virtual (INTR) Interrupts")
 def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
-    """One step of a guest: the injected event, else the trap of the instruction before, else a physical event that
-    exits, else the virtual NMI, else the virtual interrupt, else the next instruction."""
+    """One step of a guest: its way into SMM, if the hypervisor has put it there; the injected event, else the trap of
+    the instruction before, else a physical event that exits, else the virtual NMI, else the virtual interrupt, else the
+    next instruction."""
     see_nothing(cpu)
-    if cpu.event_inj != 0:
+    if cpu.smm_found != 0:
+        find_itself_in_smm(cpu)
+    elif cpu.event_inj != 0:
         take_injected(m, cpu, vmcb)
     elif cpu.trap != 0:
         take_debug_trap(m, cpu, vmcb)
@@ -184,13 +188,18 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
 
 @rule("AMD64 APM vol. 2", "Priorities of simultaneous interrupts; Halt", "memory")
 def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
-    """One step of the machine alone: the trap of the instruction before, else the NMI that is due, else the interrupt,
-    else the next instruction. HLT ends by an event that is taken. Shut down it waits for a reset."""
+    """One step of the machine alone: the trap of the instruction before, else the SMI that is due, the INIT, the NMI,
+    the interrupt, else the next instruction. HLT ends by an event that is taken. Shut down it waits for a reset. That
+    an SMI goes before a trap is not modelled: whether the trap is lost then is not documented."""
     see_nothing(cpu)
     if cpu.shutdown:
         return
     if cpu.trap != 0:
         take_debug_trap(m, cpu, vmcb)
+    elif smi_due(cpu):
+        take_smi(m, cpu, vmcb)
+    elif init_due(cpu):
+        take_init(m, cpu, vmcb)
     elif nmi_due(m, cpu):
         take_nmi(m, cpu, vmcb)
     elif irq_due(cpu):

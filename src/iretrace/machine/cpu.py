@@ -99,6 +99,7 @@ OP_SYSCALL = 33
 OP_SYSRET = 34
 OP_FROM_R11 = 35
 OP_TO_R11 = 36
+OP_RSM = 48
 
 OP_RDMSR = 40
 OP_WRMSR = 41
@@ -137,6 +138,9 @@ KNOB_STEP_CLEARS_B = 5
 KNOB_SEV_ES_GUEST_READS_SVME = 6
 KNOB_VGIF_DISCARDS_BREAKPOINTS = 7
 KNOB_CUT_OFF_INJECTION_MASKS = 8
+KNOB_RSM_LEAVES_NMIS_UNMASKED = 12
+KNOB_INIT_KEEPS_NMI_LATCH = 13
+KNOB_INIT_KEEPS_NMI_MASK = 14
 
 # What a step showed to the guest (Cpu.seen).
 SEEN_NOTHING = 0
@@ -146,6 +150,8 @@ SEEN_FLAGS = 3
 """RFLAGS that PUSHFQ put where the guest can read it."""
 SEEN_VALUE = 4
 """RAX."""
+SEEN_SMI = 8
+"""The processor has entered SMM: where it was, and with which flags, as SMRAM says."""
 
 
 @record
@@ -176,6 +182,10 @@ class Machine:
     """The guest's CPUID has SVM, so that it may set EFER.SVME. An encrypted guest's has not."""
     efer_passes: u8 = 0
     """In a guest: accesses of EFER that the MSR permission map lets through. Bit 0: reads, bit 1: writes."""
+    smi: u16 = 0
+    """Where the SMI handler begins, + 1; 0: the guest has none."""
+    init: u16 = 0
+    """Where goes on what the reset vector starts, + 1; 0: nobody sends INIT."""
 
 
 @record
@@ -246,6 +256,23 @@ class Cpu:
     """The global interrupt flag, on bare metal. A guest's is virtual, in its VMCB, or its hypervisor keeps it."""
     efer: u32 = EFER_BOOTED
     """EFER, on bare metal and of an encrypted guest, whose own SVME hardware keeps; another guest's is in its VMCB."""
+    smi_latched: u1 = 0
+    init_latched: u1 = 0
+    smm: u1 = 0
+    """On bare metal: the processor is in system-management mode. A guest's SMM is its hypervisor's affair."""
+    smm_found: u1 = 0
+    """In a guest: VMRUN has begun at the first instruction of its SMI handler."""
+    smm_rip: u16 = 0
+    smm_rsp: u16 = 0
+    smm_rflags: u32 = 0
+    smm_rax: u64 = 0
+    smm_dr6: u32 = 0
+    smm_dr7: u32 = 0
+    smm_efer: u32 = 0
+    smm_shadow: u8 = 0
+    smm_halted: u1 = 0
+    smm_nmi_masked: u1 = 0
+    """smm_rip to smm_nmi_masked: the state-save area in SMRAM."""
 
 
 def knob(m: Machine, number: u8) -> bool:
@@ -287,6 +314,13 @@ def see_value(cpu: Cpu) -> None:
     cpu.seen = SEEN_VALUE
     cpu.seen_rip = cpu.rip
     cpu.seen_error = wrap32(cpu.rax)
+
+
+def see_smi(cpu: Cpu, rip: u16, rflags: u32) -> None:
+    """Record that the processor has entered SMM."""
+    cpu.seen = SEEN_SMI
+    cpu.seen_rip = rip
+    cpu.seen_rflags = rflags & (X86_EFLAGS_TF | X86_EFLAGS_IF)
 
 
 def see_mark(cpu: Cpu, number: u8) -> None:

@@ -35,6 +35,7 @@ from iretrace.machine.cpu import (
     OP_PUSH,
     OP_PUSHFQ,
     OP_RDMSR,
+    OP_RSM,
     OP_SHOW,
     OP_SKIP,
     OP_SPIN,
@@ -91,6 +92,7 @@ from iretrace.machine.privilege import (
     syscall,
     sysret,
 )
+from iretrace.machine.smm import rsm
 from iretrace.machine.stack import (
     NPF_READ_USER,
     loaded_flags,
@@ -401,6 +403,8 @@ def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         msr_instruction(m, cpu, vmcb, op)
     elif op == OP_UD2:
         raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
+    elif op == OP_RSM:
+        rsm(m, cpu, vmcb)
     elif OP_MOV_RAX <= op <= OP_VC_DB:
         rax_instruction(m, cpu, vmcb, op, m.args[cpu.rip])
     elif OP_INT1 <= op <= OP_TO_R11:

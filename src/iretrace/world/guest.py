@@ -59,12 +59,15 @@ def make_machine(test: Test, vcpu: str, knobs: int, processor: Processor = PROCE
         knobs=knobs,
         consulted=0,
         svm=int(processor.guest_svm and not sev_es),
+        smi=test.smi + 1,
+        init=test.init + 1,
     )
 
 
 def _hidden(test: Test) -> list[int]:
     """1 for the instructions of the #VC handler: from its start to the next section."""
-    starts = sorted([test.main, *(start for _, start in test.handlers), max(test.syscall, 0), len(test.code)])
+    starts = [test.main, test.smi, test.init, test.syscall, *(start for _, start in test.handlers), len(test.code)]
+    starts.sort()
     hidden = [0] * CODE_SIZE
     for vector, start in test.handlers:
         if vector == VC_VECTOR:
@@ -125,9 +128,9 @@ def place(test: Test, rip: int) -> str:
         return f"code+{rip}"
     if test.code[rip].label:
         return test.code[rip].label
-    names = {test.main: "main", test.syscall: "syscall"}
+    names = {test.smi: "smi", test.init: "init", test.syscall: "syscall", test.main: "main"}
     names |= {start: _name(vector) for vector, start in test.handlers}
-    start = max(s for s in names if s <= rip)
+    start = max(s for s in names if 0 <= s <= rip)
     return names[start] if start == rip else f"{names[start]}+{rip - start}"
 
 

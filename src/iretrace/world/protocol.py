@@ -133,6 +133,12 @@ class View:
     """kvm_vcpu_arch.switch_db_regs: 1 breakpoints are enabled, 2 the guest has its debug registers (WONT_EXIT)."""
     svme: int = 0
     """EFER.SVME as the hypervisor believes that the guest has it."""
+    smi_pending: int = 0
+    """kvm_vcpu_arch.smi_pending: an SMI waits."""
+    smm: int = 0
+    """The hypervisor has the guest in SMM."""
+    init_pending: int = 0
+    """An INIT waits in the local APIC (KVM_APIC_INIT)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,9 @@ class Pause:
     turns: tuple[Hashable, ...] = ()
     """For each opening what decides how the step goes on after that landing: of two schedules of one step, from the
     same state and with the same senders, that come to equal ones either will do. () if it is not known."""
+    smram: tuple[int, int] = (0, 0)
+    """RIP and RFLAGS in the guest's SMM state-save area, at SMBASE + FF78h and FF70h (AMD64 APM vol. 2, "SMM
+    State-Save Area"), as the hypervisor has written it into the guest's memory."""
     host: Debug | None = None
     """The physical CPU's debug registers when the host was itself again after the #VMEXIT of this step (it enables
     interrupts); None if the step was entered without one, or its hypervisor has no such state."""
@@ -239,8 +248,9 @@ class Hypervisor(Protocol):
         ...
 
     def sender(self, kind: str) -> SenderState:
-        """A fresh sender for an outside event: "nmi", "irq" (the device with IRQ_VECTOR, fixed, edge), or "signal" (a
-        signal for the vCPU thread, which the VMM handles before it calls KVM_RUN again). InputError for any other."""
+        """A fresh sender for an outside event: "nmi", "irq" (the device with IRQ_VECTOR, fixed, edge), "smi" and "init"
+        (by the local APIC), or "signal" (for the vCPU thread, which the VMM handles before it calls KVM_RUN again).
+        InputError for any other."""
         ...
 
     def step(

@@ -1,16 +1,18 @@
 """The patient reference: the machine without hypervisor, free to be late, but never to forget.
 
 A state is (number of a Cpu, arrivals in transit as a bit set, how many more NMIs are in transit whose sender is done,
-whether the delivery of the interrupt has begun). Its rules, and where they come from, are in docs/design.md ("The
-patient reference"):
+which delivery has begun: that of the interrupt, of the NMI or of the SMI). Its rules, and where they come from, are
+in docs/design.md ("The patient reference"):
   a. an arrival is in transit from its stamp;
   b. it is latched at any later point, but no instruction retires between the end of its sender's call and the latching;
-  c. an NMI merges into a latched NMI only while NMIs are blocked; else it waits until the first is taken;
-     Interrupts merge freely;
+  c. an NMI merges into a latched NMI only while NMIs are blocked; else it waits until the first is taken, and if an SMI
+     comes first it can go on waiting in SMM. Interrupts, SMIs and INITs merge freely;
   d. a latched event that nothing holds is taken now or later, but it is owed. Of several the highest goes first: the
-     interrupt's delivery does not begin while an NMI waits that nothing holds. Once begun it shows before all else;
+     interrupt's delivery does not begin while an NMI waits that nothing holds, and neither does while an SMI or an
+     INIT does. Once begun it shows before all else;
   e. what the guest itself causes is never late.
-Whether an STI or MOV SS shadow blocks NMIs is up to the implementation, so the reference may do either each time.
+Whether an STI or MOV SS shadow blocks NMIs and SMIs is up to the implementation, so the reference may do either each
+time.
 
 The reference is held to what the guest and the senders can see, not to the instructions of the observed run: where
 nothing is shown it may be ahead or behind. Rule b speaks of its own instructions.
@@ -39,6 +41,7 @@ from iretrace.machine.cpu import (
     DR6_BS,
     DR7_ENABLE,
     EFER_BOOTED,
+    KNOB_INIT_KEEPS_NMI_LATCH,
     KNOB_STEP_CLEARS_B,
     OP_FROM_DR,
     OP_HLT,
@@ -51,9 +54,12 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_TF,
     Cpu,
     Machine,
+    knob,
     see_nothing,
+    see_smi,
 )
 from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.smm import init_due, latch_init, latch_smi, smi_due, take_init, take_smi
 from iretrace.machine.vmcb import EFER_SVME, Vmcb
 from iretrace.subset import pack, unpack
 from iretrace.world.debugger import is_debug_exception, without_tf
@@ -61,9 +67,15 @@ from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
 from iretrace.world.protocol import PROCESSOR, Processor
 
-Ref = tuple[int, int, int, bool, bool]
-"""(Cpu by number, in transit with the sender still at it, NMIs in transit with the sender done, interrupt begun,
-debugger attached)."""
+Ref = tuple[int, int, int, int, bool]
+"""(Cpu by number, in transit with the sender still at it, NMIs in transit with the sender done, which delivery has
+begun, debugger attached)."""
+
+BEGUN_NOTHING = 0
+BEGUN_IRQ = 1
+BEGUN_NMI = 2
+BEGUN_SMI = 3
+"""The processor is in SMM, and its SMI has not been shown yet."""
 
 Move = tuple[Observation | None, int]
 """(what it shows, the Cpu after it)."""
@@ -132,6 +144,16 @@ class Known:
     """Taking the latched NMI, if it is due and no trap comes first."""
     irq_taken: Move | None
     """Taking the interrupt, if nothing holds it and no trap comes first."""
+    higher: tuple[int, int] | None
+    """The Cpu with an SMI and with an INIT latched; None in a test that has neither."""
+    higher_owed: bool
+    """An SMI or an INIT is latched that nothing but a shadow holds: it goes before NMI and interrupt, and is owed."""
+    higher_taken: Move | None
+    """Taking the SMI, or the INIT if there is none, if no trap comes first."""
+    smi: Observation
+    """The SMI by which it got into SMM, if it is there."""
+    waits: bool
+    """An NMI whose sender is done can go on waiting behind the latched one while instructions retire."""
     executed: Move | None
     """Taking the trap of the instruction before, or executing the next instruction, unless halted or shut down."""
     executed_otherwise: Move | None
@@ -145,6 +167,7 @@ class PatientReference:
         self.machine = make_machine(test, vcpu, knobs & ~(1 << KNOB_STEP_CLEARS_B), processor)
         self._host_breakpoints = processor.host_debug.dr7 & DR7_ENABLE != 0
         self._kinds = [arrival.kind for arrival in test.outside]
+        self._has_higher = bool({"smi", "init"} & set(self._kinds))
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
         cpu = make_cpu(test, vcpu)
@@ -158,12 +181,12 @@ class PatientReference:
 
     def start(self) -> Ref:
         """The machine as main begins."""
-        return (self._first, 0, 0, False, False)
+        return (self._first, 0, 0, BEGUN_NOTHING, False)
 
     def stamp(self, state: Ref, event: Stamp) -> Ref:
         """("start", i): arrival i is in transit. ("end", i): its sender's call has returned.
 
-        An interrupt can be latched at once then: however long it waits to be latched, it merges or waits for ever. A
+        All but an NMI can be latched at once then: however long it waits to be latched, it merges or waits for ever. A
         signal is for the hypervisor's thread; the guest's processor does not know of it."""
         cpu, transit, done, begun, attached = state
         what, arrival = event
@@ -177,9 +200,16 @@ class PatientReference:
             return (cpu, transit | bit, done, begun, attached)
         if not transit & bit:
             return state
-        if kind == "irq":
-            return (self.known(cpu).irq_latched, transit & ~bit, done, begun, attached)
+        if kind != "nmi":
+            return (self._latched(self.known(cpu), kind), transit & ~bit, done, begun, attached)
         return (cpu, transit & ~bit, done + 1, begun, attached)
+
+    def _latched(self, known: Known, kind: str) -> int:
+        """The Cpu with an event latched that merges freely."""
+        if kind == "irq":
+            return known.irq_latched
+        assert known.higher is not None
+        return known.higher[kind == "init"]
 
     def moves(self, state: Ref) -> Iterator[tuple[Observation | None, Ref]]:
         """Its moves; with a debugger attached TF is not compared, and a #DB of the guest's has no contract."""
@@ -200,27 +230,46 @@ class PatientReference:
         for arrival in range(transit.bit_length()):
             if transit >> arrival & 1:
                 rest = transit & ~(1 << arrival)
-                if self._kinds[arrival] == "irq":
-                    yield None, (known.irq_latched, rest, done, begun, attached)
+                if self._kinds[arrival] != "nmi":
+                    yield None, (self._latched(known, self._kinds[arrival]), rest, done, begun, attached)
                 elif known.room:
                     yield None, (known.nmi_latched, rest, done, begun, attached)
         if begun:
-            assert known.irq_taken is not None
-            shown, after = known.irq_taken
-            yield shown, (after, transit, done, False, attached)
+            move = self._begun_move(cpu, known, begun)
+            yield move[0], (move[1], transit, done, BEGUN_NOTHING, attached)
             return
-        if known.taken is not None:
+        if known.higher_taken is not None:
+            shown, after = known.higher_taken
+            if shown is not None:
+                yield None, (after, transit, done, BEGUN_SMI, attached)
+            else:
+                yield None, (after, transit, self._done_after_init(done), BEGUN_NOTHING, attached)
+        if known.taken is not None and not known.higher_owed:
             shown, after = known.taken
-            yield shown, (after, transit, done, False, attached)
+            yield shown, (after, transit, done, BEGUN_NOTHING, attached)
+            if self._has_higher:
+                yield None, (cpu, transit, done, BEGUN_NMI, attached)
         # With `done` an NMI is in transit whose sender is done: room for it comes with the latched one's delivery.
-        if known.irq_taken is not None and done == 0 and not known.due:
-            yield None, (cpu, transit, done, True, attached)
-        if known.executed is not None and (done == 0 or known.due):
+        if known.irq_taken is not None and done == 0 and not known.due and not known.higher_owed:
+            yield None, (cpu, transit, done, BEGUN_IRQ, attached)
+        if known.executed is not None and (done == 0 or known.waits):
             shown, after = known.executed
-            yield shown, (after, transit, done, False, attached)
+            yield shown, (after, transit, done, BEGUN_NOTHING, attached)
             if known.executed_otherwise is not None:
                 shown, after = known.executed_otherwise
-                yield shown, (after, transit, done, False, attached)
+                yield shown, (after, transit, done, BEGUN_NOTHING, attached)
+
+    def _done_after_init(self, done: int) -> int:
+        """An NMI that waits behind the latched one shares its fate."""
+        return done if done and knob(self.machine, KNOB_INIT_KEEPS_NMI_LATCH) else 0
+
+    def _begun_move(self, cpu: int, known: Known, begun: int) -> Move:
+        """The delivery that has begun is shown."""
+        if begun == BEGUN_SMI:
+            return known.smi, cpu
+        move = known.irq_taken if begun == BEGUN_IRQ else known.taken
+        assert move is not None
+        return move
 
     def owes_nothing(self, state: Ref) -> bool:
         """Nothing is in transit, and no event waits that nothing holds. After a shutdown nothing can come any more. A
@@ -231,7 +280,8 @@ class PatientReference:
             return True
         if known.trap:
             return transit == 0
-        return transit == 0 and done == 0 and not begun and not known.due and not known.irq_owed
+        owed = known.due or known.irq_owed or known.higher_owed
+        return transit == 0 and done == 0 and not begun and not owed
 
     def goes_on(self, state: Ref) -> str:
         """How it goes on for ever by itself, showing nothing and owing nothing; "" if it does not."""
@@ -239,7 +289,7 @@ class PatientReference:
         at = state[0]
         while at not in way:
             known = self.known(at)
-            if known.due or known.irq_owed:
+            if known.due or known.irq_owed or known.higher_owed:
                 return ""
             if known.ending:
                 return known.ending
@@ -294,11 +344,37 @@ class PatientReference:
             irq_owed=irq_due(unshadowed) and not cpu.shutdown,
             nmi_latched=self._cpus(pack(nmi_latched)),
             irq_latched=self._cpus(pack(irq_latched)),
+            higher=self._latched_higher(packed) if self._has_higher else None,
+            higher_owed=(smi_due(cpu) or init_due(cpu)) and not cpu.shutdown,
+            higher_taken=self._take_higher(cpu, packed) if interruptible else None,
+            smi=self._smi_of(cpu),
+            waits=due or bool(cpu.smm and cpu.nmi_latched and not cpu.smm_nmi_masked),
             taken=self._do(take_nmi, packed) if due and interruptible else None,
             irq_taken=self._do(take_irq, packed) if irq_due(cpu) and interruptible else None,
             executed=self._go_on(packed, cpu),
             executed_otherwise=self._go_on_otherwise(packed, cpu),
         )
+
+    def _latched_higher(self, packed: tuple[object, ...]) -> tuple[int, int]:
+        """The Cpu with its SMI, and with its INIT latched."""
+        smi, init = unpack(Cpu, packed), unpack(Cpu, packed)
+        latch_smi(smi)
+        latch_init(init)
+        return self._cpus(pack(smi)), self._cpus(pack(init))
+
+    def _smi_of(self, cpu: Cpu) -> Observation:
+        """What the SMI that has led here shows: what SMRAM says."""
+        see_nothing(cpu)
+        see_smi(cpu, cpu.smm_rip, cpu.smm_rflags)
+        shown = observation(cpu)
+        forget_seen(cpu)
+        return shown
+
+    def _take_higher(self, cpu: Cpu, packed: tuple[object, ...]) -> Move | None:
+        """Taking the SMI, else the INIT."""
+        if smi_due(cpu):
+            return self._do(take_smi, packed)
+        return self._do(take_init, packed) if init_due(cpu) else None
 
     def _ending(self, cpu: Cpu) -> str:
         """How a processor goes on that stays as it is. Single-stepped none does."""

@@ -87,6 +87,8 @@ class Story:
         vmcb = unpack(Vmcb, product.vcpu.vmcbs.values[done.vmcb])
         here = place(product.test, before.rip)
         exits = f"#VMEXIT({exit_name(vmcb)})"
+        if before.smm_found:
+            return self._step("cpu", product.say(done.shown), "find_itself_in_smm: SMM Execution Environment")
         if before.event_inj or before.trap:
             what = "delivers the injected event" if before.event_inj else "single-stepped: #DB is due"
             if done.exited:

@@ -18,6 +18,7 @@ from iretrace.litmus.test import Test
 from iretrace.machine.boundary import guest_step, virtual_nmi_due
 from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, OP_INT1, SEEN_MARK, VC_VECTOR, Cpu
 from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.smm import RESET_VECTOR, find_firmware
 from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, intercepted, vmrun
 from iretrace.machine.swap import lbr_virtualized, swap_in, swap_out
 from iretrace.machine.vmcb import (
@@ -151,7 +152,7 @@ class Vcpu:
         self._pauses: dict[Hashable, list[tuple[Schedule, Pause]]] = {}
         self._shows_dr6: dict[int, bool] = {}
         self._handed: dict[tuple[int, bool, int], int] = {}
-        self._entered: dict[tuple[int, int, int, int], tuple[int, int] | None] = {}
+        self._entered: dict[Hashable, tuple[int, int] | None] = {}
 
     def core(self, number: int) -> Core:
         """The core of that number."""
@@ -209,7 +210,8 @@ class Vcpu:
 
     def _guest_step(self, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> Did:
         before = cpu.rip
-        delivering = cpu.event_inj != 0 or cpu.trap != 0 or virtual_nmi_due(self.machine, cpu, vmcb)
+        delivering = cpu.event_inj != 0 or cpu.trap != 0 or cpu.smm_found != 0
+        delivering = delivering or virtual_nmi_due(self.machine, cpu, vmcb)
         guest_step(self.machine, cpu, vmcb, ghcb)
         shown = observation(cpu)
         mark = cpu.seen_vector if cpu.seen == SEEN_MARK else -1
@@ -348,7 +350,7 @@ class Vcpu:
             self.debugs((pause.debug, pause.host_area)),
         )
         if pause.kind == PauseKind.ENTER:
-            self._enter(core, made)
+            self._enter(core, made, pause.smram)
         elif pause.kind == PauseKind.BLOCK:
             made.core = self.cores(core._replace(phase=Phase.BLOCKED))
         else:
@@ -394,16 +396,17 @@ class Vcpu:
             known = self._handed[key] = self.cpus(pack(cpu))
         return known
 
-    def _enter(self, core: Core, made: HostStep) -> None:
+    def _enter(self, core: Core, made: HostStep, smram: tuple[int, int]) -> None:
         """VMRUN: a refusal is a defect."""
         read_dr6 = self._dr6_as_read(core)
-        key = (core.cpu, core.vmcb, read_dr6, core.debug)
+        key = (core.cpu, core.vmcb, read_dr6, core.debug, smram)
         if key not in self._entered:
             cpu = unpack(Cpu, self.cpus.values[core.cpu])
             vmcb = unpack(Vmcb, self.vmcbs.values[core.vmcb])
             cpu.read_dr6 = read_dr6
             swap_in(cpu, state_of(self.debugs.values[core.debug][0]), lbr_virtualized(vmcb))
             vmrun(self.machine, cpu, vmcb)
+            self._find_firmware(cpu, smram)
             refused = vmcb.exit_code == SVM_EXIT_ERR and cpu.guest_mode == 0
             self._entered[key] = None if refused else (self.cpus(pack(cpu)), self.vmcbs(pack(vmcb)))
         entered = self._entered[key]
@@ -411,6 +414,14 @@ class Vcpu:
             made.defect = "the processor refuses this VMRUN: #VMEXIT(INVALID)"
             return
         made.core = self.cores(core._replace(phase=Phase.GUEST, cause=0, cpu=entered[0], vmcb=entered[1]))
+
+    def _find_firmware(self, cpu: Cpu, smram: tuple[int, int]) -> None:
+        """Where the hypervisor has put the guest at the entry of SMM it finds itself there; SMRAM says since where."""
+        find_firmware(self.machine, cpu)
+        if cpu.smm_found:
+            at_reset = smram[0] == RESET_VECTOR and self.machine.init
+            cpu.smm_rip = self.machine.init - 1 if at_reset else smram[0] & 0xFFFF
+            cpu.smm_rflags = smram[1] & 0xFFFF_FFFF
 
     def _dr6_as_read(self, core: Core) -> int:
         """What the hypervisor answers if the guest reads DR6 in a #DB handler that it can enter now; 0: it need not."""

@@ -18,6 +18,7 @@ from iretrace.machine.cpu import (
     SEEN_DELIVERY,
     SEEN_FLAGS,
     SEEN_MARK,
+    SEEN_SMI,
     SEEN_VALUE,
     SS_VECTOR,
     UD_VECTOR,
@@ -45,6 +46,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_PAUSE,
     SVM_EXIT_POPF,
     SVM_EXIT_PUSHF,
+    SVM_EXIT_RSM,
     SVM_EXIT_SHUTDOWN,
     SVM_EXIT_STGI,
     SVM_EXIT_SWINT,
@@ -77,6 +79,7 @@ EXIT_NAMES = {
     SVM_EXIT_PUSHF: "PUSHF",
     SVM_EXIT_POPF: "POPF",
     SVM_EXIT_CPUID: "CPUID",
+    SVM_EXIT_RSM: "RSM",
     SVM_EXIT_IRET: "IRET",
     SVM_EXIT_SWINT: "INTn",
     SVM_EXIT_HLT: "HLT",
@@ -138,6 +141,8 @@ def say(test: Test, shown: Hashable) -> str:
         return f"rax is {error:#x} at {here}"
     if seen == SEEN_FLAGS:
         return f"RFLAGS with{_flags(rflags) or ' neither IF nor TF'}, stored by pushfq at {here}"
+    if seen == SEEN_SMI:
+        return f"an SMI at {here}{' with' + _flags(rflags) if _flags(rflags) else ''}"
     assert seen == SEEN_DELIVERY
     flags = _flags(rflags)
     return f"{vector_name(vector)} at {here}{' with' + flags if flags else ''}{_detail(vector, error)}"

@@ -1,0 +1,182 @@
+"""System-management mode: SMI, the state-save area, RSM; INIT; and where the code begins that both start."""
+
+from __future__ import annotations
+
+from iretrace.machine.cpu import (
+    DR6_RESET,
+    DR7_RESET,
+    EFER_BOOTED,
+    KNOB_INIT_KEEPS_NMI_LATCH,
+    KNOB_INIT_KEEPS_NMI_MASK,
+    KNOB_RSM_LEAVES_NMIS_UNMASKED,
+    SHADOW_NONE,
+    STACK_WORDS,
+    UD_VECTOR,
+    X86_EFLAGS_FIXED,
+    Cpu,
+    Machine,
+    knob,
+    see_smi,
+)
+from iretrace.machine.delivery import raise_fault
+from iretrace.machine.svm import exits_instead
+from iretrace.machine.vmcb import INTERCEPT_RSM, Vmcb
+from iretrace.subset import rule, wrap16
+
+
+@rule("AMD64 APM vol. 2", "System-Management Interrupt (SMI): Leaving and Entering SMM", "memory")
+def latch_smi(cpu: Cpu) -> None:
+    """An SMI is latched, also inside SMM; another one that finds it latched merges into it."""
+    cpu.smi_latched = 1
+
+
+@rule("AMD64 APM vol. 2", "Exceptions and Interrupts in SMM; Global Interrupt Flag", "memory")
+def smi_due(cpu: Cpu) -> bool:
+    """An SMI is latched, the processor is not in SMM, and GIF is set. RFLAGS.IF and an NMI that is served do not hold
+    it."""
+    return cpu.smi_latched != 0 and cpu.smm == 0 and cpu.gif != 0
+
+
+@rule("AMD64 APM vol. 2", "SMM State-Save Area; SMM-Control State; Initial SMM State; Auto-Halt Restart", "memory")
+def take_smi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """Enter SMM: what RSM brings back is saved in SMRAM, the mask of NMIs and whether the processor was halted with it;
+    NMIs, interrupts, SMIs and INITs are held, RFLAGS is empty, SVM is off, no breakpoint is enabled and no shadow is
+    cast. EFER is what the handler sets for long mode."""
+    see_smi(cpu, cpu.rip, cpu.rflags)
+    cpu.smi_latched = 0
+    cpu.smm = 1
+    cpu.smm_rip = cpu.rip
+    cpu.smm_rsp = cpu.rsp
+    cpu.smm_rflags = cpu.rflags
+    cpu.smm_rax = cpu.rax
+    cpu.smm_dr6 = cpu.dr6
+    cpu.smm_dr7 = cpu.dr7
+    cpu.smm_efer = cpu.efer
+    cpu.smm_shadow = cpu.shadow
+    cpu.smm_halted = cpu.halted
+    cpu.smm_nmi_masked = cpu.nmi_masked
+    cpu.rip = wrap16(m.smi - 1)
+    cpu.rflags = X86_EFLAGS_FIXED
+    cpu.dr7 = DR7_RESET
+    cpu.efer = EFER_BOOTED
+    cpu.shadow = SHADOW_NONE
+    cpu.halted = 0
+    cpu.nmi_masked = 1
+
+
+@rule("AMD64 APM vol. 3", "RSM; APM vol. 2: Leaving SMM; Auto-Halt Restart", "memory")
+def rsm(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """Leave SMM for the state saved: halted if it was, and in the shadow that it was in, since STI holds interrupts
+    until the instruction behind it has executed. Outside of SMM: #UD. The TF that comes back traps behind the next
+    instruction."""
+    if exits_instead(m, cpu, vmcb, INTERCEPT_RSM):
+        return
+    if cpu.smm == 0:
+        raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
+        return
+    cpu.smm = 0
+    cpu.rip = cpu.smm_rip
+    cpu.rsp = cpu.smm_rsp
+    cpu.rflags = cpu.smm_rflags
+    cpu.rax = cpu.smm_rax
+    cpu.dr6 = cpu.smm_dr6
+    cpu.dr7 = cpu.smm_dr7
+    cpu.efer = cpu.smm_efer
+    cpu.shadow = cpu.smm_shadow
+    cpu.halted = cpu.smm_halted
+    restore_nmi_mask(m, cpu)
+    forget_save_area(cpu)
+
+
+@rule("AMD64 BKDG", "SMMFECA NMI Mask; Linux arch/x86/kvm/smm.c: HF_SMM_INSIDE_NMI_MASK", "memory")
+def restore_nmi_mask(m: Machine, cpu: Cpu) -> None:
+    """RSM brings NMIs' mask back as it was when SMM was entered. Whether it masks them again where an IRET inside of
+    SMM had unmasked them is disputed (knob); by default it does."""
+    if cpu.smm_nmi_masked != 0 and cpu.nmi_masked == 0 and knob(m, KNOB_RSM_LEAVES_NMIS_UNMASKED):
+        return
+    cpu.nmi_masked = cpu.smm_nmi_masked
+
+
+def forget_save_area(cpu: Cpu) -> None:
+    """No litmus guest reads SMRAM: what was saved there makes no difference after RSM."""
+    cpu.smm_rip = 0
+    cpu.smm_rsp = 0
+    cpu.smm_rflags = 0
+    cpu.smm_rax = 0
+    cpu.smm_dr6 = 0
+    cpu.smm_dr7 = 0
+    cpu.smm_efer = 0
+    cpu.smm_shadow = 0
+    cpu.smm_halted = 0
+    cpu.smm_nmi_masked = 0
+
+
+@rule("AMD64 APM vol. 2", "SMM Execution Environment", "memory")
+def find_itself_in_smm(cpu: Cpu) -> None:
+    """The hypervisor has put the guest at the first instruction of its SMI handler: to the guest an SMI has come. Where
+    it came and with which flags the handler can read in the state-save area, which the hypervisor has written."""
+    see_smi(cpu, cpu.smm_rip, cpu.smm_rflags)
+    cpu.smm_found = 0
+    forget_save_area(cpu)
+
+
+def latch_init(cpu: Cpu) -> None:
+    """An INIT waits; another one that finds it waiting merges into it."""
+    cpu.init_latched = 1
+
+
+@rule("AMD64 APM vol. 2", "Exceptions and Interrupts in SMM: INIT", "memory")
+def init_due(cpu: Cpu) -> bool:
+    """An INIT waits, and neither SMM nor GIF holds it."""
+    return cpu.init_latched != 0 and cpu.smm == 0 and cpu.gif != 0
+
+
+@rule("AMD64 APM vol. 2", "Processor Initialization State: Initial Processor State after INIT", "memory")
+def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """INIT: registers, flags and debug registers as after RESET, the local APIC too; the processor is not halted, and a
+    trap that was due is gone. What becomes of a latched NMI and of NMIs' mask is not documented (knobs)."""
+    cpu.init_latched = 0
+    cpu.trap = 0
+    cpu.shadow = SHADOW_NONE
+    cpu.halted = 0
+    cpu.rflags = X86_EFLAGS_FIXED
+    cpu.rax = 0
+    cpu.dr0 = 0
+    cpu.dr1 = 0
+    cpu.dr2 = 0
+    cpu.dr3 = 0
+    cpu.dr6 = DR6_RESET
+    cpu.dr7 = DR7_RESET
+    cpu.efer = EFER_BOOTED
+    cpu.irr = 0
+    cpu.isr = 0
+    if cpu.nmi_latched != 0 and not knob(m, KNOB_INIT_KEEPS_NMI_LATCH):
+        cpu.nmi_latched = 0
+    if cpu.nmi_masked != 0 and not knob(m, KNOB_INIT_KEEPS_NMI_MASK):
+        cpu.nmi_masked = 0
+    begin_firmware(m, cpu)
+
+
+def begin_firmware(m: Machine, cpu: Cpu) -> None:
+    """`init:` stands for what the code at the reset vector starts once it has set up a stack and an IDT."""
+    cpu.rip = wrap16(m.init - 1)
+    cpu.rsp = STACK_WORDS
+
+
+@rule("AMD64 APM vol. 2", "SMM Execution Environment; Processor Initialization State: the first instruction", "memory")
+def find_firmware(m: Machine, cpu: Cpu) -> None:
+    """VMRUN at the entry of SMM or at the reset vector: the code there is `smi:` or `init:`."""
+    if m.sev_es:
+        return
+    if m.smi != 0 and cpu.rip == SMM_ENTRY:
+        cpu.rip = wrap16(m.smi - 1)
+        cpu.smm_found = 1
+    elif m.init != 0 and cpu.rip == RESET_VECTOR:
+        begin_firmware(m, cpu)
+
+
+SMM_ENTRY = 0x8000
+"""RIP of the first instruction in SMM, from SMBASE on (AMD64 APM vol. 2, "SMM Execution Environment")."""
+
+RESET_VECTOR = 0xFFF0
+"""RIP behind RESET and INIT (AMD64 APM vol. 2, "Processor Initialization State")."""
