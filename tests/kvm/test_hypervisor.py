@@ -183,7 +183,8 @@ def test_a_trace_cites_our_own_source(kvm: BuiltinHypervisor) -> None:
 
 
 KVM_FILES = (
-    "debug", "exceptions", "kvm_host", "kvm_main", "lapic", "senders", "sev", "svm", "svm_exits", "x86", "x86_run",
+    "debug", "exceptions", "kvm_host", "kvm_main", "lapic", "reset", "senders", "sev", "smm", "svm", "svm_exits", "x86",
+    "x86_run",
 )  # fmt: skip
 
 
@@ -249,8 +250,8 @@ def test_what_there_is_not_is_an_input_error(revision: str, kind: str, options: 
 
 
 def test_an_unknown_sender_is_an_input_error(kvm: BuiltinHypervisor) -> None:
-    with pytest.raises(InputError, match="nmi, irq, signal"):
-        kvm.sender("smi")
+    with pytest.raises(InputError, match="nmi, smi, init, irq, signal"):
+        kvm.sender("sipi")
 
 
 def test_states_that_cannot_behave_differently_are_the_same_object(kvm: BuiltinHypervisor) -> None:

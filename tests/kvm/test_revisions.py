@@ -61,6 +61,7 @@ SHOWN_BY_VERDICT = {
     "SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME": ("clgi-is-ud", "plain"),
     "SINCE_ICEBP_IS_INTERCEPTED": ("int1-on-cold-stack", "plain"),
     "SINCE_CLEARING_SVME_KEEPS_GIF": ("svme-off-keeps-gif", "plain"),
+    "SINCE_SMRAM_HAS_THE_SHADOW": ("smi-in-sti-shadow", "plain"),
 }
 NO_VERDICT = {
     "SINCE_NO_POINTLESS_SINGLE_STEP": "benign: the processor does not read TF from the VMCB of an encrypted guest",
@@ -71,6 +72,7 @@ NO_VERDICT = {
     "SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED": "nobody swaps DR0-3 of an encrypted guest without DebugSwap: no contract",
     "SINCE_HOST_DRS_ARE_RESTORED_BY_KVM": "the host has its DR0-3 again either way",
     "SINCE_PAYLOAD_COMES_WITH_INJECTION": "the guest has not run in between",
+    "SINCE_NMI_MASK_OUTLIVES_INIT": "no manual says what INIT does to the mask",
     "SINCE_DEBUGCTL_IS_SWITCHED": "on the usual host it is 0; the test below has another host",
     "SINCE_EMULATED_DB_GOES_TO_ANY_DEBUGGER": "#DB is not compared while a debugger is attached",
 }

@@ -106,9 +106,9 @@ def test_a_row_of_the_user_may_not_answer_for_the_event_path(tmp_path: Path) -> 
 
 
 def test_a_refused_function_says_why_it_is_outside_of_the_slice() -> None:
-    answer = load_rules("6.1.0", [], MODELS).function("process_smi", "")
+    answer = load_rules("6.1.0", [], MODELS).function("svm_handle_mce", "")
     assert isinstance(answer, Model)
-    with pytest.raises(Exception, match=r"process_smi\(\) is reached.*SMIs are not part of this slice"):
+    with pytest.raises(Exception, match=r"svm_handle_mce\(\) is reached.*machine checks are not part of this slice"):
         answer.call(None)
 
 
