@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from iretrace.cli.mail import builtin_subject, page, run_of, tree_subject
+from iretrace.cli.mail import builtin_subject, run_of, tree_subject
+from iretrace.cli.mail_page import page
 from iretrace.mail import ask
 from iretrace.report.terminal import Look
 
@@ -28,7 +29,8 @@ def main() -> int:
     answers = ask(builtin, note)
     subjects = [tree_subject(Path(tree), note) for tree in sys.argv[1:]]
     columns = [(series(subject.name), ask(subject, note)) for subject in subjects]
-    TARGET.write_text(page([*columns, (builtin.name, answers)], run_of(answers[-1][1], Look())), encoding="utf-8")
+    runs = [(claim.name, run_of(answer, Look())) for claim, answer in reversed(answers) if answer.loop]
+    TARGET.write_text(page([*columns, (builtin.name, answers)], runs), encoding="utf-8")
     return 0
 
 

@@ -233,7 +233,8 @@ def _unexplained(explored: Explored, state: Point, says: str) -> str:
     view = product.hypervisor.view(product.vcpu.private(state.core))
     doing = {"s": "spins", "h": "sleeps", "l": "loops"}.get(says[:1], says) if says else "goes on"
     host = "and no #VMEXIT is owed" if not product.ticking else "although the host ticks"
-    held = " ".join(f"{name}={value}" for name, value in asdict(view).items() if name in TOLD_IN_CAUSE and value)
+    told = [f"{name}={value}" for name, value in asdict(view).items() if name in TOLD_IN_CAUSE and value]
+    held = " ".join([*told, *([] if view.gif else ["gif=0"])])
     holds = f"; the hypervisor holds {held}" if held else ""
     event = product.owed_event(state.monitor)
     if event:

@@ -13,7 +13,14 @@ from functools import cached_property
 from iretrace.check import check
 from iretrace.litmus.corpus import select
 from iretrace.machine.cpu import DB_VECTOR, X86_EFLAGS_TF
-from iretrace.machine.vmcb import INTERCEPT_CLGI, INTERCEPT_STGI, SVM_EXIT_EXCP_BASE
+from iretrace.machine.vmcb import (
+    EFER_SVME,
+    INTERCEPT_CLGI,
+    INTERCEPT_STGI,
+    SVM_EXIT_EFER_WRITE_TRAP,
+    SVM_EXIT_EXCP_BASE,
+    SVM_EXIT_MSR,
+)
 from iretrace.seek import Condition, Glimpse, Sought, seek
 from iretrace.verdict import CLine, Result, Step, Verdict
 from iretrace.world.protocol import Hypervisor
@@ -21,6 +28,7 @@ from iretrace.world.vcpu import Phase
 
 VCPU = "sev-es"
 SPIN, HALT = "nmi-complete-then-spin", "nmi-complete-then-hlt"
+EFER, CLGI = "sev-es-efer", "sev-es-clgi"
 TESTS = (SPIN, HALT, "nmi-complete-first", "nmi-never-completed")
 """The shipped tests that the claims are asked of."""
 
@@ -103,9 +111,35 @@ def gif_is_clear(state: Glimpse) -> bool:
 
 
 def gif_can_be_changed(state: Glimpse) -> bool:
-    """The guest runs, and could execute CLGI or STGI."""
+    """The guest runs, and CLGI or STGI would execute."""
     wanted = 1 << INTERCEPT_CLGI - WORD_4 | 1 << INTERCEPT_STGI - WORD_4
     return state.phase == Phase.GUEST and state.vmcb.intercept_word4 & wanted != wanted
+
+
+def is_told_of_efer(state: Glimpse) -> bool:
+    """The guest has written EFER, and the processor reports it, with SVME set."""
+    told = state.exited and state.vmcb.exit_code == SVM_EXIT_EFER_WRITE_TRAP
+    return told and state.vmcb.exit_info_1 & EFER_SVME != 0
+
+
+def is_asked_for_efer(state: Glimpse) -> bool:
+    """An access of EFER exits, or the guest has KVM asked for it by VMGEXIT."""
+    return state.exited and state.vmcb.exit_code == SVM_EXIT_MSR
+
+
+def knows_svme(state: Glimpse) -> bool:
+    """KVM's copy of the guest's EFER has SVME set."""
+    return state.view.svme != 0
+
+
+def sees_svme(state: Glimpse) -> bool:
+    """The guest looks at what it has read, and SVME is set."""
+    return state.looks_at >= 0 and state.looks_at & EFER_SVME != 0
+
+
+def sees_no_svme(state: Glimpse) -> bool:
+    """The guest looks at what it has read, and SVME is clear."""
+    return state.looks_at >= 0 and state.looks_at & EFER_SVME == 0
 
 
 def awaits_iret(state: Glimpse) -> bool:
@@ -160,27 +194,58 @@ def _seen(result: Result) -> tuple[object, ...]:
     return result.verdict, result.reason, result.outcomes
 
 
+def _view_lacks_svme(subject: Subject) -> Answer:
+    written, kept = subject.seek(is_told_of_efer, tests=(EFER,)), subject.seek(knows_svme, tests=(*TESTS, EFER))
+    if kept.met:
+        return Answer("false", "KVM's copy of the guest's EFER has SVME set", kept.cited, kept.steps)
+    if kept.open or not written.met:
+        return Answer("undetermined", kept.open or written.open or "the guest's write of EFER is never reported")
+    because = (
+        "the guest writes EFER with SVME set, the write trap tells KVM so, and KVM's copy never has the bit"
+    )
+    return Answer("true", because, None, written.steps, exhausted=_all(kept))
+
+
+def _reads_as_zero(subject: Subject) -> Answer:
+    asked, one, zero = (subject.seek(what, tests=(EFER,)) for what in (is_asked_for_efer, sees_svme, sees_no_svme))
+    if asked.open or one.open or zero.open:
+        return Answer("undetermined", asked.open or one.open or zero.open)
+    if asked.met:
+        word = "false" if one.met else "true"
+        return Answer(word, "RDMSR of EFER exits, and KVM answers", asked.cited, asked.steps)
+    because = (
+        "RDMSR of EFER is no exit, so that KVM has no say in it: the guest reads what the processor shows of a bit that"
+        " is always set, and no manual says what that is"
+    )
+    if one.met and zero.met:
+        return Answer("true only if the processor hides the bit", because, exhausted=_all(asked))
+    return Answer("false" if one.met else "true", because, None, (one if one.met else zero).steps)
+
+
+def _always_intercepted(subject: Subject) -> Answer:
+    free = subject.seek(gif_can_be_changed)
+    if not free.met:
+        found = _never(free, "whenever the guest runs, both intercepts are set")
+        return replace(found, word="true") if found.word == "false" else found
+    return Answer("false", "with virtual GIF KVM clears both intercepts", None, free.steps)
+
+
 def _gif_is_one(subject: Subject) -> Answer:
-    clear, free = subject.seek(gif_is_clear), subject.seek(gif_can_be_changed)
-    if clear.open or free.open:
-        return Answer("undetermined", clear.open or free.open)
+    clear = subject.seek(gif_is_clear)
     if clear.met:
         return Answer("false", "KVM takes GIF for 0", clear.cited, clear.steps)
-    if free.met:
-        because = (
-            "with virtual GIF KVM does not intercept CLGI and STGI, and EFER.SVME is set in the save area; that the"
-            " processor refuses them to an encrypted guest is in no manual that we know"
-        )
-        return Answer("true only if no guest executes CLGI", because, exhausted=_all(clear))
-    because = (
-        "CLGI and STGI are intercepted whenever the guest runs, so that they raise #VC, for which the GHCB protocol"
-        " has no event; KVM never takes GIF for anything but 1"
-    )
-    return Answer("true", because, exhausted=_all(clear))
-
-
-def _reads_as_zero(_subject: Subject) -> Answer:
-    return Answer("undetermined", "RDMSR and WRMSR of EFER are not modelled yet")
+    tried = subject.seek(gif_is_clear, tests=(CLGI,))
+    if clear.open or tried.open:
+        return Answer("undetermined", clear.open or tried.open)
+    if not tried.met:
+        because = "a guest that executes CLGI gets #VC for it, and KVM never takes GIF for anything but 1"
+        return Answer("true", because, exhausted=_all(tried))
+    harm = subject.check(CLGI, "tickless")
+    if harm.trace is None:
+        return Answer("undetermined", f"{CLGI} on a tickless host: {harm.reason or harm.verdict}")
+    because = f"the guest's CLGI executes on the virtual GIF. {harm.trace.cause[:1].upper()}{harm.trace.cause[1:]}"
+    word = "true only if no guest executes CLGI"
+    return Answer(word, because, harm.trace.cited, harm.trace.stem, harm.trace.loop)
 
 
 def _emulates_iret(subject: Subject) -> Answer:
@@ -235,34 +300,88 @@ def _trace_of(result: Result) -> tuple[Step, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim of the thread. says: in our words. by: who says it. tests: what it is asked of."""
+    """A claim of the thread. says: in our words. by: who says it. means: for a reader who does not know KVM. tests:
+    what it is asked of."""
 
     name: str
     says: str
     by: str
+    means: str
     ask: Callable[[Subject], Answer]
     tests: tuple[str, ...] = TESTS
 
 
-REPLY, PATCH = "the mail", "the patch that the mail quotes"
+REPLY, PATCH, AUTHOR = "The mail", "The patch that the mail quotes", "The author of the series, whom the mail quotes"
 
 CLAIMS = (
-    Claim("single-step", "KVM cannot single-step an SEV-ES guest, but tries to.", REPLY, _cannot_but_tries),
-    Claim("benign", "That attempt is benign in the end: no guest can tell.", REPLY, _benign),
     Claim(
-        "efer",
-        "KVM sets EFER.SVME in hardware, and hides it from the guest, which reads it as zero.",
+        "single-step",
+        "KVM cannot single-step an SEV-ES guest, but tries to.",
         REPLY,
-        _reads_as_zero,
-        (),
+        "To learn when an NMI handler is through, KVM sets RFLAGS.TF in the guest and waits for the trap. The flags of"
+        " an encrypted guest are out of its reach.",
+        _cannot_but_tries,
     ),
-    Claim("gif", "GIF is always 1 for an SEV-ES guest: the GHCB has no event for CLGI or STGI.", PATCH, _gif_is_one),
-    Claim("emulates-iret", "KVM handles NMI_COMPLETE by emulating an IRET.", REPLY, _emulates_iret),
-    Claim("next-exit", "NMIs are not unmasked at NMI_COMPLETE, but at the next #VMEXIT.", REPLY, _only_at_next_exit),
+    Claim(
+        "benign",
+        "That attempt is benign in the end: no guest can tell.",
+        REPLY,
+        "The same KVM is run with the attempt and without it, and every outcome is compared.",
+        _benign,
+    ),
+    Claim(
+        "svme-dropped",
+        "KVM's own copy of the guest's EFER does not have SVME set, whatever the guest writes.",
+        REPLY,
+        "EFER.SVME enables the instructions of virtualization. In hardware it is set whenever a guest runs. An"
+        " encrypted guest writes EFER without asking, KVM is told afterwards, and drops the bit (efer_trap()).",
+        _view_lacks_svme,
+        (EFER,),
+    ),
+    Claim(
+        "svme-reads-as-zero",
+        "So from the guest's point of view EFER.SVME reads as zero.",
+        REPLY,
+        "The guest writes the bit and reads EFER back. (A reply in the thread reports that it saw the bit set.)",
+        _reads_as_zero,
+        (EFER,),
+    ),
+    Claim(
+        "intercepted",
+        "CLGI and STGI are always intercepted.",
+        AUTHOR,
+        "They close and open the global interrupt flag, GIF. While it is closed, interrupts and NMIs are held back.",
+        _always_intercepted,
+    ),
+    Claim(
+        "gif",
+        "GIF is always 1 for an SEV-ES guest: the GHCB has no event for CLGI or STGI.",
+        PATCH,
+        "KVM arms no window for an NMI that a closed GIF holds back in such a guest, because it takes this for granted"
+        " (svm_enable_nmi_window()). Here a guest executes CLGI.",
+        _gif_is_one,
+        (*TESTS, CLGI),
+    ),
+    Claim(
+        "emulates-iret",
+        "KVM handles NMI_COMPLETE by emulating an IRET.",
+        REPLY,
+        "NMI_COMPLETE is how an encrypted guest says that the next NMI may come. Other guests execute IRET, which KVM"
+        " intercepts.",
+        _emulates_iret,
+    ),
+    Claim(
+        "next-exit",
+        "NMIs are not unmasked at NMI_COMPLETE, but at the next #VMEXIT.",
+        REPLY,
+        "An IRET that exits has not run yet, so that KVM has to wait. After NMI_COMPLETE there is nothing to wait for.",
+        _only_at_next_exit,
+    ),
     Claim(
         "never",
         "That #VMEXIT may never come, if the host is tickless and the guest busy-waits.",
         REPLY,
+        "Then an NMI that the processor would have delivered long ago, a watchdog's perhaps, is never delivered.",
         _could_be_never,
         (SPIN, HALT),
     ),

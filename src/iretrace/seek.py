@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from iretrace.check import UNKNOWN_KNOBS
 from iretrace.explore.graph import Graph, Limits, explore
 from iretrace.litmus.test import Test
+from iretrace.machine.cpu import CODE_SIZE, OP_SHOW
 from iretrace.machine.vmcb import Vmcb
 from iretrace.verdict import CLine, Step
 from iretrace.world.endings import point
@@ -26,6 +27,8 @@ class Glimpse:
     phase: Phase
     exited: bool
     """A #VMEXIT has just happened, and nothing was done about it yet."""
+    looks_at: int = -1
+    """What the guest is about to look at (`show rax`), or -1."""
 
 
 Condition = Callable[[Glimpse], bool]
@@ -92,4 +95,11 @@ def _glimpse(product: Product, core: int) -> Glimpse:
     vcpu = product.vcpu
     phase, cause = vcpu.core(core)[:2]
     exited = phase == Phase.HOST and cause == Cause.VMEXIT
-    return Glimpse(product.hypervisor.view(vcpu.private(core)), vcpu.vmcb(core), Phase(phase), exited)
+    view = product.hypervisor.view(vcpu.private(core))
+    return Glimpse(view, vcpu.vmcb(core), Phase(phase), exited, _looks_at(product, core))
+
+
+def _looks_at(product: Product, core: int) -> int:
+    machine, cpu = product.vcpu.machine, product.vcpu.cpu(core)
+    runs = product.vcpu.core(core).phase == Phase.GUEST and cpu.event_inj == 0 and cpu.rip < CODE_SIZE
+    return cpu.rax if runs and machine.ops[cpu.rip] == OP_SHOW else -1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.cli.mail import builtin_subject, page_lines, tree_subject
+from iretrace.cli.mail import builtin_subject, tree_subject
+from iretrace.cli.mail_page import answer_lines
 from iretrace.mail import ask
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "the-mail.md"
@@ -23,10 +24,10 @@ def missing(lines: list[str]) -> list[str]:
 def test_the_page_says_what_the_tree_says(request: pytest.FixtureRequest, series: str) -> None:
     tree = request.getfixturevalue(f"tree_{series.replace('.', '_')}")
     subject = tree_subject(tree, lambda _text: None)
-    assert missing(page_lines(f"Linux {series}", ask(subject))) == []
+    assert missing(answer_lines(f"Linux {series}", ask(subject))) == []
 
 
 @pytest.mark.slow
 def test_the_page_says_what_the_builtin_kvm_says() -> None:
     subject = builtin_subject("v6.1")
-    assert missing(page_lines(subject.name, ask(subject))) == []
+    assert missing(answer_lines(subject.name, ask(subject))) == []

@@ -121,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="which one")
     commands.add_parser("manual", help="the manual page, for man -l -", allow_abbrev=False)
     commands.add_parser("revisions", help="what the revisions of the built-in KVM changed", allow_abbrev=False)
-    for command in (diff, show, demo, tests, rules, run):
+    for command in (diff, show, demo, tests, rules, run, mail):
         _add_color(command)
     return parser
 

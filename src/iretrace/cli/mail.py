@@ -1,4 +1,4 @@
-"""`iretrace mail`: the mail's claims, asked of a tree or of the built-in KVM; docs/the-mail.md is made of it, too."""
+"""`iretrace mail`: the mail's claims, asked of a tree or of the built-in KVM (mail_page.py makes a page of it)."""
 
 from __future__ import annotations
 
@@ -91,41 +91,3 @@ def _answer(name: str, answer: Answer, look: Look) -> list[str]:
         cited = answer.cited
         lines += wrap(look.clean(f"{cited.path}:{cited.line}: {cited.function}()"), "      ", "        ")
     return lines
-
-
-# docs/the-mail.md. ----------------------------------------------------------------------------------------------------
-
-PAGE_HEAD = """\
-# The mail, checked claim by claim
-
-Made by `python tools/mail.py` from `iretrace mail`; tests hold it against the trees. The thread is "Re: [PATCH
-kernel v5 5/6] KVM: SEV: Enable data breakpoints in SEV-ES", 13 June 2023, on the KVM mailing list: KVM's x86
-maintainer answers the author of the patch, gets several things wrong by his own account, and finds a bug on the way.
-
-No answer here is written by hand. Each is a search through every run of a few guests on the KVM that the line names:
-the C of Debian's kernels, executed from source, or the KVM in Python that is built in. *True* and *false* mean that
-everything was looked at. `iretrace mail` shows the built-in KVM, `iretrace mail TREE` does the same to your tree,
-and `--verbose` shows the run behind every answer.
-"""
-
-
-def page_lines(name: str, answers: Answers) -> list[str]:
-    """A line of the page for every claim: what one hypervisor says to it. Without line numbers, which move."""
-    lines = []
-    for _, answer in answers:
-        where = f" (`{answer.cited.function}()`)" if answer.cited is not None else ""
-        lines.append(f"- {name}: **{answer.word}**. {answer.because[:1].upper()}{answer.because[1:]}{where}")
-    return lines
-
-
-def page(columns: Sequence[tuple[str, Answers]], run: Sequence[str]) -> str:
-    """The page. columns: hypervisors by name. run: the lines of the run that is shown in full."""
-    parts = [PAGE_HEAD]
-    lines = [page_lines(name, answers) for name, answers in columns]
-    for number, claim in enumerate(CLAIMS):
-        asked = f" Asked of {', '.join(f'`{test}`' for test in claim.tests)}." if claim.tests else ""
-        said = "\n".join(column[number] for column in lines)
-        parts.append(f"## {number + 1}. {claim.says}\n\nSays {claim.by}.{asked}\n\n{said}\n")
-    told = "\n".join(line.rstrip() for line in run)
-    parts.append(f"## The run behind the last answer, on the built-in KVM as of Linux 6.1\n\n```\n{told}\n```\n")
-    return "\n".join(parts)
