@@ -64,6 +64,7 @@ class Row:
 
 
 NO_HOST_BREAKPOINTS = {"host_breakpoints": 0}
+STEPPED = {"debug_before_launch": 3}
 BTF = {"host_debugctl": 2}
 SWAP = "sev-es-debugswap"
 
@@ -72,6 +73,12 @@ ROWS = (
         "the guest gets #VC for its IRET", "sev-es"),
     Row("H04", "a guest whose state is protected can be debugged", "6.12", "PROTECTED_GUESTS_ARE_DEBUGGED",
         "debugger-is-refused", CONVICTED, "KVM_SET_GUEST_DEBUG succeeds", "sev-es"),
+    Row("H04", "a guest that is debugged is launched", "6.12", "DEBUGGED_GUESTS_ARE_LAUNCHED", "sev-es-int1", CONVICTED,
+        "the guest sees #DB at main+1", "sev-es", STEPPED, "neither check is there"),
+    Row("H04", "a guest that is debugged is launched", "6.12", "DEBUGGED_GUESTS_ARE_NOT_REFUSED", "sev-es-int1",
+        ACQUITTED, "", "sev-es", STEPPED, "sev_es_sync_vmsa() refuses it as well"),
+    Row("H04", "a guest that is debugged is launched", "6.1", "", "sev-es-int1", ACQUITTED, "", "sev-es", STEPPED,
+        "the tree as it is: it has the older of the two checks, in sev_es_sync_vmsa()"),
     Row("H05", "a VMGEXIT for DR7 is an access of the debug registers", "6.1", "", "sev-es-dr0-after-dr7", CONVICTED,
         "the guest sees rax is 0x0 at main+5", "sev-es", NO_HOST_BREAKPOINTS, "the tree as it is: 6.1 has the defect"),
     Row("H05", "a VMGEXIT for DR7 is an access of the debug registers", "6.12", "DR7_VMGEXIT_IS_AN_ACCESS",

@@ -188,6 +188,23 @@ PROTECTED_GUESTS_ARE_DEBUGGED = (
 )
 """KVM_SET_GUEST_DEBUG succeeds for a guest whose registers KVM cannot write."""
 
+DEBUGGED_GUESTS_ARE_NOT_REFUSED = (
+    Edit(
+        SEV,
+        "__sev_launch_update_vmsa",
+        'if (vcpu->guest_debug) { pr_warn_once("KVM_SET_GUEST_DEBUG for SEV-ES guest is not supported");'
+        " return -EINVAL; }",
+        "",
+    ),
+)
+"""KVM_SEV_LAUNCH_UPDATE_VMSA does not say why it fails for a guest that is debugged."""
+
+DEBUGGED_GUESTS_ARE_LAUNCHED = (
+    *DEBUGGED_GUESTS_ARE_NOT_REFUSED,
+    Edit(SEV, "sev_es_sync_vmsa", "svm->vcpu.guest_debug || ", ""),
+)
+"""KVM_SEV_LAUNCH_UPDATE_VMSA succeeds for a guest that is debugged: its first state has the debugger's TF."""
+
 STEP_LOST_WITH_RFLAGS = (
     Edit(
         SVM,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from iretrace.linux.host import KernelRun
+from iretrace.linux.initial import Places, build, take
 from iretrace.linux.machine import SET_GUEST_DEBUG
+from iretrace.linux.rules import Row
 from iretrace.linux.unmodelled import Unmodelled
-from iretrace.linux.vm import Vm
 from iretrace.world.protocol import GuestDebug
+
+if TYPE_CHECKING:
+    from iretrace.linux.vm import Vm
 
 STRUCT = "struct kvm_guest_debug"
 DR7_AT = 7
@@ -38,3 +44,13 @@ class Debugger:
             run.m.pop(word, None)
         assert isinstance(result, int)
         return result
+
+
+def launch_debugged(vm: Vm, run: KernelRun, launch: Row, places: Places, control: int) -> None:
+    """The VMM attaches a debugger before it launches an encrypted guest, whose registers KVM can still write. Where KVM
+    then refuses to launch it the VMM takes the debugger away, and launches it as any other."""
+    debugger = Debugger(vm)
+    debugger.set(run, GuestDebug(control))
+    if take(run, launch, vm.layout, places) < 0:
+        debugger.set(run, GuestDebug(0))
+        build(run, [launch], vm.layout, places)

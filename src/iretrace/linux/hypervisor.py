@@ -417,7 +417,8 @@ class TreeHypervisor:
             defects=tuple(run.findings),
             debug=run.physical.now(),
             host_area=self._host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
-            sev_features=self._sev_features(run),
+            sev_features=self._of_vmsa(run, "sev_features"),
+            launched=(self._of_vmsa(run, "rflags"), self._of_vmsa(run, "dr7")),
             efer_passes=self._efer_passes(run),
             smram=self._saved_in_smram(run),
             host=run.host,
@@ -428,8 +429,9 @@ class TreeHypervisor:
             return NO_HOST_DEBUG
         return saved_debug(run, self.vm.address("host_save_area"), self.machine.member)
 
-    def _sev_features(self, run: KernelRun) -> int:
-        spot = None if not self.vm.encrypted else self.places.find(run, "svm.sev_es.vmsa->sev_features")
+    def _of_vmsa(self, run: KernelRun, member: str) -> int:
+        """A member of the VMSA that the guest was launched with; 0 for a guest that has none."""
+        spot = None if not self.vm.encrypted else self.places.find(run, f"svm.sev_es.vmsa->{member}")
         return 0 if spot is None else memory.load(run, spot.address, spot.bit, spot.width)
 
     def _efer_passes(self, run: KernelRun) -> int:

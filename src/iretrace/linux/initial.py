@@ -82,15 +82,21 @@ def build(run: Memory, steps: Iterable[Row], layout: Layout, places: Places) -> 
         refused = str(row.keys.get("refused", ""))
         if row.never:
             raise NothingInScope(refused)
-        if "call" in row.keys:
-            args = [_value(run, layout, places, row, argument) for argument in row.keys["call"]]
-            result = run.call(row.name, *args)
-            if refused and result < 0:
-                raise NothingInScope(f"{row.name}() returns {result}: {refused}")
-            if isinstance(result, int) and result < 0:
-                raise Unmodelled(f"{row.name}() of the first state fails with {result} ({row.where})")
-        else:
-            _set(run, layout, places, row)
+        result = take(run, row, layout, places)
+        if refused and result < 0:
+            raise NothingInScope(f"{row.name}() returns {result}: {refused}")
+        if result < 0:
+            raise Unmodelled(f"{row.name}() of the first state fails with {result} ({row.where})")
+
+
+def take(run: Memory, row: Row, layout: Layout, places: Places) -> int:
+    """One step: what a call returns, 0 if that is no number."""
+    if "call" not in row.keys:
+        _set(run, layout, places, row)
+        return 0
+    args = [_value(run, layout, places, row, argument) for argument in row.keys["call"]]
+    result = run.call(row.name, *args)
+    return result if isinstance(result, int) else 0
 
 
 def _set(run: Memory, layout: Layout, places: Places, row: Row) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from iretrace.linux.ctree import Pos
+from iretrace.linux.debugger import launch_debugged
 from iretrace.linux.host import KernelRun
 from iretrace.linux.initial import Places, build, member_words
 from iretrace.linux.machine import Machine
@@ -16,6 +17,9 @@ from iretrace.verdict import InputError
 
 KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
 """The vCPU kinds that have a first state (rules/initial.toml)."""
+
+LAUNCH = "__sev_launch_update_vmsa"
+"""The step by which the state of an encrypted guest becomes its own."""
 
 KIND_FEATURES = {
     "vnmi": ("X86_FEATURE_VNMI",),
@@ -112,7 +116,12 @@ class Vm:
         for row in steps:
             self.rules.row("initial", row.name)
             self._look_for_needs(row)
-        build(run, steps, self.layout, places)
+        for row in steps:
+            control = self.rules.global_("debug_before_launch", "") if row.name == LAUNCH else 0
+            if isinstance(control, int) and control:
+                launch_debugged(self, run, row, places, control)
+            else:
+                build(run, [row], self.layout, places)
         for row in objects:
             if "at" in row.keys:
                 spot = places.find(run, str(row.keys["at"]))

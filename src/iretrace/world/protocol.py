@@ -188,6 +188,8 @@ class Pause:
     type B: DR0-3 and the masks)."""
     sev_features: int = 0
     """SEV_FEATURES of the VMSA that the hypervisor launched the guest with: the processor's at the first VMRUN."""
+    launched: tuple[int, int] = (0, 0)
+    """RFLAGS and DR7 of that VMSA: TF and breakpoints there are the guest's from its first instruction on."""
     efer_passes: int = 0
     """Accesses of EFER that the MSR permission map of the first VMRUN lets through: bit 0 reads, bit 1 writes. It does
     not change during a run."""

@@ -16,7 +16,7 @@ from iretrace.explore.interned import Interned
 from iretrace.explore.monitor import Stamp
 from iretrace.litmus.test import Test
 from iretrace.machine.boundary import guest_step, virtual_nmi_due
-from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, OP_INT1, SEEN_MARK, VC_VECTOR, Cpu
+from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, OP_INT1, SEEN_MARK, VC_VECTOR, X86_EFLAGS_TF, Cpu
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.smm import RESET_VECTOR, find_firmware
 from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, intercepted, vmrun
@@ -270,6 +270,8 @@ class Vcpu:
         self.machine.efer_passes = pause.efer_passes
         first = unpack(Cpu, self.first)
         first.debug_swap = pause.sev_features >> SEV_FEATURE_DEBUG_SWAP & 1
+        first.rflags |= pause.launched[0] & X86_EFLAGS_TF
+        first.dr7 |= pause.launched[1]
         return self._hand_over(self.cpus(pack(first)), 0, (UNSTARTED,) * arrivals, (), pause, False)
 
     def _set_registers(self, packed: tuple[int, ...]) -> tuple[int, ...]:
