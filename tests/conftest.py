@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,6 +15,27 @@ from iretrace.verdict import InputError
 # How fast a machine is decides nothing.
 settings.register_profile("iretrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("iretrace")
+
+
+LONG = (
+    "trees/test_verdicts.py", "trees/test_agreement.py", "trees/test_reintroduced.py", "kvm/test_verdicts.py",
+    "trees/test_the_mail.py", "trees/test_mutants.py", "linux/test_against_gcc.py", "kvm/test_agrees_with_trees.py",
+    "trees/test_mail_page.py", "test_mail.py", "world/test_plain_oracle.py", "trees/test_debug_registers.py",
+)  # fmt: skip
+"""Files that take long, longest first: so none of them is still running when there is nothing else left to run."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first (with --no-loadscope-reorder for xdist, which would rather begin with what is many)."""
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """What has been loaded stays, and trees that are read leave few cycles: collect garbage more rarely."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _tree(series: str) -> Path:

@@ -6,7 +6,6 @@ Each test is compared on one of the three pairs, in turns; with IRETRACE_FULL=1 
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from iretrace.litmus import test as litmus_test
 from iretrace.litmus.corpus import select, shipped
 from iretrace.world.agreement import agree
 from iretrace.world.protocol import ComparableHypervisor
+from tests.turns import turn
 
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
@@ -53,7 +53,7 @@ def _turn(revision: str, kind: str) -> Sequence[litmus_test.Test]:
     """The tests of a kind whose turn it is on this pair, among those that have such vCPUs."""
     tests = [test for test in shipped() if kind in test.vcpus]
     pairs = [name for name in PAIRS if not lacks(name.removeprefix("v"), kind)]
-    return tests if os.environ.get("IRETRACE_FULL") else tests[pairs.index(revision) :: len(pairs)]
+    return turn(tests, pairs.index(revision), len(pairs))
 
 
 def _differences(root: Path, revision: str, kind: str, tests: Sequence[litmus_test.Test]) -> dict[str, str]:

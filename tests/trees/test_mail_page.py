@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.cli.mail import builtin_subject, tree_subject
+from iretrace.cli.mail import tree_subject
 from iretrace.cli.mail_page import answer_lines
 from iretrace.mail import ask
 
@@ -25,9 +25,3 @@ def test_the_page_says_what_the_tree_says(request: pytest.FixtureRequest, series
     tree = request.getfixturevalue(f"tree_{series.replace('.', '_')}")
     subject = tree_subject(tree, lambda _text: None)
     assert missing(answer_lines(f"Linux {series}", ask(subject))) == []
-
-
-@pytest.mark.slow
-def test_the_page_says_what_the_builtin_kvm_says() -> None:
-    subject = builtin_subject("v6.1")
-    assert missing(answer_lines(subject.name, ask(subject))) == []
