@@ -11,6 +11,7 @@ from dataclasses import asdict
 from iretrace.litmus.test import Test
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import unpack
+from iretrace.world.ioctls import by_vmm
 from iretrace.world.protocol import NO_SENDER, ComparableHypervisor, Hypervisor
 from iretrace.world.vcpu import Phase, Vcpu
 
@@ -83,7 +84,7 @@ def _next(test: Test, one: Vcpu, two: Vcpu, pair: Pair) -> list[Pair]:
     else:
         after.append((one.woken(mine), two.woken(theirs), been))
     for number, arrival in enumerate(test.outside):
-        if arrival.kind != "guest-debug" and not been >> number & 1:  # there is no VMM here that could debug
+        if not by_vmm(arrival) and not been >> number & 1:  # there is no VMM here that could call anything
             after.append((_send(one, mine, arrival.kind), _send(two, theirs, arrival.kind), been | 1 << number))
     return after
 

@@ -62,11 +62,12 @@ SHOWN_BY_VERDICT = {
     "SINCE_ICEBP_IS_INTERCEPTED": ("int1-on-cold-stack", "plain"),
     "SINCE_CLEARING_SVME_KEEPS_GIF": ("svme-off-keeps-gif", "plain"),
     "SINCE_SMRAM_HAS_THE_SHADOW": ("smi-in-sti-shadow", "plain"),
+    "SINCE_ALL_PENDING_NMIS_ARE_REPORTED": ("events-saved-and-restored", "plain"),
 }
 NO_VERDICT = {
     "SINCE_NO_POINTLESS_SINGLE_STEP": "benign: the processor does not read TF from the VMCB of an encrypted guest",
     "SINCE_EVENT_REQUEST_IFF_NMI_PENDING": "a look at events that finds none",
-    "SINCE_ALL_PENDING_NMIS_ARE_REPORTED": "only KVM_GET_VCPU_EVENTS, which no test calls",
+    "SINCE_RESTORED_NMIS_ARE_QUEUED": "process_nmi() keeps as many as were saved",
     "SINCE_HALT_LOOKS_FOR_EVENTS": "the loop of KVM_RUN looks right after it",
     "SINCE_HLT_IN_FASTPATH": "an event that is injected one instruction later is late, not lost",
     "SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED": "nobody swaps DR0-3 of an encrypted guest without DebugSwap: no contract",

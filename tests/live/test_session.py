@@ -176,6 +176,7 @@ test watched
 about A word of the stack is watched.
 vcpu  plain
 outside nmi
+ist   nmi, db
 
 main:
     lea rax, [main_stack - 8]
@@ -203,10 +204,23 @@ def test_breakpoints_need_a_qemu_that_arms_them() -> None:
     assert unfit(general_detect, "7.2.22", alone=True) == "known of QEMU 7.2.22: it has no general detect"
 
 
-def test_a_watched_word_may_break_qemu_with_kvm_only() -> None:
-    test = make_test(WATCHED)
-    assert "touches a watched word" in breaks(test, "11.1.3")
-    assert breaks(test, "11.1.3", alone=True) == breaks(make_test(WATCHED.replace("W0", "X0")), "11.1.3") == ""
+def test_a_watched_word_may_break_qemu() -> None:
+    assert "touches a watched word" in breaks(make_test(WATCHED), "11.1.3")
+    assert breaks(make_test(WATCHED.replace("W0", "X0")), "11.1.3") == ""
+
+
+def test_a_frame_on_a_watched_word_is_not_known_to_be_reported() -> None:
+    for text, excused in ((WATCHED, False), (WATCHED.replace("nmi, db", "db"), True)):
+        guest = first_guest(text)
+        run = read_run(line(guest, f"2:{guest.program.addresses[6]:x}:2:0:0;", 2), {0: guest})
+        assert ("loses a delivery" in excuse(run, "11.1.3", alone=True)) == excused
+
+
+def test_an_event_cannot_be_placed_where_a_breakpoint_is() -> None:
+    text = WATCHED.replace("W0", "X0").replace("lea rax, [main_stack - 8]", "lea rax, [there]")
+    text = text.replace("    push rax", "    there: push rax")
+    assert reason_not_to_run(make_test(text)) == ""
+    assert "comes before the fetch" in reason_not_to_run(make_test(text.replace("outside", "outside at there:")))
 
 
 def test_a_lost_db_is_excused_where_the_event_was_placed_behind_the_access_only() -> None:

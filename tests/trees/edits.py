@@ -246,3 +246,24 @@ PENDING_BY_SENDERS = (
     ),
 )
 """Senders count in nmi_pending themselves, while the vCPU thread looks at it."""
+# What the VMM saves and restores. ------------------------------------------------------------------------------------
+
+PENDING_NMIS_AS_A_BIT = (
+    Edit(
+        X86,
+        "kvm_vcpu_ioctl_x86_get_vcpu_events",
+        "events->nmi.pending = kvm_get_nr_pending_nmis(vcpu);",
+        "events->nmi.pending = kvm_get_nr_pending_nmis(vcpu) != 0;",
+    ),
+)
+"""KVM_GET_VCPU_EVENTS says whether there is an NMI, not how many."""
+
+NMI_REQUEST_FOR_ANY_RESTORE = (
+    Edit(
+        X86,
+        "kvm_vcpu_ioctl_x86_set_vcpu_events",
+        "if (events->nmi.pending) kvm_make_request(KVM_REQ_NMI, vcpu);",
+        "kvm_make_request(KVM_REQ_NMI, vcpu);",
+    ),
+)
+"""KVM_SET_VCPU_EVENTS requests that NMIs be looked at although there are none."""

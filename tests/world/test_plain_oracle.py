@@ -11,6 +11,7 @@ from iretrace.litmus.corpus import select
 from iretrace.litmus.parse import parse
 from iretrace.litmus.test import Op
 from iretrace.verdict import Result, Verdict
+from iretrace.world.ioctls import by_vmm
 from tests.turns import FULL
 from tests.world.plain import MISTAKES, Plain
 
@@ -104,9 +105,9 @@ SHIPPED = [
     for test in select([])
     if "plain" in test.vcpus
     and not {instruction.op for instruction in test.code} & {Op.TO_DR, Op.FROM_DR}
-    and not any(arrival.kind == "guest-debug" for arrival in test.outside)
+    and not any(by_vmm(arrival) for arrival in test.outside)
 ]
-"""What the small hypervisor can do: all but debug registers and debuggers."""
+"""What the small hypervisor can do: all but debug registers and a VMM's ioctls."""
 
 LONG = () if FULL else (("nmi-and-signal", "ticking"),)
 """Takes as long as all the others; only with IRETRACE_FULL=1 in the environment."""

@@ -9,7 +9,13 @@ from typing import NamedTuple
 from iretrace.kvm.create import kvm_arch_vcpu_create
 from iretrace.kvm.debug import DR7_FIXED_1, kvm_arch_vcpu_ioctl_set_guest_debug
 from iretrace.kvm.differences import SINCE_ALL_PENDING_NMIS_ARE_REPORTED, SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED
-from iretrace.kvm.exceptions import DR6_ACTIVE_LOW, kvm_exception_is_soft
+from iretrace.kvm.events import (
+    VcpuEvents,
+    kvm_vcpu_ioctl_nmi,
+    kvm_vcpu_ioctl_x86_get_vcpu_events,
+    kvm_vcpu_ioctl_x86_set_vcpu_events,
+)
+from iretrace.kvm.exceptions import DR6_ACTIVE_LOW
 from iretrace.kvm.host import STEPS, HostRun, Sender, debug_of, registers_of, send
 from iretrace.kvm.kvm_host import (
     EINTR,
@@ -34,10 +40,9 @@ from iretrace.kvm.kvm_host import (
     VcpuSvm,
 )
 from iretrace.kvm.revisions import Revision, find
-from iretrace.kvm.smm import process_smi
 from iretrace.kvm.svm import gif_set, svm_enable_nmi_window, svm_get_nmi_mask
 from iretrace.kvm.trace import Tracer, first_line, statements
-from iretrace.kvm.x86 import kvm_get_nr_pending_nmis, process_nmi
+from iretrace.kvm.x86 import kvm_get_nr_pending_nmis
 from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import (
@@ -67,6 +72,7 @@ from iretrace.world.protocol import (
     SenderState,
     Sent,
     View,
+    VmmCall,
 )
 
 KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
@@ -89,7 +95,14 @@ BOTH = 3
 
 KVM_VCPUEVENT_FLAGS = 0xD
 """VALID_NMI_PENDING, VALID_SHADOW and VALID_SMM."""
-SHADOW_STI_OR_MOV_SS = 3
+EVENT_FIELDS = (
+    "exception.injected", "exception.nr", "exception.has_error_code", "exception.pending", "exception.error_code",
+    "interrupt.injected", "interrupt.nr", "interrupt.shadow", "nmi.injected", "nmi.pending", "nmi.masked",
+    "smi.smm", "smi.pending", "smi.smm_inside_nmi", "smi.latched_init",
+)  # fmt: skip
+"""The names of VcpuEvents in struct kvm_vcpu_events."""
+EVENT_ORDER = (*EVENT_FIELDS[:11], "flags", *EVENT_FIELDS[11:])
+"""With flags, where the struct has them."""
 
 REQUESTS = (("EVENT", KVM_REQ_EVENT), ("NMI", KVM_REQ_NMI), ("SMI", KVM_REQ_SMI))
 """Those that are compared, by name."""
@@ -250,6 +263,19 @@ class BuiltinHypervisor:
         result = kvm_arch_vcpu_ioctl_set_guest_debug(vcpu, wanted.control, wanted.dr7)
         return replace(self._pause(vcpu, run, TO_USERSPACE), exit_reason=-result)
 
+    def vmm_call(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, call: VmmCall, debug: Debug) -> Pause:
+        """An ioctl about events between two KVM_RUNs."""
+        assert isinstance(private, State)
+        vcpu = self._vcpu(private, unpack(Vmcb, pack(vmcb)), unpack(Ghcb, pack(ghcb)))
+        run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, debug)
+        if call == VmmCall.NMI:
+            kvm_vcpu_ioctl_nmi(vcpu)
+        else:
+            events = VcpuEvents()
+            kvm_vcpu_ioctl_x86_get_vcpu_events(vcpu, events)
+            kvm_vcpu_ioctl_x86_set_vcpu_events(vcpu, events)
+        return replace(self._pause(vcpu, run, TO_USERSPACE), exit_reason=0)
+
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken."""
         assert isinstance(private, State)
@@ -264,13 +290,13 @@ class BuiltinHypervisor:
     def compare(self, private: Private) -> Comparison:
         """What agreement is about; the events are those that KVM_GET_VCPU_EVENTS would report."""
         assert isinstance(private, State)
-        vcpu = self._vcpu(private, Vmcb(int_ctl=private.vnmi), Ghcb())
+        vcpu = self._vcpu(private, Vmcb(int_ctl=private.vnmi, int_state=private.shadow), Ghcb())
         requests = {name for name, bit in REQUESTS if vcpu.requests >> bit & 1}
         queued, mp_state = vcpu.nmi_queued, vcpu.mp_state
-        process_nmi(vcpu)
-        if "SMI" in requests:
-            process_smi(vcpu)
-        events = tuple((name, value) for name, value in self._events(vcpu, private.shadow) if value)
+        saved = VcpuEvents()
+        kvm_vcpu_ioctl_x86_get_vcpu_events(vcpu, saved)
+        values = {**dict(zip(EVENT_FIELDS, pack(saved), strict=True)), "flags": KVM_VCPUEVENT_FLAGS}
+        events = tuple((name, values[name]) for name in EVENT_ORDER if values[name])
         loaded = tuple(vcpu.debug.eff_db) if vcpu.debug.switch_db_regs else ()
         return Comparison(frozenset(requests), queued, mp_state, events, loaded)
 
@@ -386,30 +412,6 @@ class BuiltinHypervisor:
 
     def _intern(self, state: State) -> State:
         return self._states.setdefault(state, state)
-
-    def _events(self, vcpu: Vcpu, shadow: int) -> tuple[tuple[str, int], ...]:
-        """KVM_GET_VCPU_EVENTS (x86.c: kvm_vcpu_ioctl_x86_get_vcpu_events()), after process_nmi()."""
-        soft = kvm_exception_is_soft(vcpu.exception_vector)
-        pending = kvm_get_nr_pending_nmis(vcpu)
-        counted = self.revision.bits >> SINCE_ALL_PENDING_NMIS_ARE_REPORTED & 1
-        return (
-            ("exception.injected", int(not soft and (vcpu.exception_injected or vcpu.exception_pending))),
-            ("exception.nr", vcpu.exception_vector),
-            ("exception.has_error_code", vcpu.exception_has_error_code),
-            ("exception.pending", int(not soft and vcpu.exception_pending)),
-            ("exception.error_code", vcpu.exception_error_code),
-            ("interrupt.injected", int(vcpu.interrupt_injected and not vcpu.interrupt_soft)),
-            ("interrupt.nr", vcpu.interrupt_nr),
-            ("interrupt.shadow", SHADOW_STI_OR_MOV_SS if shadow else 0),
-            ("nmi.injected", vcpu.nmi_injected),
-            ("nmi.pending", pending if counted else int(pending != 0)),
-            ("nmi.masked", int(svm_get_nmi_mask(vcpu))),
-            ("flags", KVM_VCPUEVENT_FLAGS),
-            ("smi.smm", vcpu.smm),
-            ("smi.pending", vcpu.smi_pending),
-            ("smi.smm_inside_nmi", vcpu.smm_inside_nmi),
-            ("smi.latched_init", vcpu.pending_init),
-        )
 
 
 def _forget_what_the_exit_writes(vcpu: Vcpu) -> None:

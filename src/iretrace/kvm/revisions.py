@@ -54,6 +54,14 @@ DIFFERENCES = (
         "ab2ee212a57b",
     ),
     Difference(
+        "SINCE_RESTORED_NMIS_ARE_QUEUED",
+        differences.SINCE_RESTORED_NMIS_ARE_QUEUED,
+        "NMIs that KVM_SET_VCPU_EVENTS restores are queued, and go through process_nmi(). Before, they were pending at"
+        " once.",
+        "v6.4",
+        "bdedff263132",
+    ),
+    Difference(
         "SINCE_HALT_LOOKS_FOR_EVENTS",
         differences.SINCE_HALT_LOOKS_FOR_EVENTS,
         "HLT does not halt the vCPU if an event waits. Before, it always did, and the loop of KVM_RUN woke it up.",

@@ -16,6 +16,7 @@ from iretrace.linux.changes import NotedMemory, handling, view_changes
 from iretrace.linux.comparison import Comparer
 from iretrace.linux.debugger import Debugger
 from iretrace.linux.host import HostRun, KernelRun, SenderRun
+from iretrace.linux.ioctls import Ioctls
 from iretrace.linux.machine import ACCEPT, RUN, SIGNAL, Machine, exit_handlers
 from iretrace.linux.physical import DebugRegisters, saved_debug
 from iretrace.linux.prims import THREAD_FLAGS, TIF_SIGPENDING, Bug
@@ -48,6 +49,7 @@ from iretrace.world.protocol import (
     SenderState,
     Sent,
     View,
+    VmmCall,
 )
 
 APIC_DM_FIXED = 0
@@ -157,6 +159,7 @@ class TreeHypervisor:
         self._viewer = Viewer(places, run, self._svm, self.machine.index.function(PENDING) is not None)
         self._comparer = Comparer(self.vm, places, run)
         self._debugger = Debugger(self.vm)
+        self._ioctls = Ioctls(self.vm)
         self._sender = self._senders()
         self._start = self._first_pause(run.findings)
 
@@ -212,6 +215,15 @@ class TreeHypervisor:
 
     def set_guest_debug(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, wanted: GuestDebug, debug: Debug) -> Pause:
         """KVM_SET_GUEST_DEBUG between two KVM_RUNs."""
+        return self._ioctl(private, vmcb, ghcb, debug, lambda run: self._debugger.set(run, wanted))
+
+    def vmm_call(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, call: VmmCall, debug: Debug) -> Pause:
+        """An ioctl about events between two KVM_RUNs."""
+        return self._ioctl(private, vmcb, ghcb, debug, lambda run: self._ioctls.call(run, call))
+
+    def _ioctl(
+        self, private: Private, vmcb: Vmcb, ghcb: Ghcb, debug: Debug, call: Callable[[KernelRun], int]
+    ) -> Pause:
         packed, shared = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
         run = self._host_run((), ())
         run.physical = DebugRegisters(debug, self._processor.host_debug)
@@ -219,7 +231,7 @@ class TreeHypervisor:
         self._vmcb.write(run.m, packed)
         self._ghcb.write(run.m, shared)
         try:
-            result = self._debugger.set(run, wanted)
+            result = call(run)
         except Unmodelled as error:
             return self._unmodelled(run, private, error, packed)
         run.host = None

@@ -32,6 +32,10 @@ ACCEPT = "__apic_accept_irq"
 SET_GUEST_DEBUG = "kvm_arch_vcpu_ioctl_set_guest_debug"
 """What KVM_SET_GUEST_DEBUG calls."""
 
+VCPU_NMI = "kvm_vcpu_ioctl_nmi"
+SET_EVENTS = "kvm_vcpu_ioctl_x86_set_vcpu_events"
+"""What KVM_NMI and KVM_SET_VCPU_EVENTS call."""
+
 SIGNAL = "signal_wake_up_state"
 """A sender's function: how a signal reaches a thread (kernel/signal.c; a model answers)."""
 
@@ -131,7 +135,7 @@ class Machine:
             return self._closure()
 
     def _closure(self) -> Closure:
-        roots = [RUN, ACCEPT, SET_GUEST_DEBUG]
+        roots = [RUN, ACCEPT, SET_GUEST_DEBUG, VCPU_NMI, SET_EVENTS]
         roots += [row.name for row in self.rules.table("initial") if "call" in row.keys]
         targets = vendor_targets(self.index, "svm_x86_ops")
         roots += sorted(exit_handlers(self.index))

@@ -321,8 +321,9 @@ class _Builder:
     def arrival(self, coming: Coming) -> Arrival:
         """An arrival with its label resolved. An event for the guest needs a handler, or df:."""
         event = coming.event
-        if event.text in HANDLED_EVENTS and not {event.text, "np", "df"} & self.starts.keys():
-            what = f"there is no section '{event.text}:' to handle it; write one that ends in iretq"
+        handler = HANDLED_EVENTS.get(event.text)
+        if handler and not {handler, "np", "df"} & self.starts.keys():
+            what = f"there is no section '{handler}:' to handle it; write one that ends in iretq"
             self.source.fail_at(event, what)
         if event.text in NOT_IN_IDT:
             self.check_not_in_idt(event)

@@ -32,13 +32,16 @@ ENCRYPTED_VCPUS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap")
 
 HOSTS = ("tickless", "ticking")
 
-EVENTS = ("nmi", "irq", "smi", "init", "signal", "guest-debug")
+EVENTS = ("nmi", "irq", "smi", "init", "signal", "guest-debug", "kvm-nmi", "save-restore")
 """Events that can arrive from outside so far."""
 
 DEBUGGER_ACTIONS = ("step", "break", "off")
 """What a VMM can do with `guest-debug`."""
 
-HANDLED_EVENTS = ("nmi", "irq")
+VMM_EVENTS = ("guest-debug", "kvm-nmi", "save-restore")
+"""Ioctls of the VMM: a signal brings it to where it can call them."""
+
+HANDLED_EVENTS = {"nmi": "nmi", "irq": "irq", "kvm-nmi": "nmi"}
 """Events that the guest takes. A signal is for the thread that runs the vCPU: the guest must not notice."""
 
 NOT_IN_IDT = ("smi", "init")

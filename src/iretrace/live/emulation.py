@@ -12,6 +12,8 @@ from iretrace.litmus.grammar import DR7_BITS
 from iretrace.litmus.test import VECTORS, Op, Test
 from iretrace.live.observed import Run
 from iretrace.live.walk import Delivery
+from iretrace.machine.cpu import PAGE_WORDS
+from iretrace.world.guest import VECTOR_PAGES
 
 SHADOWS = (Op.STI, Op.MOV_SS)
 ACCESSES = (Op.PUSH, Op.PUSHFQ, Op.POPFQ, Op.OR_STACK, Op.ANDN_STACK, Op.MOV_STACK, Op.LOAD)
@@ -93,6 +95,14 @@ def _watched_before_a_hidden_page(run: Run) -> bool:
     return _watches(test) and not taken.isdisjoint(places)
 
 
+def _frame_is_watched(run: Run) -> bool:
+    """The frame of a delivery may lie on a watched word: on the stack that was interrupted, or on top of its own."""
+    test = run.guest.test
+    words = [i.arg for i in test.code if i.op is Op.MOV_RAX and "_stack" in i.text] if _watches(test) else []
+    own = [VECTOR_PAGES[vector] for vector, _ in test.handlers if vector in test.ist]
+    return any(word // PAGE_WORDS in own or len(own) < len(test.handlers) for word in words)
+
+
 def _rf_is_dropped(run: Run) -> bool:
     """#DB comes twice to a place whose handler had set RF."""
     test = run.guest.test
@@ -111,6 +121,7 @@ FAULTS = (
         _watched_before_a_hidden_page,
         in_svm=True,
     ),
+    Fault("QEMU loses a delivery whose frame touches a watched word, or its #DB", (), _frame_is_watched),
     Fault("QEMU drops the RF that an IRETQ pops, if it runs with RF set itself", (), _rf_is_dropped),
 )
 
@@ -129,7 +140,7 @@ UNFIT = (
     Limit("it arms no breakpoints at VMRUN, and keeps those of another guest", (11, 1), _breaks_anywhere, in_svm=True),
     Limit("it has no general detect", (11, 1), _general_detect),
 )
-BREAKS = (Limit("it aborts where a delivery or an IRETQ touches a watched word", (), _watches, in_svm=True),)
+BREAKS = (Limit("it aborts where a delivery or an IRETQ touches a watched word", (), _watches),)
 
 
 def unfit(test: Test, version: str, alone: bool = False) -> str:

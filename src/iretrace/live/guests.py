@@ -11,7 +11,7 @@ from iretrace.live.machine_code import CODE, STACKS, NotRunnable, Program, assem
 
 MAGIC = 0x65637274
 MAX_ARRIVALS = 8
-KINDS = {"nmi": 0, "irq": 1, "signal": 2, "guest-debug": 3}
+KINDS = {"nmi": 0, "irq": 1, "signal": 2, "guest-debug": 3, "kvm-nmi": 4, "save-restore": 5}
 DEBUGGERS = {"off": 0, "step": 1, "break": 2}
 ARRIVAL = struct.Struct("<7I")
 """As in harness.c."""
@@ -45,6 +45,8 @@ def reason_not_to_run(test: Test) -> str:
         if arrival.kind not in KINDS:
             return f"there is no way yet to raise '{arrival.kind}'"
     places: dict[int, int] = {}
+    if any(at in breakpoints(test) for at in _bound(test)):
+        return "an event cannot be placed where a breakpoint is, which comes before the fetch"
     for at in _bound(test):
         if at >= 0 and places.setdefault(_section(test, at), at) != at:
             return "arrivals at two places of one section"
@@ -53,6 +55,14 @@ def reason_not_to_run(test: Test) -> str:
     except NotRunnable as error:
         return str(error)
     return ""
+
+
+def breakpoints(test: Test) -> frozenset[int]:
+    """The instructions that may have a breakpoint of the guest's."""
+    loads = [instruction for instruction in test.code if instruction.op is Op.MOV_RAX]
+    if not any(word.startswith("X") for instruction in loads for word in instruction.text.split()):
+        return frozenset()
+    return frozenset(i.arg for i in loads if i.text.startswith("lea") and "_stack" not in i.text)
 
 
 def _bound(test: Test) -> tuple[int, ...]:

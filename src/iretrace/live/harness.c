@@ -55,7 +55,7 @@
 #define SHOWN_RECORDS 48
 #define SHOWN_VALUES 64
 
-enum kind { NMI, IRQ, SIGNAL, GUEST_DEBUG };
+enum kind { NMI, IRQ, SIGNAL, GUEST_DEBUG, KVM_NMI_CALL, SAVE_RESTORE };
 enum debugger { OFF, STEP, BREAK };
 #define IRQ_VECTOR 0x30
 #define MSI_NMI 0x400
@@ -490,6 +490,20 @@ static void set_debugger(unsigned i, enum debugger what, uint64_t target)
 
 static void send(unsigned i, int64_t spins);
 
+/* As a VMM that saves a vCPU and restores it. */
+static void save_and_restore(void)
+{
+	struct kvm_vcpu_events events;
+
+	must(ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events), "KVM_GET_VCPU_EVENTS");
+	must(ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events), "KVM_SET_VCPU_EVENTS");
+}
+
+static int by_vmm(unsigned i)
+{
+	return guest->arrival[i].kind >= GUEST_DEBUG;
+}
+
 /* What was asked of the VMM, in the order of the list. */
 static void act(void)
 {
@@ -497,7 +511,12 @@ static void act(void)
 		if (!(asked >> i & 1))
 			continue;
 		asked &= ~(1u << i);
-		set_debugger(i, guest->arrival[i].debugger, guest->arrival[i].target);
+		if (guest->arrival[i].kind == GUEST_DEBUG)
+			set_debugger(i, guest->arrival[i].debugger, guest->arrival[i].target);
+		else if (guest->arrival[i].kind == KVM_NMI_CALL)
+			must(ioctl(vcpu, KVM_NMI), "KVM_NMI");
+		else
+			save_and_restore();
 	}
 }
 
@@ -533,8 +552,8 @@ static void send(unsigned i, int64_t spins)
 {
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = guest->arrival[i].kind == NMI ? MSI_NMI : IRQ_VECTOR };
 
-	for (unsigned earlier = 0; earlier < i && guest->arrival[i].kind == GUEST_DEBUG; earlier++)
-		if (guest->arrival[earlier].kind == GUEST_DEBUG && !fired[earlier])
+	for (unsigned earlier = 0; earlier < i && by_vmm(i); earlier++)
+		if (by_vmm(earlier) && !fired[earlier])
 			send(earlier, spins);
 	sent_after[i] = logged();
 	sent_at[i] = spins;
@@ -543,7 +562,7 @@ static void send(unsigned i, int64_t spins)
 		mark_trace();
 	if (guest->arrival[i].kind == SIGNAL)
 		pthread_kill(vcpu_thread, SIGUSR1);
-	else if (guest->arrival[i].kind == GUEST_DEBUG)
+	else if (by_vmm(i))
 		ask(i);
 	else if (ioctl(vm, KVM_SIGNAL_MSI, &msi) < 0)
 		fail("KVM_SIGNAL_MSI");
@@ -682,13 +701,12 @@ static int placed_at_start(void)
 	return 0;
 }
 
-/* A debugger is attached before it goes, as the test has it. */
-static void put_debugger_in_order(unsigned *order, unsigned count)
+/* A VMM does one thing after the other, as the test has it. */
+static void put_vmm_in_order(unsigned *order, unsigned count)
 {
 	for (unsigned a = 0; a < count; a++)
 		for (unsigned b = a + 1; b < count; b++)
-			if (guest->arrival[order[a]].kind == GUEST_DEBUG && guest->arrival[order[b]].kind == GUEST_DEBUG &&
-			    order[a] > order[b]) {
+			if (by_vmm(order[a]) && by_vmm(order[b]) && order[a] > order[b]) {
 				unsigned kept = order[a];
 				order[a] = order[b];
 				order[b] = kept;
@@ -711,7 +729,7 @@ static void send_all(void)
 		order[i - 1] = order[other];
 		order[other] = kept;
 	}
-	put_debugger_in_order(order, count);
+	put_vmm_in_order(order, count);
 	if (placed_at_start())
 		wait_cut(START_LIMIT);
 	else if (cuts && random_number() & 1)

@@ -10,6 +10,7 @@ from iretrace.explore.graph import Edge, Kind, Limits, explore
 from iretrace.litmus.test import Test
 from iretrace.machine.cpu import SEEN_MARK
 from iretrace.verdict import Outcome
+from iretrace.world.ioctls import by_vmm
 from iretrace.world.protocol import PROCESSOR
 from iretrace.world.reference import PatientReference, Ref
 
@@ -84,6 +85,8 @@ class Alone:
 
     def _stamp_state(self, state: State, what: str, number: int) -> State:
         reference = self.reference.stamp(state.reference, (what, number))
+        if what == "end" and by_vmm(self.test.outside[number]):
+            reference = self.reference.stamp(reference, ("call", number))
         if what == "start":
             return state._replace(reference=reference, started=state.started | 1 << number)
         return state._replace(reference=reference, ended=state.ended | 1 << number)

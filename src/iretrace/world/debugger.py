@@ -10,7 +10,6 @@ from __future__ import annotations
 from enum import IntEnum
 
 from iretrace.explore.monitor import Observation
-from iretrace.litmus.test import Arrival
 from iretrace.machine.cpu import DB_VECTOR, DR7_RESET, SEEN_DELIVERY, X86_EFLAGS_TF
 from iretrace.world.protocol import GuestDebug
 
@@ -33,11 +32,6 @@ class Attached(IntEnum):
 
 
 ACTIONS = {"off": Attached.OFF, "step": Attached.STEP, "break": Attached.BREAK}
-
-
-def sender_kind(arrival: Arrival) -> str:
-    """Who brings an arrival: the VMM is brought by a signal."""
-    return "signal" if arrival.debugger else arrival.kind
 
 
 def after_stop(attached: int) -> int:

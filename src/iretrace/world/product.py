@@ -21,7 +21,8 @@ from iretrace.litmus.test import Arrival, Test
 from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
 from iretrace.subset import unpack
 from iretrace.world.debugger import ACTIONS, Attached, without_tf
-from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState
+from iretrace.world.ioctls import CALLS, by_vmm
+from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState, VmmCall
 from iretrace.world.reference import PatientReference, Ref, ending_of
 from iretrace.world.vcpu import (
     ASKED,
@@ -65,7 +66,7 @@ class Product:
         self.monitor: Monitor[Ref] = Monitor(self.reference)
         self.longest = max((len(clause.marks) for clause in test.clauses), default=-1) + 1
         self._placed = tuple((n, arrival.at) for n, arrival in enumerate(test.outside) if arrival.at >= 0)
-        self._debugging = tuple(n for n, arrival in enumerate(test.outside) if arrival.debugger)
+        self._by_vmm = tuple(n for n, arrival in enumerate(test.outside) if by_vmm(arrival))
         self._twins = tuple(_twins_before(test.outside, number) for number in range(len(test.outside)))
         self._sender_steps: dict[tuple[int, int], SenderStep] = {}
         self._host_steps: dict[tuple[int, Senders], list[HostStep]] = {}
@@ -175,7 +176,7 @@ class Product:
         """An arrival can start; of several alike, the first that has not (they cannot be told apart)."""
         if senders[number] != UNSTARTED or self.test.outside[number].at >= 0:
             return False
-        before = [earlier for earlier in self._debugging if earlier < number] if number in self._debugging else []
+        before = [earlier for earlier in self._by_vmm if earlier < number] if number in self._by_vmm else []
         if any(senders[earlier] != FINISHED for earlier in before):
             return False  # a VMM does one thing after the other
         return all(senders[twin] != UNSTARTED or twin in landed for twin in self._twins[number])
@@ -249,11 +250,13 @@ class Product:
         return known
 
     def _ioctl(self, state: Point) -> Edge | None:
-        """What the VMM does with its debugger before it calls KVM_RUN again, one thing after the other."""
-        asked = next((n for n in self._debugging if state.senders[n] == ASKED), -1)
+        """What the VMM does before it calls KVM_RUN again, one thing after the other."""
+        asked = next((n for n in self._by_vmm if state.senders[n] == ASKED), -1)
         hit = self.core(state).debugger == Attached.HIT
         if asked < 0 and not hit:
             return None
+        if not hit and self.test.outside[asked].kind in CALLS:
+            return self._call(state, asked, CALLS[self.test.outside[asked].kind])
         attached = Attached.OFF if hit else ACTIONS[self.test.outside[asked].debugger]
         step = self.vcpu.set_guest_debug(state.core, attached, -1 if hit else self.test.outside[asked].target)
         label = ("ioctl", int(attached))
@@ -264,6 +267,16 @@ class Product:
             senders = (*senders[:asked], FINISHED, *senders[asked + 1 :])
         now = self.vcpu.cores.values[step.core].debugger
         monitor = self.monitor.stamp(state.monitor, ("attach" if now else "detach", asked))
+        return Edge(Kind.RUN, label, state._replace(core=step.core, senders=senders, monitor=monitor))
+
+    def _call(self, state: Point, asked: int, call: VmmCall) -> Edge:
+        """An ioctl about events."""
+        step = self.vcpu.vmm_call(state.core, call)
+        label = ("ioctl", call.name)
+        if step.core < 0:
+            return Edge(Kind.RUN, label, defect=step.defect, unmodelled=step.unmodelled)
+        senders = (*state.senders[:asked], FINISHED, *state.senders[asked + 1 :])
+        monitor = self.monitor.stamp(state.monitor, ("call", asked))
         return Edge(Kind.RUN, label, state._replace(core=step.core, senders=senders, monitor=monitor))
 
     def _handed_over(self, monitor: int, marks: tuple[int, ...], step: HostStep) -> Edge:

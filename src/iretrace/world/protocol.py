@@ -66,6 +66,15 @@ class Processor(NamedTuple):
 PROCESSOR = Processor()
 
 
+class VmmCall(IntEnum):
+    """What a VMM can do about events between two KVM_RUNs."""
+
+    NMI = 0
+    """KVM_NMI"""
+    SAVE_RESTORE = 1
+    """KVM_GET_VCPU_EVENTS, then KVM_SET_VCPU_EVENTS with the same struct."""
+
+
 class GuestDebug(NamedTuple):
     """struct kvm_guest_debug: what a VMM asks for by KVM_SET_GUEST_DEBUG."""
 
@@ -309,6 +318,15 @@ class ComparableHypervisor(Hypervisor, Protocol):
 
     def compare(self, private: Private) -> Comparison:
         """What agreement of two hypervisors is about, beside the VMCB (KVM_GET_VCPU_EVENTS on a copy of the state)."""
+        ...
+
+
+@runtime_checkable
+class CallableHypervisor(Hypervisor, Protocol):
+    """A hypervisor whose VMM can call the ioctls about events."""
+
+    def vmm_call(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, call: VmmCall, debug: Debug) -> Pause:
+        """The VMM makes a call between two KVM_RUNs: a pause in userspace, exit_reason 0 or -errno."""
         ...
 
 

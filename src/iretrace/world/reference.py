@@ -65,6 +65,7 @@ from iretrace.subset import pack, unpack
 from iretrace.world.debugger import is_debug_exception, without_tf
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
+from iretrace.world.ioctls import sender_kind
 from iretrace.world.protocol import PROCESSOR, Processor
 
 Ref = tuple[int, int, int, int, bool]
@@ -167,6 +168,7 @@ class PatientReference:
         self.machine = make_machine(test, vcpu, knobs & ~(1 << KNOB_STEP_CLEARS_B), processor)
         self._host_breakpoints = processor.host_debug.dr7 & DR7_ENABLE != 0
         self._kinds = [arrival.kind for arrival in test.outside]
+        self._senders = [sender_kind(arrival) for arrival in test.outside]
         self._has_higher = bool({"smi", "init"} & set(self._kinds))
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
@@ -187,14 +189,17 @@ class PatientReference:
         """("start", i): arrival i is in transit. ("end", i): its sender's call has returned.
 
         All but an NMI can be latched at once then: however long it waits to be latched, it merges or waits for ever. A
-        signal is for the hypervisor's thread; the guest's processor does not know of it."""
+        signal is for the hypervisor's thread; the guest's processor does not know of it. ("call", i): the VMM's ioctl
+        has been called."""
         cpu, transit, done, begun, attached = state
         what, arrival = event
         if what in ("attach", "detach"):
             return (cpu, transit, done, begun, what == "attach")
         kind = self._kinds[arrival]
         bit = 1 << arrival
-        if kind in ("signal", "guest-debug"):
+        if what == "call":
+            return (cpu, transit, done + (kind == "kvm-nmi"), begun, attached)
+        if self._senders[arrival] == "signal":
             return state
         if what == "start":
             return (cpu, transit | bit, done, begun, attached)

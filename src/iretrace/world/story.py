@@ -14,7 +14,7 @@ from iretrace.verdict import CLine, Step
 from iretrace.world.debugger import Attached
 from iretrace.world.guest import place
 from iretrace.world.product import Point, Product
-from iretrace.world.protocol import Cause, Executed, Pause, PauseKind, View
+from iretrace.world.protocol import Cause, Executed, Pause, PauseKind, View, VmmCall
 from iretrace.world.vcpu import EINTR, UNSTARTED
 from iretrace.world.words import exit_name, vmrun
 
@@ -32,6 +32,11 @@ SET_GUEST_DEBUG = {
     Attached.BREAK: "attaches a debugger with a breakpoint",
 }
 """What the VMM's KVM_SET_GUEST_DEBUG is for."""
+
+VMM_CALLS = {
+    VmmCall.NMI.name: ("raises an NMI", "KVM_NMI"),
+    VmmCall.SAVE_RESTORE.name: ("saves what events there are, and restores them", "KVM_GET_/SET_VCPU_EVENTS"),
+}
 
 SENDER_RULE = "in-kernel source: request + kick"
 
@@ -63,7 +68,8 @@ class Story:
         if label[0] == "send":
             return [self._tell_send(state, label[1])]
         if label[0] == "ioctl":
-            return [self._step("VMM", SET_GUEST_DEBUG[label[1]], "KVM_SET_GUEST_DEBUG", note=edge.defect)]
+            what, where = VMM_CALLS.get(label[1]) or (SET_GUEST_DEBUG[label[1]], "KVM_SET_GUEST_DEBUG")
+            return [self._step("VMM", what, where, note=edge.defect)]
         if label[0] == "tick":
             return [self._step("host", "tick: a host interrupt is pending", "ticking host")]
         return [self._step("host", "the vCPU thread wakes up", "wake-up by the sender")]

@@ -32,11 +32,13 @@ from iretrace.machine.vmcb import (
     Vmcb,
 )
 from iretrace.subset import pack, unpack
-from iretrace.world.debugger import after_stop, sender_kind, wanted_of
+from iretrace.world.debugger import after_stop, wanted_of
 from iretrace.world.guest import make_cpu, make_machine
 from iretrace.world.host import changed_debug, debug_of, state_of
+from iretrace.world.ioctls import IOCTLS, by_vmm, sender_kind
 from iretrace.world.protocol import (
     NO_SENDER,
+    CallableHypervisor,
     Cause,
     Debug,
     DebuggableHypervisor,
@@ -46,6 +48,7 @@ from iretrace.world.protocol import (
     PauseKind,
     SenderState,
     Sent,
+    VmmCall,
 )
 from iretrace.world.reference import forget_seen, observation
 
@@ -144,7 +147,7 @@ class Vcpu:
         self.debugs: Interned[tuple[Debug, Debug]] = Interned()
         self.senders: Interned[SenderState] = Interned()
         self.fresh = tuple(self.senders(hypervisor.sender(sender_kind(arrival))) for arrival in test.outside)
-        self._debugging = tuple(arrival.debugger != "" for arrival in test.outside)
+        self._by_vmm = tuple(by_vmm(arrival) for arrival in test.outside)
         """For each arrival: the number of its sender's state before the first step."""
         self._did: dict[tuple[int, int, int], Did] = {}
         self._interrupted: dict[int, int] = {}
@@ -361,7 +364,7 @@ class Vcpu:
 
     def finished(self, number: int) -> int:
         """The state of a sender that has taken its last step."""
-        return ASKED if self._debugging[number] else FINISHED
+        return ASKED if self._by_vmm[number] else FINISHED
 
     def set_guest_debug(self, core: int, debugger: int, target: int) -> HostStep:
         """The VMM calls KVM_SET_GUEST_DEBUG. An encrypted guest's is refused; another one's is not."""
@@ -376,6 +379,17 @@ class Vcpu:
             made.core, made.defect = -1, f"KVM_SET_GUEST_DEBUG fails with errno {-pause.exit_reason}"
         elif made.core >= 0 and pause.exit_reason == 0:
             made.core = self.cores(self.cores.values[made.core]._replace(debugger=debugger))
+        return made
+
+    def vmm_call(self, core: int, call: VmmCall) -> HostStep:
+        """The VMM calls an ioctl about events, which succeeds."""
+        if not isinstance(self.hypervisor, CallableHypervisor):
+            return HostStep(("ioctl",), -1, (), (), unmodelled=f"this hypervisor has no {IOCTLS[call]}")
+        at = (self.private(core), self.vmcb(core), self.ghcb(core))
+        pause = self.hypervisor.vmm_call(*at, call, self.debug(core))
+        made = self.handed_over(core, (), (), replace(pause, exit_reason=-EINTR))
+        if pause.exit_reason != 0:
+            made.core, made.defect = -1, f"{IOCTLS[call]} fails with errno {-pause.exit_reason}"
         return made
 
     def _senders_after(self, senders: Senders, pause: Pause) -> Senders:
