@@ -64,6 +64,7 @@ class Row:
 
 
 NO_HOST_BREAKPOINTS = {"host_breakpoints": 0}
+CHOSEN = {"snp_guest_features": 0x20, "X86_FEATURE_DEBUG_SWAP": 1, "X86_FEATURE_NO_NESTED_DATA_BP": 1}
 STEPPED = {"debug_before_launch": 3}
 BTF = {"host_debugctl": 2}
 SWAP = "sev-es-debugswap"
@@ -100,8 +101,16 @@ ROWS = (
     Row("H11", "the host's masks are not saved", "7.3", "HOST_MASKS_NOT_SAVED", "swap-watch-a-write", CONVICTED,
         "the host's debug registers are not its own after the guest ran: DR0_ADDR_MASK", SWAP),
     Row("H11", "the host's masks are saved only if KVM has turned DebugSwap on", "6.12",
+        "HOST_MASKS_SAVED_IF_KVM_KNOWS", "sev-es-irq", CONVICTED, "DR0_ADDR_MASK", "sev-es", CHOSEN,
+        "an SNP guest's vCPU with DebugSwap that KVM does not know of"),
+    Row("H11", "the host's masks are saved only if KVM has turned DebugSwap on", "6.12",
         "HOST_MASKS_SAVED_IF_KVM_KNOWS", "swap-values-last", ACQUITTED, "", SWAP,
-        note="it takes an SEV-SNP guest to see it, and there is none here"),
+        note="where KVM has turned it on there is no difference"),
+    Row("H11", "*control*: the fix", "6.12", "", "sev-es-irq", ACQUITTED, "", "sev-es", CHOSEN, "the tree as it is"),
+    Row("H11", "*control*: the fix", "7.3", "", "sev-es-irq", ACQUITTED, "", "sev-es", CHOSEN, "the tree as it is"),
+    Row("H11", "*control*: the processor is told what is allowed", "7.3", "", "sev-es-irq", CONVICTED,
+        "the processor refuses this VMRUN", "sev-es", {**CHOSEN, "X86_FEATURE_ALLOWED_SEV_FEATURES": 1},
+        "as it should: such a guest does not run"),
     Row("DEBUGCTL", "a guest runs with the host's DEBUGCTL, and changes it", "6.1", "", "step-in-nmi", CONVICTED,
         "the guest sees mark out", options=BTF, note="the tree as it is; a host thread that ptrace steps by branches"),
     Row("DEBUGCTL", "a guest runs with the host's DEBUGCTL, and changes it", "6.1", "", "nmi-window-in-shadow",

@@ -153,6 +153,7 @@ class TreeHypervisor:
         self._registers = {self._vmcb.fields[register][0]: register for register in MOVED}
         self._masks.update(dict.fromkeys(self._registers, memory.MASK))
         self._saved = self._saved_on_exit(run)
+        self._guests_features = self.vm.snp_features
         self._clear = self._cleared_on_exit(run)
         self._exit_reason = self._spot("run.exit_reason", run)
         self._permission_map = memory.load(run, self._spot("svm.msrpm", run), 0, 64)
@@ -429,7 +430,7 @@ class TreeHypervisor:
             defects=tuple(run.findings),
             debug=run.physical.now(),
             host_area=self._host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
-            sev_features=self._of_vmsa(run, "sev_features"),
+            sev_features=self._of_vmsa(run, "sev_features") | self._guests_features,
             launched=(self._of_vmsa(run, "rflags"), self._of_vmsa(run, "dr7")),
             efer_passes=self._efer_passes(run),
             smram=self._saved_in_smram(run),

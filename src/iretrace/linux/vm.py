@@ -7,7 +7,7 @@ from iretrace.linux.debugger import launch_debugged
 from iretrace.linux.host import KernelRun
 from iretrace.linux.initial import Places, build, member_words
 from iretrace.linux.machine import Machine
-from iretrace.linux.memory import load
+from iretrace.linux.memory import load, store
 from iretrace.linux.prims import MODELS
 from iretrace.linux.rules import Row, load_rules
 from iretrace.linux.tree import NothingInScope
@@ -20,6 +20,9 @@ KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
 
 LAUNCH = "__sev_launch_update_vmsa"
 """The step by which the state of an encrypted guest becomes its own."""
+
+SVM_SEV_FEAT_SNP_ACTIVE = 1 << 0
+"""Of SEV_FEATURES (arch/x86/include/asm/svm.h)."""
 
 KIND_FEATURES = {
     "vnmi": ("X86_FEATURE_VNMI",),
@@ -73,6 +76,12 @@ class Vm:
         """Whether a guest that is not encrypted has SVM in its CPUID."""
         return self.rules.global_("guest_svm", "") != 0
 
+    @property
+    def snp_features(self) -> int:
+        """SEV_FEATURES that an encrypted guest has chosen by itself, which makes it an SNP guest; 0 for any other."""
+        chosen = self.rules.global_("snp_guest_features", "")
+        return chosen if isinstance(chosen, int) and self.encrypted else 0
+
     def _feature(self, number: int, who: str) -> bool:
         name = self.machine.feature_name(number)
         if who == "host" and name in KIND_FEATURES.get(self.vcpu, ()):
@@ -122,6 +131,8 @@ class Vm:
                 launch_debugged(self, run, row, places, control)
             else:
                 build(run, [row], self.layout, places)
+        if self.snp_features:
+            self._make_snp(run, places)
         for row in objects:
             if "at" in row.keys:
                 spot = places.find(run, str(row.keys["at"]))
@@ -129,6 +140,17 @@ class Vm:
                     raise InputError(f"{row.where}: this tree has no pointer {row.keys['at']}")
                 self.objects[row.name] = load(run, spot.address, spot.bit, 64), spot.type.to
         return run, places
+
+    def _make_snp(self, run: KernelRun, places: Places) -> None:
+        """sev_snp_guest() says yes from here on, and the guest has registered its GHCB, as SNP guests must."""
+        names = ("kvm.sev_info.vmsa_features", "svm.vmcb->control.ghcb_gpa", "svm.sev_es.ghcb_registered_gpa")
+        features, ghcb, registered = (places.find(run, name) for name in names)
+        if features is None or ghcb is None or registered is None:
+            raise NothingInScope("this KVM has no SNP guests")
+        known = load(run, features.address, features.bit, features.width)
+        store(run, features.address, features.bit, features.width, known | SVM_SEV_FEAT_SNP_ACTIVE)
+        announced = load(run, ghcb.address, ghcb.bit, ghcb.width)
+        store(run, registered.address, registered.bit, registered.width, announced)
 
     def _look_for_needs(self, row: Row) -> None:
         """What a step needs of the host CPU and of module parameters; without, KVM has no such vCPU."""
