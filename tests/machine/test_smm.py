@@ -10,6 +10,7 @@ from iretrace.machine.cpu import (
     DR7_RESET,
     KNOB_INIT_KEEPS_NMI_LATCH,
     KNOB_INIT_KEEPS_NMI_MASK,
+    KNOB_INIT_KEEPS_SMI_LATCH,
     KNOB_RSM_LEAVES_NMIS_UNMASKED,
     NMI_VECTOR,
     OP_HLT,
@@ -197,6 +198,13 @@ def test_whether_init_keeps_a_latched_nmi_is_not_known(keeps: int) -> None:
 def test_whether_init_keeps_the_mask_of_nmis_is_not_known(keeps: int) -> None:
     on = with_init(bench(OP_SPIN, knobs=keeps << KNOB_INIT_KEEPS_NMI_MASK).nmi().bare()).bare()
     assert (on.cpu.nmi_masked, on.m.consulted) == (keeps, 1 << KNOB_INIT_KEEPS_NMI_MASK)
+
+
+@pytest.mark.parametrize("keeps", [0, 1])
+def test_whether_init_keeps_a_latched_smi_is_not_known(keeps: int) -> None:
+    on = with_smi(bench(OP_SPIN, knobs=keeps << KNOB_INIT_KEEPS_SMI_LATCH))
+    take_init(on.m, on.cpu, on.vmcb)
+    assert (on.cpu.smi_latched, on.m.consulted) == (keeps, 1 << KNOB_INIT_KEEPS_SMI_LATCH)
 
 
 # A guest whose hypervisor has put it there. -----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from iretrace.kvm.smm import process_smi
 from iretrace.kvm.svm import svm_get_nmi_mask, svm_set_interrupt_shadow, svm_set_nmi_mask
 from iretrace.kvm.x86 import kvm_get_nr_pending_nmis, process_nmi
 from iretrace.machine.vmcb import SVM_INTERRUPT_SHADOW_MASK
-from iretrace.subset import record, u1, u8, u32, wrap8
+from iretrace.subset import record, u1, u8, u32, u64, wrap8
 
 SHADOW_STI_OR_MOV_SS = 3
 """KVM_X86_SHADOW_INT_MOV_SS | KVM_X86_SHADOW_INT_STI"""
@@ -42,6 +42,9 @@ class VcpuEvents:
     smi_pending: u1 = 0
     smm_inside_nmi: u1 = 0
     latched_init: u1 = 0
+    exception_has_payload: u1 = 0
+    exception_payload: u64 = 0
+    """Of a #DB that an INIT has cancelled: nobody has taken it away."""
 
 
 def kvm_vcpu_ioctl_nmi(vcpu: Vcpu) -> None:
@@ -77,6 +80,8 @@ def kvm_vcpu_ioctl_x86_get_vcpu_events(vcpu: Vcpu, events: VcpuEvents) -> None:
     events.smi_pending = vcpu.smi_pending
     events.smm_inside_nmi = vcpu.smm_inside_nmi
     events.latched_init = vcpu.pending_init
+    events.exception_has_payload = vcpu.exception_has_payload
+    events.exception_payload = vcpu.exception_payload
 
 
 def kvm_vcpu_ioctl_x86_set_vcpu_events(vcpu: Vcpu, events: VcpuEvents) -> None:

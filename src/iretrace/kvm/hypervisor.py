@@ -99,6 +99,7 @@ EVENT_FIELDS = (
     "exception.injected", "exception.nr", "exception.has_error_code", "exception.pending", "exception.error_code",
     "interrupt.injected", "interrupt.nr", "interrupt.shadow", "nmi.injected", "nmi.pending", "nmi.masked",
     "smi.smm", "smi.pending", "smi.smm_inside_nmi", "smi.latched_init",
+    "exception_has_payload", "exception_payload",
 )  # fmt: skip
 """The names of VcpuEvents in struct kvm_vcpu_events."""
 EVENT_ORDER = (*EVENT_FIELDS[:11], "flags", *EVENT_FIELDS[11:])

@@ -8,6 +8,7 @@ from iretrace.machine.cpu import (
     EFER_BOOTED,
     KNOB_INIT_KEEPS_NMI_LATCH,
     KNOB_INIT_KEEPS_NMI_MASK,
+    KNOB_INIT_KEEPS_SMI_LATCH,
     KNOB_RSM_LEAVES_NMIS_UNMASKED,
     SHADOW_NONE,
     STACK_WORDS,
@@ -134,7 +135,7 @@ def init_due(cpu: Cpu) -> bool:
 @rule("AMD64 APM vol. 2", "Processor Initialization State: Initial Processor State after INIT", "memory")
 def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """INIT: registers, flags and debug registers as after RESET, the local APIC too; the processor is not halted, and a
-    trap that was due is gone. What becomes of a latched NMI and of NMIs' mask is not documented (knobs)."""
+    trap that was due is gone. What becomes of a latched NMI or SMI and of NMIs' mask is not documented (knobs)."""
     cpu.init_latched = 0
     cpu.trap = 0
     cpu.shadow = SHADOW_NONE
@@ -154,6 +155,8 @@ def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
         cpu.nmi_latched = 0
     if cpu.nmi_masked != 0 and not knob(m, KNOB_INIT_KEEPS_NMI_MASK):
         cpu.nmi_masked = 0
+    if cpu.smi_latched != 0 and not knob(m, KNOB_INIT_KEEPS_SMI_LATCH):
+        cpu.smi_latched = 0
     begin_firmware(m, cpu)
 
 

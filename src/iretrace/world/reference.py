@@ -149,8 +149,10 @@ class Known:
     """The Cpu with an SMI and with an INIT latched; None in a test that has neither."""
     higher_owed: bool
     """An SMI or an INIT is latched that nothing but a shadow holds: it goes before NMI and interrupt, and is owed."""
-    higher_taken: Move | None
-    """Taking the SMI, or the INIT if there is none, if no trap comes first."""
+    smi_taken: Move | None
+    """Taking the SMI, if no trap comes first."""
+    init_taken: Move | None
+    """Taking the INIT, if no trap comes first. Which of the two goes first is not documented."""
     smi: Observation
     """The SMI by which it got into SMM, if it is there."""
     waits: bool
@@ -243,12 +245,10 @@ class PatientReference:
             move = self._begun_move(cpu, known, begun)
             yield move[0], (move[1], transit, done, BEGUN_NOTHING, attached)
             return
-        if known.higher_taken is not None:
-            shown, after = known.higher_taken
-            if shown is not None:
-                yield None, (after, transit, done, BEGUN_SMI, attached)
-            else:
-                yield None, (after, transit, self._done_after_init(done), BEGUN_NOTHING, attached)
+        if known.smi_taken is not None:
+            yield None, (known.smi_taken[1], transit, done, BEGUN_SMI, attached)
+        if known.init_taken is not None:
+            yield None, (known.init_taken[1], transit, self._done_after_init(done), BEGUN_NOTHING, attached)
         if known.taken is not None and not known.higher_owed:
             shown, after = known.taken
             yield shown, (after, transit, done, BEGUN_NOTHING, attached)
@@ -351,7 +351,8 @@ class PatientReference:
             irq_latched=self._cpus(pack(irq_latched)),
             higher=self._latched_higher(packed) if self._has_higher else None,
             higher_owed=(smi_due(cpu) or init_due(cpu)) and not cpu.shutdown,
-            higher_taken=self._take_higher(cpu, packed) if interruptible else None,
+            smi_taken=self._do(take_smi, packed) if smi_due(cpu) and interruptible else None,
+            init_taken=self._do(take_init, packed) if init_due(cpu) and interruptible else None,
             smi=self._smi_of(cpu),
             waits=due or bool(cpu.smm and cpu.nmi_latched and not cpu.smm_nmi_masked),
             taken=self._do(take_nmi, packed) if due and interruptible else None,
@@ -374,12 +375,6 @@ class PatientReference:
         shown = observation(cpu)
         forget_seen(cpu)
         return shown
-
-    def _take_higher(self, cpu: Cpu, packed: tuple[object, ...]) -> Move | None:
-        """Taking the SMI, else the INIT."""
-        if smi_due(cpu):
-            return self._do(take_smi, packed)
-        return self._do(take_init, packed) if init_due(cpu) else None
 
     def _ending(self, cpu: Cpu) -> str:
         """How a processor goes on that stays as it is. Single-stepped none does."""
