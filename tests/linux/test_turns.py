@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from iretrace.check import check
+from iretrace.explore.turns import digest
 from iretrace.linux import prims
 from iretrace.linux.hypervisor import TreeHypervisor
-from iretrace.linux.registers import opaque
+from iretrace.linux.registers import name_of, opaque
 from iretrace.linux.tree import open_tree
-from iretrace.linux.turns import digest
 from iretrace.litmus.corpus import select
 from iretrace.verdict import Result
+from tests.kept import functions, kept, reaching
 
 
 class Counted(TreeHypervisor):
@@ -50,9 +50,10 @@ def nowhere() -> None:
 
 def at(place: int, local: int, memory: dict[int, int]) -> bytes:
     """The digest of one of two places, with a local and a memory."""
+    words = sorted((word, name_of(value)) for word, value in memory.items())
     if place:
-        return digest(sys._getframe(), nowhere.__code__, memory)
-    return digest(sys._getframe(), nowhere.__code__, memory)
+        return digest(sys._getframe(), nowhere.__code__, words, (), name_of)
+    return digest(sys._getframe(), nowhere.__code__, words, (), name_of)
 
 
 def test_place_locals_and_memory_make_a_difference() -> None:
@@ -72,47 +73,14 @@ def test_a_hidden_register_is_told_by_its_name_and_not_looked_at() -> None:
     assert not looked
 
 
-# The models: what they have worked out when they come to a shared access is in their locals. -------------------------
-
-
-def functions() -> dict[str, ast.FunctionDef]:
-    tree = ast.parse(Path(prims.__file__).read_text(encoding="utf-8"))
-    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def named(call: ast.Call) -> str:
-    return call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
-
-
-def calls(node: ast.AST) -> Iterator[ast.Call]:
-    return (child for child in ast.walk(node) if isinstance(child, ast.Call))
-
-
-def reaching() -> set[str]:
-    """What comes to a shared access: the hooks, C code, and the models that call these."""
-    found = {"shared", "blind", "call"}
-    while True:
-        more = {name for name, body in functions().items() if any(named(call) in found for call in calls(body))}
-        if more <= found:
-            return found
-        found |= more
-
-
-def before(node: ast.AST, reach: set[str]) -> Iterator[ast.AST]:
-    """Parts of an expression that are worked out and kept while a call that reaches a shared access runs."""
-    kept: list[ast.AST] = []
-    for part in ast.iter_child_nodes(node):
-        if any(named(call) in reach for call in calls(part)):
-            yield from kept
-            yield from before(part, reach)
-        if isinstance(part, ast.expr) and not isinstance(node, ast.BoolOp | ast.stmt):
-            kept.append(part)
-
-
 def test_models_keep_nothing_that_depends_on_memory_while_they_access_shared_words() -> None:
-    reach = reaching()
+    models = functions([Path(prims.__file__)])
+    reach = reaching(models, {"shared", "blind", "call"})
     assert "wake_up_process" in reach and "fls" not in reach
-    kept = [part for body in functions().values() for part in before(body, reach)]
-    assert kept
-    plain = (ast.Name, ast.Constant, ast.Attribute)
-    assert [ast.unparse(part) for part in kept if not isinstance(part, plain)] == []
+    assert kept(models, reach, {"task"}) == []
+
+
+def test_what_is_kept_is_found() -> None:
+    text = "def f(run):\n    return g(1) + run.shared() or run.a + run.shared() if run.b else run.shared() + 1\n"
+    known = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    assert kept(known, {"shared"}) == ["g(1)", "run.a"]

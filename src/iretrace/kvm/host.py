@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from iretrace.explore.turns import digest
 from iretrace.kvm import senders as code
 from iretrace.kvm.kvm_host import (
     CELL_IRR,
@@ -23,6 +25,7 @@ from iretrace.kvm.kvm_host import (
     Thread,
     Vcpu,
 )
+from iretrace.subset import pack, unpack
 from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, SenderState
 
 NEVER = 1 << 62
@@ -77,6 +80,15 @@ STEPS: dict[str, tuple[SenderStep, ...]] = {
 """What each kind of event takes."""
 
 
+def _ahead(steps: tuple[SenderStep, ...]) -> dict[int, tuple[tuple[int, SenderStep], ...]]:
+    cells = {step.cell for step in steps}
+    return {cell: tuple(item for item in enumerate(steps, 1) if item[1].cell == cell) for cell in cells}
+
+
+AHEAD = {Sender(kind, at): _ahead(steps[at:]) for kind, steps in STEPS.items() for at in range(len(steps))}
+"""What senders have still to do: cell -> (after how many steps, the step that accesses it)."""
+
+
 def registers_of(debug: Debug) -> DebugRegisters:
     """Debug registers as our KVM has them."""
     return DebugRegisters(list(debug.dr), list(debug.masks), debug.dr7, debug.dr6, debug.debugctl)
@@ -122,6 +134,8 @@ class HostRun(Thread):
         self.senders = list(senders)
         self.log: list[tuple[str, int]] = []
         self.openings: list[Landing] = []
+        self.turns: list[bytes] = []
+        """For each opening everything that decides how the step goes on if that landing is made, as a digest."""
         self.cells: list[int] = []
         """The cells accessed, in order."""
         self._reduce = reduce
@@ -130,6 +144,10 @@ class HostRun(Thread):
         self._landed = 0
         self._next = schedule[0][0] if schedule else NEVER
         self._watching = any(sender is not NO_SENDER for sender in senders)
+
+    def perform(self, entry: Callable[[Vcpu], int]) -> int:
+        """The step, from where the thread goes on."""
+        return entry(self.vcpu)
 
     def access(self, cell: int, bits: int, how: int) -> None:
         """A shared cell is about to be accessed: `shared()` of the restricted Python."""
@@ -181,9 +199,29 @@ class HostRun(Thread):
             known.add(sender)
             if (k, number) == self._last:
                 continue
-            for taken, step in enumerate(_remaining(self.vcpu, sender), 1):
-                if step.cell == cell and step.bits & bits and conflict(how, step.how):
+            if cell == CELL_MODE and self.vcpu.sleeping:
+                continue  # a sender's last step is to wake the thread up
+            for taken, step in AHEAD[sender].get(cell, ()):
+                if step.bits & bits and conflict(how, step.how):
                     self.openings.append((k, number, taken))
+                    self.turns.append(self._turn(number, taken))
+
+    def _turn(self, number: int, taken: int) -> bytes:
+        """See turns: the thread's state and the senders as they are after a landing. To be called by _open()."""
+        vcpu, ipi = _copy(self.vcpu), self.ipi
+        before = sender = self.senders[number]
+        assert isinstance(before, Sender)
+        for _ in range(taken):
+            assert isinstance(sender, Sender)
+            sender, sent = send(vcpu, sender)
+            ipi = 1 if sent and not self.interrupts else ipi
+        senders = (*self.senders[:number], sender, *self.senders[number + 1 :])
+        events = (("start", before.at == 0), ("end", sender is NO_SENDER))
+        log = (*self.log, *((what, number) for what, happens in events if happens))
+        svm, cpu = vcpu.svm, (self.cpu, self.itself, self.wanted)
+        packed = [pack(each) for each in (vcpu, svm, svm.vmcb, svm.ghcb, vcpu.debug, self, *cpu)]
+        # Of this run's own frames _turn(), _open() and access() are no part of where it stands.
+        return digest(sys._getframe(3), HostRun.perform.__code__, packed, (senders, log, ipi))
 
     def _open_all(self, k: int) -> None:
         for number, sender in enumerate(self.senders):
@@ -191,9 +229,8 @@ class HostRun(Thread):
                 self.openings.append((k, number, 1))
 
 
-def _remaining(vcpu: Vcpu, sender: Sender) -> tuple[SenderStep, ...]:
-    """The steps that a sender still takes if it takes them now: none after waking the thread up."""
-    steps = STEPS[sender.kind]
-    if vcpu.sleeping:
-        steps = tuple(step for step in steps if step.cell != CELL_MODE)
-    return steps[sender.at :]
+def _copy(vcpu: Vcpu) -> Vcpu:
+    """A vCPU for senders to act on; they change nothing but its own fields."""
+    copied = unpack(Vcpu, pack(vcpu))
+    copied.kvm, copied.svm, copied.debug, copied.thread = vcpu.kvm, vcpu.svm, vcpu.debug, vcpu.thread
+    return copied

@@ -166,7 +166,12 @@ class BuiltinHypervisor:
     """
 
     def __init__(
-        self, revision: str | Revision, vcpu: str, options: Mapping[str, int] | None = None, reduce: bool = True
+        self,
+        revision: str | Revision,
+        vcpu: str,
+        options: Mapping[str, int] | None = None,
+        reduce: bool = True,
+        merge: bool = True,
     ) -> None:
         self.revision = find(revision) if isinstance(revision, str) else revision
         if vcpu not in KINDS:
@@ -196,6 +201,7 @@ class BuiltinHypervisor:
             revision=self.revision.bits,
         )
         self._reduce = reduce
+        self._merge = merge
         self._states: dict[State, State] = {}
         self._steps: dict[object, Pause] = {}
         self._untraced: dict[object, Callable[[], object]] = {"start": self._start}
@@ -248,7 +254,7 @@ class BuiltinHypervisor:
     def send(self, private: Private, sender: SenderState) -> Sent:
         """One step of a sender outside of host steps."""
         assert isinstance(private, State) and isinstance(sender, Sender)
-        vcpu = self._vcpu(private, Vmcb(), Ghcb())
+        vcpu = self._quiet_vcpu(private, Vmcb())
         after, ipi = send(vcpu, sender)
         function = STEPS[sender.kind][sender.at].run
         what = " ".join((function.__doc__ or "").split())
@@ -285,13 +291,13 @@ class BuiltinHypervisor:
     def view(self, private: Private) -> View:
         """What the state looks like from outside."""
         assert isinstance(private, State)
-        vcpu = self._vcpu(private, Vmcb(int_ctl=private.vnmi), Ghcb())
+        vcpu = self._quiet_vcpu(private, Vmcb(int_ctl=private.vnmi))
         return _view(vcpu, private.shadow, private.gif, private.event_inj)
 
     def compare(self, private: Private) -> Comparison:
         """What agreement is about; the events are those that KVM_GET_VCPU_EVENTS would report."""
         assert isinstance(private, State)
-        vcpu = self._vcpu(private, Vmcb(int_ctl=private.vnmi, int_state=private.shadow), Ghcb())
+        vcpu = self._quiet_vcpu(private, Vmcb(int_ctl=private.vnmi, int_state=private.shadow))
         requests = {name for name, bit in REQUESTS if vcpu.requests >> bit & 1}
         queued, mp_state = vcpu.nmi_queued, vcpu.mp_state
         saved = VcpuEvents()
@@ -341,6 +347,11 @@ class BuiltinHypervisor:
         vcpu, svm = unpack(Vcpu, state.vcpu), unpack(VcpuSvm, state.svm)
         svm.vmcb, svm.ghcb = vmcb, ghcb
         vcpu.kvm, vcpu.svm, vcpu.debug = self._kvm, svm, unpack(VcpuDebug, state.debug)
+        return vcpu
+
+    def _quiet_vcpu(self, state: State, vmcb: Vmcb) -> Vcpu:
+        """A vCPU to look at: nobody is around."""
+        vcpu = self._vcpu(state, vmcb, Ghcb())
         vcpu.thread = HostRun(vcpu, (), (), True)
         return vcpu
 
@@ -366,10 +377,12 @@ class BuiltinHypervisor:
         vcpu = self._vcpu(private, unpack(Vmcb, vmcb), unpack(Ghcb, ghcb))
         run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce, cpu)
         run.interrupts = int(vcpu.mode == OUTSIDE_GUEST_MODE)
-        result = ENTRIES[cause](vcpu)
+        result = run.perform(ENTRIES[cause])
         if cause is not Cause.VMEXIT:
             run.noted = 0
-        return self._pause(vcpu, run, result), run
+        pause = self._pause(vcpu, run, result)
+        del run.vcpu  # so that no garbage collector has to find the two
+        return pause, run
 
     def _pause(self, vcpu: Vcpu, run: HostRun, result: int) -> Pause:
         run.hand_over()
@@ -390,6 +403,7 @@ class BuiltinHypervisor:
             log=tuple(run.log),
             ipi=run.ipi != 0,
             openings=tuple(run.openings),
+            turns=tuple(run.turns) if self._merge else (),
             warm=run.warm != 0,
             exit_reason=reason if kind is PauseKind.USERSPACE else 0,
             defects=_warned(run.warned),

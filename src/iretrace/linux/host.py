@@ -6,16 +6,23 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from iretrace.explore.turns import digest
 from iretrace.linux.answers import Site
 from iretrace.linux.machine import RUN
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import Program, Run
+from iretrace.linux.registers import name_of
 from iretrace.linux.sender import EventSender, Hook, Path, Senders
-from iretrace.linux.turns import digest
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, Debug, Landing, PauseKind, SenderState
 
 NEVER = 1 << 62
+
+NO_STATE = frozenset(
+    "program m trace read write fuel cells allocator features members lines physical sender senders log ipi openings"
+    " turns _schedule _reduce _count _landed _next _last _paths _watching".split()
+)
+"""What of a run plays no role for how it goes on, or is told apart (HostRun._turn)."""
 
 
 class KernelRun(Run):
@@ -184,9 +191,11 @@ class HostRun(KernelRun):
         senders = (*self.senders[:number], (done.log, done.after is None), *self.senders[number + 1 :])
         events = (("start", not state.log), ("end", done.after is None))
         log = (*self.log, *((what, number) for what, happens in events if happens))
-        own = (self.interrupts, self.gif, self.warm, self.sp, self.physical.now(), self.host, *self.findings)
+        own = (self.physical.now(), *(item for item in vars(self).items() if item[0] not in NO_STATE))
         # Of this run's own frames _turn(), _open() and shared() are no part of where it stands.
-        return digest(sys._getframe(3), HostRun.perform.__code__, memory, senders, log, ipi, own)
+        words = [(word, value if type(value) is int else name_of(value)) for word, value in memory.items()]
+        words.sort()
+        return digest(sys._getframe(3), HostRun.perform.__code__, words, (senders, log, ipi, own), name_of)
 
     def _remaining(self) -> list[tuple[int, Path]]:
         """What each unfinished sender would do if it went on now. Of started ones that are equally far one will

@@ -41,6 +41,11 @@ def opaque(value: int, register: int, looked: set[int]) -> Opaque:
     return made
 
 
+def name_of(value: int) -> tuple[int] | int:
+    """What may be told of a number without looking at it: of an opaque one, which register it is."""
+    return (value.register,) if type(value) is Opaque else int(value)
+
+
 def _noting(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 

@@ -1,0 +1,54 @@
+"""Where an execution in Python stands: two that stand at the same place with the same state go on alike.
+
+A step of a hypervisor is executed anew for each schedule. Most schedules make no difference to each other for long, so
+that many lead to the same place; it will do to go on from there once. A place is told by its digest: there are many.
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Callable
+from hashlib import blake2b
+from types import CodeType, FrameType
+from typing import Any
+
+WITHOUT_REFERENCES = 2
+"""A version of marshal's format in which equal values have equal bytes."""
+
+
+def digest(
+    frame: FrameType | None, outermost: CodeType, memory: Any, state: Any, special: Callable[[int], Any] = int
+) -> bytes:
+    """Of an execution, from its innermost frame to the one before `outermost`, and of what else it depends on.
+
+    memory: plain numbers in plain tuples. state: numbers, words and tuples of any type. special: what a number of a
+    type of its own is told as."""
+    told = (memory, _stack(frame, outermost, special), plain(state, special))
+    return blake2b(marshal.dumps(told, WITHOUT_REFERENCES), digest_size=16).digest()
+
+
+def _stack(frame: FrameType | None, outermost: CodeType, special: Callable[[int], Any]) -> list[Any]:
+    """Where each function is, and its numbers.
+
+    What the interpreter has worked out of an expression when it comes to a call in it is no local. But all code that is
+    executed here takes care that this comes of locals and constants alone: linux.shape.inline_temporaries() puts
+    nothing that depends on memory before a call, and tests hold the models and the built-in KVM to the same."""
+    told: list[Any] = []
+    while frame is not None and frame.f_code is not outermost:
+        told += (id(frame.f_code), frame.f_lasti)
+        for name, value in frame.f_locals.items():
+            if type(value) is int:
+                told += (name, value)
+            elif isinstance(value, int | tuple):
+                told += (name, plain(value, special))
+        frame = frame.f_back
+    return told
+
+
+def plain(value: Any, special: Callable[[int], Any] = int) -> Any:
+    """A value as plain numbers, words and tuples."""
+    if type(value) is int or value is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple([part if type(part) is int else plain(part, special) for part in value])
+    return special(value) if isinstance(value, int) else str(value)
