@@ -62,6 +62,15 @@ TOLD_IN_CAUSE = (
 )
 """Fields of the view that say why an event waits."""
 
+DOING = {
+    "halted": "sleeps",
+    "spins": "spins",
+    "loops": "loops",
+    "shutdown": "is shut down",
+    "held": "is held in delivery",
+}
+"""How a run goes on for ever, by the first word of its ending, in a sentence about the guest."""
+
 COMPARE = {
     "==": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
@@ -233,7 +242,7 @@ def _judge(explored: Explored, ending: Ending) -> str:
 def _unexplained(explored: Explored, state: Point, says: str) -> str:
     product = explored.product
     view = product.hypervisor.view(product.vcpu.private(state.core))
-    doing = {"s": "spins", "h": "sleeps", "l": "loops"}.get(says[:1], says) if says else "goes on"
+    doing = DOING.get(says.split(" ")[0], says) if says else "goes on"
     host = "and no #VMEXIT is owed" if not product.ticking else "although the host ticks"
     told = [f"{name}={value}" for name, value in asdict(view).items() if name in TOLD_IN_CAUSE and value]
     held = " ".join([*told, *([] if view.gif else ["gif=0"])])

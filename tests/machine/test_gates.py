@@ -26,6 +26,7 @@ from iretrace.machine.cpu import (
     OP_RDMSR,
     OP_SPIN,
     OP_STGI,
+    OP_UD2,
     OP_WRMSR,
     STACK_WORDS,
     UD_VECTOR,
@@ -41,7 +42,7 @@ from iretrace.machine.vmcb import (
     V_GIF_ENABLE_MASK,
     V_GIF_MASK,
 )
-from tests.machine.rig import Handlers, Rig, rig
+from tests.machine.rig import HANDLER, Handlers, Rig, rig
 
 EVENTS: Handlers = {NMI_VECTOR: [OP_IRETQ], IRQ_VECTOR: [OP_IRETQ], DB_VECTOR: [OP_IRETQ], UD_VECTOR: [OP_SPIN]}
 WATCH_WRITES = 1 | 0x9 << 16
@@ -64,7 +65,7 @@ def test_clgi_holds_an_nmi_until_stgi() -> None:
     on.nmi().bare()
     assert (on.delivered(), on.cpu.rip) == (-1, 2)
     on.bare(2)
-    assert (on.delivered(), on.frame()[0]) == (NMI_VECTOR, 3)
+    assert (on.delivered(), on.frame()[0], on.cpu.gif) == (NMI_VECTOR, 3, 1)
 
 
 def test_clgi_holds_an_interrupt_until_stgi() -> None:
@@ -120,12 +121,22 @@ def test_gif_discards_an_instruction_breakpoint(first: int, vector: int) -> None
     assert on.cpu.rip == (2 if vector < 0 else on.m.idt[DB_VECTOR] - 1)
 
 
-def test_gif_discards_a_breakpoint_on_a_frame() -> None:
+@pytest.mark.parametrize(("first", "bits"), [(OP_NOP, 1), (OP_CLGI, 0)])
+def test_gif_discards_a_breakpoint_on_a_frame(first: int, bits: int) -> None:
     """APM vol. 2, Global Interrupt Flag: an exception is delivered with GIF=0, and its frame is watched."""
-    on = with_svm(OP_CLGI, 24, OP_SPIN)
+    on = with_svm(first, OP_UD2, OP_SPIN)
     on.cpu.dr0, on.cpu.dr7 = STACK_WORDS - 1, WATCH_WRITES
     on.bare(2)
-    assert (on.delivered(), on.cpu.trap) == (UD_VECTOR, 0)
+    assert (on.delivered(), on.cpu.trap) == (UD_VECTOR, bits)
+
+
+def test_gif_discards_a_breakpoint_on_the_frame_of_a_step() -> None:
+    """APM vol. 2, Global Interrupt Flag: the step's #DB comes, and what it writes is not watched."""
+    on = with_svm(OP_CLGI, OP_NOP, OP_SPIN)
+    on.cpu.rflags |= X86_EFLAGS_TF
+    on.cpu.dr0, on.cpu.dr7 = STACK_WORDS - 1, WATCH_WRITES
+    on.bare(2)
+    assert (on.delivered(), on.cpu.trap) == (DB_VECTOR, 0)
 
 
 # Virtual GIF. ------------------------------------------------------------------------------------------------------
@@ -141,6 +152,14 @@ def test_whether_virtual_gif_discards_breakpoints_is_open(discards: int, gif: in
     on.enter().guest()
     lost = discards and not gif
     assert (on.cpu.trap & DR6_B_MASK, on.m.consulted >> KNOB_VGIF_DISCARDS_BREAKPOINTS & 1) == (not lost, gif == 0)
+
+
+def test_what_virtual_gif_discards_is_not_asked_where_there_is_nothing_to_discard() -> None:
+    """A knob that does not matter is not consulted."""
+    on = with_svm(OP_PUSH, OP_UD2, OP_SPIN)
+    on.vmcb.int_ctl |= V_GIF_ENABLE_MASK
+    on.enter().guest(2)
+    assert (on.delivered(), on.m.consulted) == (UD_VECTOR, 0)
 
 
 def test_without_virtual_gif_nothing_of_a_guests_is_discarded() -> None:
@@ -171,10 +190,10 @@ def test_lme_cannot_be_changed_while_paging_is_on() -> None:
     assert (on.delivered(), on.frame_behind_the_error_code()[0], on.cpu.efer) == (GP_VECTOR, 1, EFER_BOOTED)
 
 
-@pytest.mark.parametrize(("svm", "vector"), [(0, GP_VECTOR), (1, -1)])
-def test_svme_wants_svm_in_cpuid(svm: int, vector: int) -> None:
+@pytest.mark.parametrize(("svm", "svme", "vector"), [(0, EFER_SVME, GP_VECTOR), (1, EFER_SVME, -1), (0, 0, -1)])
+def test_svme_wants_svm_in_cpuid(svm: int, svme: int, vector: int) -> None:
     """APM vol. 2, Enabling SVM."""
-    on = rig((OP_MOV_RAX, EFER_BOOTED | EFER_SVME), OP_WRMSR, handlers={GP_VECTOR: [OP_SPIN]})
+    on = rig((OP_MOV_RAX, EFER_BOOTED | svme), OP_WRMSR, handlers={GP_VECTOR: [OP_SPIN]})
     on.m.svm = svm
     assert on.bare(2).delivered() == vector
 
@@ -186,6 +205,14 @@ def test_clearing_svme_does_not_set_gif() -> None:
     assert on.nmi().bare().delivered() == -1
 
 
+def test_the_machine_alone_has_no_intercepts() -> None:
+    """What a VMCB says is about its guest."""
+    on = rig(OP_RDMSR, OP_WRMSR, intercepts=(INTERCEPT_MSR_PROT,))
+    on.vmcb.intercept_word4 |= 1 << TRAP_EFER_WRITE - 128
+    on.bare(2)
+    assert (on.cpu.rax, on.cpu.rip, on.vmcb.exit_code) == (EFER_BOOTED, 2, 0)
+
+
 # EFER in a guest. --------------------------------------------------------------------------------------------------
 
 
@@ -193,8 +220,9 @@ def test_clearing_svme_does_not_set_gif() -> None:
 def test_an_access_of_efer_exits_before_it_has_done_anything(op: int, info: int) -> None:
     """APM vol. 2, MSR Intercepts; State Saved on Exit: nRIP."""
     on = rig(op, intercepts=(INTERCEPT_MSR_PROT,)).enter().guest()
-    found = (on.vmcb.exit_code, on.vmcb.exit_info_1, on.vmcb.rip, on.vmcb.next_rip, on.vmcb.efer, on.vmcb.rax)
-    assert found == (SVM_EXIT_MSR, info, 0, 1, EFER_BOOTED | EFER_SVME, 0)
+    found = (on.vmcb.exit_code, on.vmcb.exit_info_1, on.vmcb.exit_info_2, on.vmcb.rip, on.vmcb.next_rip)
+    assert found == (SVM_EXIT_MSR, info, 0, 0, 1)
+    assert (on.vmcb.efer, on.vmcb.rax, on.cpu.rip, on.cpu.rax) == (EFER_BOOTED | EFER_SVME, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("op", "passes"), [(OP_RDMSR, 1), (OP_WRMSR, 2)])
@@ -217,7 +245,7 @@ def test_an_encrypted_guests_intercepted_access_is_vc() -> None:
     """APM vol. 2, Types of Exits (SEV-ES)."""
     on = rig(OP_RDMSR, handlers={VC_VECTOR: [OP_SPIN]}, sev_es=True, intercepts=(INTERCEPT_MSR_PROT,))
     on.enter().guest()
-    assert on.cpu.memory[on.cpu.rsp] == SVM_EXIT_MSR
+    assert (on.cpu.memory[on.cpu.rsp], on.cpu.rip, on.cpu.rax) == (SVM_EXIT_MSR, HANDLER, 0)
 
 
 @pytest.mark.parametrize("shown", [0, 1])
@@ -225,7 +253,9 @@ def test_an_encrypted_guests_intercepted_access_is_vc() -> None:
 def test_hardware_ignores_what_an_encrypted_guest_writes_to_svme(wanted: int, shown: int) -> None:
     """APM vol. 2, Encrypted State; whether a read shows SVME is open (knob)."""
     knobs = shown << KNOB_SEV_ES_GUEST_READS_SVME
-    on = rig((OP_MOV_RAX, EFER_BOOTED | wanted), OP_WRMSR, OP_RDMSR, sev_es=True, knobs=knobs).enter().guest(3)
+    on = rig((OP_MOV_RAX, EFER_BOOTED | wanted), OP_WRMSR, OP_RDMSR, sev_es=True, knobs=knobs)
+    on.m.svm = 0
+    on.enter().guest(3)
     assert on.cpu.efer == EFER_BOOTED | EFER_SVME
     assert on.cpu.rax == EFER_BOOTED | (EFER_SVME if shown else 0)
 
@@ -235,8 +265,8 @@ def test_a_write_of_efer_traps_behind_the_instruction() -> None:
     on = rig((OP_MOV_RAX, EFER_LME), OP_WRMSR, sev_es=True)
     on.vmcb.intercept_word4 |= 1 << TRAP_EFER_WRITE - 128
     on.enter().guest(2)
-    found = (on.vmcb.exit_code, on.vmcb.exit_info_1, on.cpu.rip)
-    assert found == (SVM_EXIT_EFER_WRITE_TRAP, EFER_LME | EFER_LMA | EFER_SVME, 2)
+    found = (on.vmcb.exit_code, on.vmcb.exit_info_1, on.vmcb.exit_info_2, on.cpu.rip)
+    assert found == (SVM_EXIT_EFER_WRITE_TRAP, EFER_LME | EFER_LMA | EFER_SVME, 0, 2)
 
 
 def test_a_read_of_efer_does_not_trap() -> None:

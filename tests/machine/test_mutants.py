@@ -10,11 +10,26 @@ from typing import Any
 
 import pytest
 
-from iretrace.machine import boundary, breakpoints, cpu, debug, delivery, guest, privilege, smm, stack, svm, swap, vnmi
+from iretrace.machine import (
+    boundary,
+    breakpoints,
+    cpu,
+    debug,
+    delivery,
+    gates,
+    guest,
+    privilege,
+    smm,
+    stack,
+    svm,
+    swap,
+    vnmi,
+)
 from tests.machine import (
     test_boundary,
     test_debug,
     test_delivery,
+    test_gates,
     test_guest,
     test_interrupts,
     test_plain,
@@ -26,11 +41,12 @@ from tests.machine import (
 )
 from tests.machine.mutants import applied, functions, mutants
 
-MACHINE = [boundary, breakpoints, cpu, debug, delivery, guest, privilege, smm, stack, svm, swap, vnmi]
+MACHINE = [boundary, breakpoints, cpu, debug, delivery, gates, guest, privilege, smm, stack, svm, swap, vnmi]
 TESTS = [
     test_boundary,
     test_debug,
     test_delivery,
+    test_gates,
     test_guest,
     test_interrupts,
     test_plain,

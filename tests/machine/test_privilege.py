@@ -29,6 +29,7 @@ from iretrace.machine.cpu import (
     OP_IRETQ,
     OP_NOP,
     OP_POPFQ,
+    OP_RDMSR,
     OP_SHOW,
     OP_SPIN,
     OP_STGI,
@@ -37,6 +38,7 @@ from iretrace.machine.cpu import (
     OP_SYSRET,
     OP_TO_DR,
     OP_TO_R11,
+    OP_WRMSR,
     PAGE_CODE,
     PAGE_NMI,
     PAGE_RSP0,
@@ -141,13 +143,21 @@ def test_vmrun_loads_the_privilege_level() -> None:
 # What user mode may not do. -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", [OP_CLI, OP_STI, OP_HLT, OP_TO_DR, OP_FROM_DR, OP_SYSRET])
+@pytest.mark.parametrize("op", [OP_CLI, OP_STI, OP_HLT, OP_TO_DR, OP_FROM_DR, OP_SYSRET, OP_RDMSR])
 def test_a_privileged_instruction_is_gp_in_user_mode(op: int) -> None:
     """APM vol. 3, CLI; STI; HLT; MOV (DRn); SYSRET."""
     on = user(rig((op, 7), handlers=FAULTS)).bare()
     assert (on.delivered(), on.cpu.seen_rip, on.cpu.seen_error) == (GP_VECTOR, 0, 0)
     on = rig((op, 7), handlers=FAULTS).bare()
     assert on.delivered() == -1
+
+
+@pytest.mark.parametrize(("cpl", "vector"), [(0, -1), (3, GP_VECTOR)])
+def test_user_mode_may_not_write_an_msr(cpl: int, vector: int) -> None:
+    """APM vol. 3, WRMSR."""
+    on = rig(OP_WRMSR, handlers=FAULTS)
+    on.cpu.rax = on.cpu.efer
+    assert (user(on) if cpl else on).bare().delivered() == vector
 
 
 def test_the_fault_comes_before_the_intercept() -> None:

@@ -267,3 +267,40 @@ NMI_REQUEST_FOR_ANY_RESTORE = (
     ),
 )
 """KVM_SET_VCPU_EVENTS requests that NMIs be looked at although there are none."""
+
+
+# GIF and EFER. -------------------------------------------------------------------------------------------------------
+
+INJECTION_WANTS_GIF = (
+    Edit(SVM, "svm_inject_irq", "if (intr->soft) {", "BUG_ON(!gif_set(svm));\n\n\tif (intr->soft) {"),
+)
+"""KVM asserts that no interrupt is injected while GIF is clear, which INT n is, whatever GIF says."""
+
+EFER_TRAP_KEEPS_SVME = (Edit(SVM, "efer_trap", "exit_info_1 & ~EFER_SVME", "exit_info_1"),)
+"""KVM holds the SVME that hardware has set against an encrypted guest that has no SVM: #GP for a legal write."""
+
+LMA_IS_NOT_TRACKED = (
+    Edit(
+        SVM,
+        "svm_set_cr0",
+        "if (vcpu->arch.efer & EFER_LME) {",
+        "if ((vcpu->arch.efer & EFER_LME) && !vcpu->arch.guest_state_protected) {",
+    ),
+)
+"""KVM does not notice that an encrypted guest is in long mode."""
+
+GIF_OPENS_UNSEEN = (
+    Edit(SVM, "svm_set_gif", "kvm_make_request(KVM_REQ_EVENT, &svm->vcpu); } else {", "; } else {"),
+)
+"""STGI exits, and nobody looks at what waited for it."""
+
+STGI_IS_NO_WINDOW = (Edit(SVM, "svm_enable_nmi_window", "svm_set_intercept(svm, INTERCEPT_STGI);", ";"),)
+"""An NMI that GIF holds back has nothing that would have KVM called when GIF opens."""
+
+WINDOW_LOST_WITH_SVME = (
+    Edit(SVM, "svm_recalc_instruction_intercepts", "kvm_make_request(KVM_REQ_EVENT, &svm->vcpu);", ";"),
+)
+"""The intercept of STGI is taken away when SVME is set, and the NMI that waits under it is forgotten."""
+
+IRQ_WINDOW_LOST_WITH_CLGI = (Edit(SVM, "svm_set_gif", "if (!vgif) svm_clear_vintr(svm);", "svm_clear_vintr(svm);"),)
+"""With virtual GIF, too, CLGI takes the interrupt window away; it is never an exit then."""

@@ -134,3 +134,31 @@ def test_edits_of_one_file_become_one_patch(tmp_path: Path) -> None:
     both = [Edit(SVM, "f", "a = 2;", "a++;"), Edit(SVM, "f", "a = 1;", "a--;", before="int b;\n")]
     tree = patched(root, "x.patch", both)
     assert tree.text(SVM) == "int b;\nint f(int a)\n{\n\ta++;\n\ta--;\n\treturn a;\n}\n"
+
+
+@trees
+@pytest.mark.parametrize(
+    ("series", "change", "name", "kind", "vgif"),
+    [
+        ("tree_6_1", edits.GIF_OPENS_UNSEEN, "gif-holds-nmi", "plain", 1),
+        ("tree_6_12", edits.GIF_OPENS_UNSEEN, "gif-holds-irq", "plain", 0),
+        ("tree_7_3", edits.STGI_IS_NO_WINDOW, "gif-holds-nmi", "plain", 1),
+        ("tree_7_3", edits.STGI_IS_NO_WINDOW, "iret-under-gif", "plain", 1),
+        ("tree_7_3", edits.WINDOW_LOST_WITH_SVME, "svme-off-and-on", "plain", 1),
+    ],
+)
+def test_an_event_that_gif_held_and_kvm_forgot_is_convicted(
+    request: pytest.FixtureRequest, series: str, change: tuple[Edit, ...], name: str, kind: str, vgif: int
+) -> None:
+    tree = patched(request.getfixturevalue(series), "mutant.patch", change)
+    result = check(shipped(name), kind, "tickless", TreeHypervisor(tree, options={"vgif": vgif}, vcpu=kind))
+    assert result.verdict is Verdict.VIOLATED
+    assert "that the processor would deliver never comes" in result.reason
+
+
+@trees
+def test_a_window_that_is_taken_away_only_where_it_does_not_matter_is_acquitted(tree_6_12: Path) -> None:
+    """With virtual GIF CLGI does not exit."""
+    tree = patched(tree_6_12, "harmless.patch", edits.IRQ_WINDOW_LOST_WITH_CLGI)
+    hypervisor = TreeHypervisor(tree, vcpu="plain")
+    assert check(shipped("irq-window-under-gif"), "plain", "tickless", hypervisor).verdict is Verdict.HOLDS
