@@ -27,10 +27,6 @@ pytestmark = [pytest.mark.trees, pytest.mark.slow]
 PAIRS = {"v6.1": "6_1", "v6.12": "6_12", "v7.3": "7_3"}
 KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
 
-BEYOND = {"iret-faults": "which is constant", "shut-down": "which is constant"}
-"""Tests that come to something that a tree leaves open, and what: on 6.1 and 6.12 the reset of a plain guest that shut
-down writes to the MSR permission map, which is part of no state. There the guest has come to its end."""
-
 _ONE = None
 
 
@@ -39,8 +35,7 @@ def _told(
 ) -> tuple[str, str, int]:
     """(test, what differs or could not be compared, pairs of states looked at)."""
     found = agree(test, kind, test.hosts[0], builtin, tree)
-    beyond = [what for what in found.unmodelled if test.name not in BEYOND or BEYOND[test.name] not in what]
-    problems = [*map(str, found.differences), *beyond, *(["too many states"] if found.gave_up else [])]
+    problems = [*map(str, found.differences), *found.unmodelled, *(["too many states"] if found.gave_up else [])]
     return test.name, "; ".join(problems), found.pairs
 
 
