@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import quopri
+import time
 from contextlib import suppress
 
 import pytest
@@ -131,6 +132,25 @@ def test_a_subject_is_printable_and_short() -> None:
     assert name.startswith("[PATCH] a [2J b ")
     assert name.isprintable()
     assert len(name) <= 72
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"From x " + b"00:00:00 0000 " * 100_000,
+        b"From: a\nSubject: " + b"[PATCH " * 200_000 + b"\n\ndiff --git a/x b/x\n",
+        b"From: a\nSubject: " + b"[PATCH " * 4_000 + b"\n\ndiff --git a/x b/x\n",
+        b"From: a\nSubject: " + b"=?a?q?" * 200_000 + b"\n\ndiff --git a/x b/x\n",
+        b"From: a\nContent-Type: text/plain" + b'; a="b\\' * 200_000 + b"\n\ndiff --git a/x b/x\n",
+        b"From: a\nContent-Type: text/plain; format=flowed\n\ndiff --git a/x b/x\n" + b"  \n" * 500_000,
+    ],
+    ids=["envelope", "tags", "some tags", "encoded words", "parameters", "flowed lines"],
+)
+def test_no_mail_takes_time_that_grows_with_the_square_of_its_size(content: bytes) -> None:
+    began = time.process_time()
+    with suppress(InputError):
+        patches_in(content, "x")
+    assert time.process_time() - began < 5
 
 
 def test_parts_within_parts_without_end_are_refused() -> None:

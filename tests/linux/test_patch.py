@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -258,6 +260,14 @@ def test_hunks_and_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iretrace.linux.patch.MAX_LINES", 20)
     with pytest.raises(InputError, match="more than 20 lines"):
         apply({"a.c": OLD}, make_diff("a.c", OLD, new))
+
+
+@pytest.mark.parametrize("more", ["", "new file mode 100644\n"])
+def test_headers_without_hunks_are_no_work(more: str) -> None:
+    began = time.process_time()
+    with suppress(InputError):
+        parse_patch(f"diff --git a/x b/y\n{more}" * 200_000, "1.patch")
+    assert time.process_time() - began < 5
 
 
 def test_numbers_of_lines_may_be_absurd() -> None:

@@ -19,12 +19,19 @@ from iretrace.verdict import InputError
 MAX_SUBJECT = 72
 MAX_MAILS = 2000
 
-_ENVELOPE = re.compile(rb"^From \S+ .*\d\d:\d\d:\d\d .*\d{4}.*\n", re.MULTILINE)
+MAX_HEADER = 32 << 10
+"""Characters of a header. None of a patch is longer, and reading one takes time that grows with its square."""
+
+# Quantifiers are bounded or possessive wherever a hostile mail could make a search take for ever.
+_ENVELOPE = re.compile(
+    rb"^From \S{1,200}+ (?=[^\n]{0,60}\d\d:\d\d:\d\d [^\n]{0,60}\d{4})[^\n]*+(?:\n|\Z)", re.MULTILINE
+)
 """Between the mails of a mailbox. The lines of a diff never begin so."""
 
 _HEADER = re.compile(rb"[A-Za-z][A-Za-z0-9-]*:[ \t]")
 _REPLY = re.compile(r"(re|aw|antw|sv|fwd?)\s*:", re.IGNORECASE)
-_TAG = re.compile(r"\[([^\]]*\bPATCH\b[^\]]*)\]", re.IGNORECASE)
+_TAG = re.compile(r"\[([^][]*+)\]")
+_PATCH = re.compile(r"\bPATCH\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\b(\d{1,4})/(\d{1,4})\b")
 _VERSION = re.compile(r"\bv(\d{1,3})\b", re.IGNORECASE)
 _DIFF = re.compile(r"^(diff --git |--- .*\n\+\+\+ )", re.MULTILINE)
@@ -79,9 +86,9 @@ def _mails(content: bytes, name: str) -> Iterator[Mail]:
         subject = _subject(message)
         if _REPLY.match(subject) or not _DIFF.search(text):
             continue
-        tag = _TAG.search(subject)
-        number = _NUMBER.search(tag[1]) if tag else None
-        version = _VERSION.search(tag[1]) if tag else None
+        tag = next((tag for tag in _TAG.findall(subject) if _PATCH.search(tag)), "")
+        number = _NUMBER.search(tag)
+        version = _VERSION.search(tag)
         if number and not int(number[1]):
             continue  # a cover letter, whatever it quotes
         yield Mail(
@@ -114,6 +121,8 @@ def _read(content: bytes, name: str) -> tuple[Message, str]:
     """A mail and its texts. InputError: one that cannot be read, such as parts within parts without end."""
     try:
         message = BytesParser().parsebytes(content)
+        if any(len(header) > MAX_HEADER for part in message.walk() for header in map(str, part.values())):
+            raise ValueError("a header without end")
         return message, "\n".join(_texts(message))
     except (errors.MessageError, ValueError, LookupError, TypeError, RecursionError):
         raise InputError(f"{name}: a mail in it is damaged and cannot be read; give the patch as a file") from None
@@ -121,11 +130,11 @@ def _read(content: bytes, name: str) -> tuple[Message, str]:
 
 def _subject(message: Message) -> str:
     """The subject on one line, printable."""
-    written = message.get("Subject", "")
+    written = str(message.get("Subject", ""))
     try:
         subject = str(make_header(decode_header(written)))
     except (errors.MessageError, ValueError, LookupError, TypeError):
-        subject = str(written)
+        subject = written
     return " ".join("".join(char if char.isprintable() else " " for char in subject).split())
 
 
@@ -167,15 +176,11 @@ def decoded(content: bytes, charset: str) -> str:
 
 def _unflowed(text: str, delete_space: bool) -> str:
     """format=flowed undone (RFC 3676): a stuffed space goes, a line that ends with a space goes on in the next."""
-    lines: list[str] = []
-    goes_on = False
+    parts: list[str] = []
     for line in text.split("\n"):
         line = line.removeprefix(" ")
-        if goes_on:
-            lines[-1] += line
+        if line.endswith(" ") and line != _SIGNATURE:
+            parts.append(line[:-1] if delete_space else line)
         else:
-            lines.append(line)
-        goes_on = line.endswith(" ") and line != _SIGNATURE
-        if goes_on and delete_space:
-            lines[-1] = lines[-1][:-1]
-    return "\n".join(lines)
+            parts += (line, "\n")
+    return "".join(parts).removesuffix("\n")

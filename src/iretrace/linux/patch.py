@@ -319,6 +319,8 @@ def parse_patch(text: str, name: str) -> list[FilePatch]:
         at = _read_hunks(lines, at, change, name)
         if change.hunks or change.old != change.new:
             files.append(change)
+        if len(files) > MAX_HUNKS:
+            raise InputError(f"{name}: changes more than {MAX_HUNKS} files; give the part that is about KVM")
     return files
 
 
@@ -327,7 +329,8 @@ def _git_header(lines: Sequence[str], start: int, name: str) -> tuple[FilePatch,
     names = lines[start][len("diff --git ") :]
     middle = len(names) // 2
     change = FilePatch(_path(names[:middle], name), _path(names[middle + 1 :], name))
-    for at, line in enumerate(lines[start + 1 :], start + 1):
+    for at in range(start + 1, len(lines)):
+        line = lines[at]
         extended = _EXTENDED.match(line)
         if extended:
             change.copied = extended[1] == "copy"

@@ -73,7 +73,7 @@ class Layout:
 
 
 def _around(extents: Sequence[Extent], line: int) -> Extent | None:
-    at = bisect_right([extent.first for extent in extents], line) - 1
+    at = bisect_right(extents, line, key=lambda extent: extent.first) - 1
     return extents[at] if at >= 0 and line <= extents[at].last else None
 
 
