@@ -68,6 +68,19 @@ def test_a_hunk_that_promises_more_than_it_holds(tree: str, tmp_path: Path) -> N
     refused(check(tmp_path, tree, "--patch", "-", stdin=text.encode()), b"is cut short or wrapped")
 
 
+@pytest.mark.parametrize(
+    "line", ["static int a(void)\n{\n", "/* x \n", "#if A\n", "enum {\n", "struct a {\n", "int a((((\n", '"a\\"\n']
+)
+def test_a_file_in_which_nothing_ends(line: str, tree: str, tmp_path: Path) -> None:
+    count = (1 << 20) // len(line)
+    added = "".join(f"+{part}\n" for part in (line * count).split("\n")[:-1])
+    text = f"--- a/{SVM}\n+++ b/{SVM}\n@@ -1 +1,{added.count(chr(10)) + 1} @@\n int a;\n{added}"
+    began = time.monotonic()
+    done = check(tmp_path, tree, "--patch", "-", stdin=text.encode())
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert time.monotonic() - began < SECONDS
+
+
 def test_a_mail_of_nothing_but_parts(tree: str, tmp_path: Path) -> None:
     depth = 3000
     head = "".join(f'Content-Type: multipart/mixed; boundary="b{n}"\n\n--b{n}\n' for n in range(depth))

@@ -13,7 +13,7 @@ from iretrace.linux.index import Index
 
 DIRECTORIES = ("arch/x86/kvm/", "virt/kvm/")
 _LEFT_OUT = re.compile(r"/(vmx|mmu)/|/(xen|hyperv|emulate|cpuid)\.c$")
-_BODY = re.compile(r"\n\{.*?\n\}", re.DOTALL)
+_BODY = re.compile(r"\n\{")
 _HEAD = re.compile(r"\n\w[\w \t*]*[ \t*\n](\w+)\([^;{}()]*(?:\([^;{}()]*\)[^;{}()]*)*\)\s*\Z")
 _WORD = re.compile(r"\w+(?=\s*\()|(?<=\()\w+(?=\)\s*\()")
 
@@ -64,7 +64,12 @@ def _reached(root: str, found: Mapping[tuple[str, str], set[str]]) -> list[tuple
 
 def _functions(text: str) -> Iterator[tuple[str, str]]:
     """Name and body of the functions of a file in kernel style."""
-    for match in _BODY.finditer(text):
+    last = text.rfind("\n}")
+    done = 0
+    for match in _BODY.finditer(text, 0, max(last, 0)):
+        if match.start() < done:
+            continue
+        done = text.index("\n}", match.end()) + 2
         head = _HEAD.search(text[max(0, match.start() - 400) : match.start()])
         if head:
-            yield head[1], match[0]
+            yield head[1], text[match.start() : done]
