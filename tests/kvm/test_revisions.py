@@ -62,6 +62,7 @@ SHOWN_BY_VERDICT = {
     "SINCE_ICEBP_IS_INTERCEPTED": ("int1-on-cold-stack", "plain"),
     "SINCE_CLEARING_SVME_KEEPS_GIF": ("svme-off-keeps-gif", "plain"),
     "SINCE_SMRAM_HAS_THE_SHADOW": ("smi-in-sti-shadow", "plain"),
+    "SINCE_ENCRYPTED_GUESTS_GET_NO_SMI": ("smi-to-encrypted-guest", "sev-es"),
     "SINCE_ALL_PENDING_NMIS_ARE_REPORTED": ("events-saved-and-restored", "plain"),
 }
 NO_VERDICT = {

@@ -8,6 +8,7 @@ from iretrace.machine.cpu import (
     DR6_BS,
     DR6_RESET,
     DR7_RESET,
+    EFER_BOOTED,
     KNOB_INIT_KEEPS_NMI_LATCH,
     KNOB_INIT_KEEPS_NMI_MASK,
     KNOB_INIT_KEEPS_SMI_LATCH,
@@ -31,7 +32,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_TF,
 )
 from iretrace.machine.smm import RESET_VECTOR, SMM_ENTRY, find_firmware, latch_init, latch_smi, take_init
-from iretrace.machine.vmcb import INTERCEPT_RSM, SVM_EXIT_RSM
+from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_RSM, SVM_EXIT_RSM
 from tests.machine.rig import HANDLER, INJECT_NMI, Rig, put, rig
 
 SMI = 40
@@ -56,7 +57,7 @@ def with_smi(on: Rig) -> Rig:
 def saved(on: Rig) -> tuple[int, ...]:
     """The state-save area."""
     cpu = on.cpu
-    registers = (cpu.smm_rip, cpu.smm_rsp, cpu.smm_rflags, cpu.smm_rax, cpu.smm_dr6, cpu.smm_dr7)
+    registers = (cpu.smm_rip, cpu.smm_rsp, cpu.smm_rflags, cpu.smm_rax, cpu.smm_dr6, cpu.smm_dr7, cpu.smm_efer)
     return (*registers, cpu.smm_shadow, cpu.smm_halted, cpu.smm_nmi_masked)
 
 
@@ -82,7 +83,26 @@ def test_rsm_brings_back_what_was() -> None:
     assert (on.cpu.rip, on.cpu.rsp, on.cpu.rax) == (0, STACK_WORDS, 7)
     assert (on.cpu.rflags, on.cpu.shadow) == (X86_EFLAGS_FIXED | X86_EFLAGS_IF, SHADOW_STI)
     assert (on.cpu.dr6, on.cpu.dr7) == (DR6_RESET | 1, DR7_RESET | 1)
-    assert (on.cpu.smm, saved(on)) == (0, (0,) * 9)
+    assert (on.cpu.smm, saved(on)) == (0, (0,) * 10)
+
+
+def test_svm_is_off_in_smm() -> None:
+    on = bench(OP_NOP)
+    on.cpu.efer |= EFER_SVME
+    with_smi(on).bare()
+    assert on.cpu.efer == EFER_BOOTED
+    on.bare(2)
+    assert on.cpu.efer == EFER_BOOTED | EFER_SVME
+
+
+def test_gif_holds_smi_and_init() -> None:
+    for latch in (latch_smi, latch_init):
+        on = bench(OP_SPIN)
+        on.cpu.gif = 0
+        latch(on.cpu)
+        assert on.bare().cpu.rip == 0
+        on.cpu.gif = 1
+        assert on.bare().cpu.rip in (SMI, INIT)
 
 
 def test_rsm_goes_back_into_hlt() -> None:
@@ -90,7 +110,7 @@ def test_rsm_goes_back_into_hlt() -> None:
     on.bare()
     assert not on.cpu.halted
     on.bare(2)
-    assert (on.cpu.halted, on.cpu.rip, saved(on)) == (1, 1, (0,) * 9)
+    assert (on.cpu.halted, on.cpu.rip, saved(on)) == (1, 1, (0,) * 10)
 
 
 def test_the_flags_that_rsm_brings_back_trap_behind_the_next_instruction() -> None:
@@ -123,7 +143,7 @@ def test_iret_unmasks_nmis_in_smm_too() -> None:
 
 def test_rsm_leaves_nmis_masked_where_smm_was_entered_so() -> None:
     on = with_smi(bench(OP_SPIN).nmi().bare()).bare(3)
-    assert (on.cpu.rip, on.cpu.nmi_masked, saved(on)) == (HANDLER, 1, (0,) * 9)
+    assert (on.cpu.rip, on.cpu.nmi_masked, saved(on)) == (HANDLER, 1, (0,) * 10)
 
 
 def test_what_an_iret_unmasked_in_smm_is_no_question_where_it_was_unmasked_before() -> None:
@@ -146,7 +166,7 @@ def test_rsm_outside_of_smm_is_an_undefined_opcode() -> None:
 
 
 def test_an_intercepted_rsm_exits_before_it_has_done_anything() -> None:
-    on = rig(OP_RSM, intercepts=(INTERCEPT_RSM,)).enter().guest()
+    on = rig(OP_RSM, handlers=HANDLERS, intercepts=(INTERCEPT_RSM,)).enter().guest()
     assert (on.vmcb.exit_code, on.vmcb.rip, on.vmcb.next_rip, on.delivered()) == (SVM_EXIT_RSM, 0, 1, -1)
 
 
@@ -171,10 +191,11 @@ def test_init_resets_the_registers() -> None:
     cpu = on.cpu
     cpu.rsp, cpu.rax, cpu.dr0, cpu.dr1, cpu.dr2, cpu.dr3, cpu.dr6, cpu.dr7 = 3, 1, 1, 1, 1, 1, DR6_RESET | 1, 1
     cpu.irr = cpu.isr = cpu.shadow = 1
+    cpu.efer |= EFER_SVME
     with_init(on).bare()
     assert (cpu.rip, cpu.rsp, cpu.rflags, cpu.rax, cpu.halted) == (INIT, STACK_WORDS, X86_EFLAGS_FIXED, 0, 0)
     assert (cpu.dr0, cpu.dr1, cpu.dr2, cpu.dr3, cpu.dr6, cpu.dr7) == (0, 0, 0, 0, DR6_RESET, DR7_RESET)
-    assert (cpu.irr, cpu.isr, cpu.shadow, cpu.init_latched) == (0, 0, 0, 0)
+    assert (cpu.irr, cpu.isr, cpu.shadow, cpu.init_latched, cpu.efer) == (0, 0, 0, 0, EFER_BOOTED)
 
 
 def test_init_waits_for_rsm() -> None:

@@ -144,6 +144,13 @@ DIFFERENCES = (
         " they were among the hflags, all of which INIT clears.",
         "v6.3",
     ),
+    Difference(
+        "SINCE_ENCRYPTED_GUESTS_GET_NO_SMI",
+        differences.SINCE_ENCRYPTED_GUESTS_GET_NO_SMI,
+        "An SMI that is sent to an encrypted guest is dropped, as it has no SMM. Before, KVM put its own idea of the"
+        " guest into SMM, with NMIs masked, and the guest knew nothing of it.",
+        "by v7.3",
+    ),
 )
 
 

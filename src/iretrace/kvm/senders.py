@@ -11,7 +11,16 @@ A step says whether there is another one, and whether it sends an interrupt to t
 
 from __future__ import annotations
 
-from iretrace.kvm.kvm_host import EXITING_GUEST_MODE, IN_GUEST_MODE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, Vcpu
+from iretrace.kvm.differences import SINCE_ENCRYPTED_GUESTS_GET_NO_SMI
+from iretrace.kvm.kvm_host import (
+    EXITING_GUEST_MODE,
+    IN_GUEST_MODE,
+    KVM_REQ_EVENT,
+    KVM_REQ_NMI,
+    KVM_REQ_SMI,
+    Vcpu,
+    since,
+)
 from iretrace.subset import u8, wrap8
 
 GO_ON = 0
@@ -33,6 +42,8 @@ def request_nmi(vcpu: Vcpu) -> u8:
 
 def request_smi(vcpu: Vcpu) -> u8:
     """kvm_make_request(KVM_REQ_SMI, vcpu)"""
+    if vcpu.kvm.sev_es and since(vcpu, SINCE_ENCRYPTED_GUESTS_GET_NO_SMI):
+        return DONE
     vcpu.requests = wrap8(vcpu.requests | 1 << KVM_REQ_SMI)
     return GO_ON
 

@@ -332,13 +332,18 @@ class _Builder:
         return Arrival(event.text, coming.promised, at, event.line, coming.action.text if coming.action else "", target)
 
     def check_not_in_idt(self, event: Token) -> None:
-        """An SMI or an INIT needs its section, and a guest that KVM has them for and that this model has."""
+        """An SMI or an INIT needs its section, and a guest that KVM has them for and that this model has. An encrypted
+        guest has no SMM: an SMI that is sent to it must do nothing."""
+        encrypted = self.kinds(encrypted=True)
+        if event.text == "smi" and encrypted and not self.kinds(encrypted=False) and "smi" not in self.starts:
+            return
         if event.text not in self.starts:
             end = "rsm" if event.text == "smi" else "spin"
             what = f"there is no section '{event.text}:' for it; write one that ends in {end}"
             self.source.fail_at(event, what)
-        if encrypted := self.kinds(encrypted=True):
+        if encrypted:
             what = f"{event.text} to an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
+            what = what if event.text == "init" else f"an encrypted guest has no SMM; drop '{encrypted[0]}' from vcpu"
             self.source.fail_at(event, what)
         if self.draft.cpl != 0:
             self.source.fail_at(event, f"{event.text} to a user program is not supported yet; drop 'cpl'")

@@ -171,7 +171,8 @@ class PatientReference:
         self._host_breakpoints = processor.host_debug.dr7 & DR7_ENABLE != 0
         self._kinds = [arrival.kind for arrival in test.outside]
         self._senders = [sender_kind(arrival) for arrival in test.outside]
-        self._has_higher = bool({"smi", "init"} & set(self._kinds))
+        self._has_smm = test.smi >= 0
+        self._has_higher = self._has_smm or test.init >= 0
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
         cpu = make_cpu(test, vcpu)
@@ -191,8 +192,8 @@ class PatientReference:
         """("start", i): arrival i is in transit. ("end", i): its sender's call has returned.
 
         All but an NMI can be latched at once then: however long it waits to be latched, it merges or waits for ever. A
-        signal is for the hypervisor's thread; the guest's processor does not know of it. ("call", i): the VMM's ioctl
-        has been called."""
+        signal is for the hypervisor's thread; the guest's processor does not know of it. An encrypted guest has no SMM,
+        and is to see nothing of an SMI. ("call", i): the VMM's ioctl has been called."""
         cpu, transit, done, begun, attached = state
         what, arrival = event
         if what in ("attach", "detach"):
@@ -201,7 +202,7 @@ class PatientReference:
         bit = 1 << arrival
         if what == "call":
             return (cpu, transit, done + (kind == "kvm-nmi"), begun, attached)
-        if self._senders[arrival] == "signal":
+        if self._senders[arrival] == "signal" or (kind == "smi" and not self._has_smm):
             return state
         if what == "start":
             return (cpu, transit | bit, done, begun, attached)

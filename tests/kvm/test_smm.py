@@ -1,0 +1,134 @@
+"""What our KVM does about SMIs, RSM and INIT, function by function."""
+
+from __future__ import annotations
+
+import pytest
+
+from iretrace.kvm.kvm_host import AGAIN, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_REQ_EVENT, Vcpu
+from iretrace.kvm.reset import kvm_apic_accept_events
+from iretrace.kvm.senders import DONE, GO_ON, request_smi
+from iretrace.kvm.smm import SMM_ENTRY, enter_smm, process_smi, rsm_interception, svm_enable_smi_window, svm_smi_allowed
+from iretrace.kvm.svm import X86_EFLAGS_IF, X86_EFLAGS_TF, svm_complete_interrupts, svm_set_nmi_mask
+from iretrace.kvm.x86 import kvm_check_and_inject_events, kvm_vcpu_has_events
+from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_IRET, INTERCEPT_STGI, SVM_INTERRUPT_SHADOW_MASK, V_GIF_MASK
+from tests.kvm.rig import make_vcpu
+
+LONG_MODE = 0xD01
+
+
+def in_smm(revision: str = "v6.12", masked: int = 0, shadow: int = 0) -> Vcpu:
+    """A vCPU that an SMI has found at RIP 10 with IF set."""
+    vcpu = make_vcpu(revision=revision)
+    vmcb = vcpu.svm.vmcb
+    vmcb.rflags, vmcb.rsp, vmcb.rax, vmcb.int_state = X86_EFLAGS_IF | 2, 20, 3, shadow
+    svm_set_nmi_mask(vcpu, masked)
+    process_smi(vcpu)
+    assert not kvm_check_and_inject_events(vcpu)
+    return vcpu
+
+
+def iret_intercepted(vcpu: Vcpu) -> bool:
+    return vcpu.svm.vmcb.intercept_word3 >> INTERCEPT_IRET % 32 & 1 != 0
+
+
+def test_an_smi_puts_the_guest_at_its_handler() -> None:
+    vcpu = in_smm()
+    vmcb = vcpu.svm.vmcb
+    assert (vcpu.rip, vcpu.smm, vcpu.smi_pending, vmcb.rflags, vmcb.efer) == (SMM_ENTRY, 1, 0, 2, EFER_SVME)
+    assert (vcpu.smram_rip, vcpu.smram_rflags, vcpu.smram_rsp, vcpu.smram_rax) == (10, X86_EFLAGS_IF | 2, 20, 3)
+    assert vcpu.svm.nmi_masked and iret_intercepted(vcpu)
+
+
+def test_the_tf_of_kvms_own_step_is_not_saved() -> None:
+    vcpu = make_vcpu()
+    vcpu.svm.nmi_singlestep = 1
+    vcpu.svm.vmcb.rflags = X86_EFLAGS_TF | 2
+    enter_smm(vcpu)
+    assert vcpu.smram_rflags == 2
+    assert vcpu.svm.vmcb.rflags & X86_EFLAGS_TF
+
+
+@pytest.mark.parametrize("masked", [0, 1])
+def test_rsm_brings_back_registers_and_the_mask(masked: int) -> None:
+    vcpu = in_smm(masked=masked)
+    vcpu.svm.vmcb.rsp = vcpu.svm.vmcb.rax = 0
+    assert rsm_interception(vcpu) == AGAIN
+    vmcb = vcpu.svm.vmcb
+    assert (vcpu.rip, vmcb.rflags, vmcb.rsp, vmcb.rax, vcpu.efer) == (10, X86_EFLAGS_IF | 2, 20, 3, LONG_MODE)
+    assert (vcpu.svm.nmi_masked, iret_intercepted(vcpu), vcpu.smm, vcpu.smm_inside_nmi) == (masked, masked != 0, 0, 0)
+    assert vcpu.requests >> KVM_REQ_EVENT & 1
+
+
+@pytest.mark.parametrize(("revision", "behind"), [("v6.1", 0), ("v6.12", SVM_INTERRUPT_SHADOW_MASK)])
+def test_the_shadow_outlives_smm_since_it_is_saved(revision: str, behind: int) -> None:
+    vcpu = in_smm(revision, shadow=SVM_INTERRUPT_SHADOW_MASK)
+    assert vcpu.svm.vmcb.int_state == SVM_INTERRUPT_SHADOW_MASK - behind
+    rsm_interception(vcpu)
+    assert vcpu.svm.vmcb.int_state == behind
+
+
+def test_an_iret_that_is_awaited_counts_as_done_in_smm() -> None:
+    vcpu = make_vcpu()
+    svm_set_nmi_mask(vcpu, 1)
+    vcpu.svm.awaiting_iret_completion, vcpu.svm.nmi_iret_rip = 1, vcpu.rip
+    enter_smm(vcpu)
+    svm_complete_interrupts(vcpu)
+    assert (vcpu.smm, vcpu.svm.nmi_masked) == (1, 0)
+
+
+def test_a_second_smi_waits_and_so_does_one_behind_an_event() -> None:
+    vcpu = in_smm()
+    process_smi(vcpu)
+    assert not svm_smi_allowed(vcpu)
+    assert not kvm_check_and_inject_events(vcpu)
+    assert vcpu.smi_pending
+    vcpu.smm, vcpu.nmi_injected = 0, 1
+    assert kvm_check_and_inject_events(vcpu)
+    assert vcpu.smi_pending
+
+
+def test_an_smi_that_gif_holds_waits_for_stgi() -> None:
+    vcpu = make_vcpu()
+    vcpu.svm.vmcb.int_ctl &= ~V_GIF_MASK
+    vcpu.svm.vmcb.intercept_word4 = 0
+    assert not svm_smi_allowed(vcpu)
+    svm_enable_smi_window(vcpu)
+    assert vcpu.svm.vmcb.intercept_word4 >> INTERCEPT_STGI % 32 & 1
+
+
+def test_rsm_outside_of_smm_is_an_undefined_opcode() -> None:
+    vcpu = make_vcpu()
+    vcpu.svm.vmcb.int_state = SVM_INTERRUPT_SHADOW_MASK
+    assert rsm_interception(vcpu) == AGAIN
+    assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.rip, vcpu.svm.vmcb.int_state) == (1, 6, 10, 0)
+
+
+@pytest.mark.parametrize(("revision", "then"), [("v6.12", GO_ON), ("v7.3", DONE)])
+def test_an_encrypted_guest_gets_no_smi_any_more(revision: str, then: int) -> None:
+    vcpu = make_vcpu("sev-es", revision)
+    assert request_smi(vcpu) == then
+    assert (vcpu.requests != 0) == (then == GO_ON)
+
+
+# INIT. ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("revision", "masked"), [("v6.1", 0), ("v6.12", 1)])
+def test_init_resets_all_but_the_mask_of_nmis(revision: str, masked: int) -> None:
+    vcpu = in_smm(revision)
+    vcpu.smm, vcpu.pending_init, vcpu.mp_state = 0, 1, KVM_MP_STATE_HALTED
+    vcpu.nmi_queued = vcpu.nmi_pending = vcpu.nmi_injected = vcpu.smi_pending = vcpu.exception_pending = 1
+    vcpu.interrupt_injected = vcpu.irr = vcpu.isr = 1
+    assert kvm_vcpu_has_events(vcpu)
+    kvm_apic_accept_events(vcpu)
+    assert (vcpu.pending_init, vcpu.mp_state, vcpu.rip) == (0, KVM_MP_STATE_RUNNABLE, 0xFFF0)
+    assert (vcpu.nmi_queued, vcpu.nmi_pending, vcpu.nmi_injected, vcpu.smi_pending) == (0, 0, 0, 0)
+    assert (vcpu.exception_pending, vcpu.interrupt_injected, vcpu.irr, vcpu.isr) == (0, 0, 0, 0)
+    assert (vcpu.svm.vmcb.rflags, vcpu.efer, vcpu.apic_enabled, vcpu.svm.nmi_masked) == (2, 0, 0, masked)
+
+
+def test_smm_holds_an_init() -> None:
+    vcpu = in_smm()
+    vcpu.pending_init = 1
+    kvm_apic_accept_events(vcpu)
+    assert (vcpu.pending_init, vcpu.rip) == (1, SMM_ENTRY)
