@@ -37,7 +37,11 @@ MISTAKES = [
     ("about x", "hots ticking", "2:1: unknown 'hots'; write 'host'"),
     ("about x", "host tickles", "2:6: unknown host 'tickles'; write 'tickless'"),
     ("outside nmi", "outside nmmi", "4:9: unknown event 'nmmi'; write 'nmi'"),
-    ("outside nmi", "outside smi", "4:9: there is no section 'smi:' for it; write one that ends in rsm"),
+    (
+        "vcpu sev-es\noutside nmi",
+        "vcpu plain\noutside smi",
+        "4:9: there is no section 'smi:' for it; write one that ends in rsm",
+    ),
     ("outside nmi", "outside init", "4:9: there is no section 'init:' for it; write one that ends in spin"),
     ("outside nmi", "outside irq", "4:9: there is no section 'irq:' to handle it; write one that ends in iretq"),
     ("outside nmi", "interrupts maybe", "4:12: unknown setting 'maybe'; write one of: on, off"),
