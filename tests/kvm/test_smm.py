@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from iretrace.kvm.host import DROPPED_SMI, Sender, send
+from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.kvm.kvm_host import AGAIN, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_REQ_EVENT, Vcpu
 from iretrace.kvm.reset import kvm_apic_accept_events
-from iretrace.kvm.senders import DONE, GO_ON, request_smi
 from iretrace.kvm.smm import SMM_ENTRY, enter_smm, process_smi, rsm_interception, svm_enable_smi_window, svm_smi_allowed
 from iretrace.kvm.svm import X86_EFLAGS_IF, X86_EFLAGS_TF, svm_complete_interrupts, svm_set_nmi_mask
 from iretrace.kvm.x86 import kvm_check_and_inject_events, kvm_vcpu_has_events
 from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_IRET, INTERCEPT_STGI, SVM_INTERRUPT_SHADOW_MASK, V_GIF_MASK
+from iretrace.world.protocol import NO_SENDER
 from tests.kvm.rig import make_vcpu
 
 LONG_MODE = 0xD01
@@ -103,11 +105,12 @@ def test_rsm_outside_of_smm_is_an_undefined_opcode() -> None:
     assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.rip, vcpu.svm.vmcb.int_state) == (1, 6, 10, 0)
 
 
-@pytest.mark.parametrize(("revision", "then"), [("v6.12", GO_ON), ("v7.3", DONE)])
-def test_an_encrypted_guest_gets_no_smi_any_more(revision: str, then: int) -> None:
-    vcpu = make_vcpu("sev-es", revision)
-    assert request_smi(vcpu) == then
-    assert (vcpu.requests != 0) == (then == GO_ON)
+def test_an_smi_to_an_encrypted_guest_is_dropped_since_v7_3() -> None:
+    senders = [BuiltinHypervisor(revision, "sev-es").sender("smi") for revision in ("v6.12", "v7.3")]
+    assert senders == [Sender("smi", 0), Sender(DROPPED_SMI, 0)]
+    vcpu = make_vcpu("sev-es", "v7.3")
+    assert send(vcpu, Sender(DROPPED_SMI, 0)) == (NO_SENDER, False)
+    assert vcpu.requests == 0
 
 
 # INIT. ----------------------------------------------------------------------------------------------------------

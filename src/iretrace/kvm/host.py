@@ -19,6 +19,7 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
     KVM_REQ_SMI,
+    READ,
     SET,
     WRITE,
     DebugRegisters,
@@ -52,6 +53,9 @@ _KICK = (
     SenderStep(code.kvm_vcpu_kick, CELL_MODE, 1, WRITE),
 )
 
+DROPPED_SMI = "dropped smi"
+"""An SMI that is sent to an encrypted guest, which has no SMM."""
+
 STEPS: dict[str, tuple[SenderStep, ...]] = {
     "nmi": (
         SenderStep(code.queue_nmi, CELL_NMI_QUEUED, 1, WRITE),
@@ -62,6 +66,7 @@ STEPS: dict[str, tuple[SenderStep, ...]] = {
         SenderStep(code.request_smi, CELL_REQUESTS, 1 << KVM_REQ_SMI, SET),
         *_KICK,
     ),
+    DROPPED_SMI: (SenderStep(code.drop_smi, CELL_REQUESTS, 0, READ),),
     "init": (
         SenderStep(code.set_init, CELL_PENDING_EVENTS, 1, WRITE),
         SenderStep(code.request_event, CELL_REQUESTS, 1 << KVM_REQ_EVENT, SET),
@@ -78,6 +83,9 @@ STEPS: dict[str, tuple[SenderStep, ...]] = {
     ),
 }
 """What each kind of event takes."""
+
+EVENTS = tuple(kind for kind in STEPS if kind != DROPPED_SMI)
+"""The kinds that the world can ask for."""
 
 
 def _ahead(steps: tuple[SenderStep, ...]) -> dict[int, tuple[tuple[int, SenderStep], ...]]:

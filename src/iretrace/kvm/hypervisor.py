@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 from iretrace.kvm.create import kvm_arch_vcpu_create
 from iretrace.kvm.debug import DR7_FIXED_1, kvm_arch_vcpu_ioctl_set_guest_debug
-from iretrace.kvm.differences import SINCE_ALL_PENDING_NMIS_ARE_REPORTED, SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED
+from iretrace.kvm.differences import (
+    SINCE_ALL_PENDING_NMIS_ARE_REPORTED,
+    SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED,
+    SINCE_ENCRYPTED_GUESTS_GET_NO_SMI,
+)
 from iretrace.kvm.events import (
     VcpuEvents,
     kvm_vcpu_ioctl_nmi,
@@ -16,7 +20,7 @@ from iretrace.kvm.events import (
     kvm_vcpu_ioctl_x86_set_vcpu_events,
 )
 from iretrace.kvm.exceptions import DR6_ACTIVE_LOW
-from iretrace.kvm.host import STEPS, HostRun, Sender, debug_of, registers_of, send
+from iretrace.kvm.host import DROPPED_SMI, EVENTS, STEPS, HostRun, Sender, debug_of, registers_of, send
 from iretrace.kvm.kvm_host import (
     EINTR,
     KVM_MP_STATE_HALTED,
@@ -226,9 +230,10 @@ class BuiltinHypervisor:
 
     def sender(self, kind: str) -> SenderState:
         """A fresh sender."""
-        if kind not in STEPS:
-            raise InputError(f"outside: {kind}: the built-in KVM knows the outside events {', '.join(STEPS)}")
-        return Sender(kind, 0)
+        if kind not in EVENTS:
+            raise InputError(f"outside: {kind}: the built-in KVM knows the outside events {', '.join(EVENTS)}")
+        dropped = self._kvm.sev_es and self._kvm.revision >> SINCE_ENCRYPTED_GUESTS_GET_NO_SMI & 1
+        return Sender(DROPPED_SMI if kind == "smi" and dropped else kind, 0)
 
     def step(
         self,

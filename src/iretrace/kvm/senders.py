@@ -2,6 +2,7 @@
 
     nmi     kvm_inject_nmi()        queue_nmi, request_nmi    and kvm_vcpu_kick()
     smi     kvm_inject_smi()        request_smi               and kvm_vcpu_kick()
+            of an encrypted guest, since v7.3: drop_smi
     init    __apic_accept_irq()     set_init, request_event   and kvm_vcpu_kick()
     irq     svm_deliver_interrupt() set_irr, request_event    and kvm_vcpu_kick()
     signal  signal_wake_up_state()  set_signal, signal_wake_up
@@ -11,16 +12,7 @@ A step says whether there is another one, and whether it sends an interrupt to t
 
 from __future__ import annotations
 
-from iretrace.kvm.differences import SINCE_ENCRYPTED_GUESTS_GET_NO_SMI
-from iretrace.kvm.kvm_host import (
-    EXITING_GUEST_MODE,
-    IN_GUEST_MODE,
-    KVM_REQ_EVENT,
-    KVM_REQ_NMI,
-    KVM_REQ_SMI,
-    Vcpu,
-    since,
-)
+from iretrace.kvm.kvm_host import EXITING_GUEST_MODE, IN_GUEST_MODE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, Vcpu
 from iretrace.subset import u8, wrap8
 
 GO_ON = 0
@@ -42,10 +34,13 @@ def request_nmi(vcpu: Vcpu) -> u8:
 
 def request_smi(vcpu: Vcpu) -> u8:
     """kvm_make_request(KVM_REQ_SMI, vcpu)"""
-    if vcpu.kvm.sev_es and since(vcpu, SINCE_ENCRYPTED_GUESTS_GET_NO_SMI):
-        return DONE
     vcpu.requests = wrap8(vcpu.requests | 1 << KVM_REQ_SMI)
     return GO_ON
+
+
+def drop_smi(vcpu: Vcpu) -> u8:
+    """kvm_x86_call(has_emulated_msr)(vcpu->kvm, MSR_IA32_SMBASE)"""
+    return DONE
 
 
 def set_init(vcpu: Vcpu) -> u8:
