@@ -59,6 +59,8 @@ TOLD_IN_CAUSE = (
     "exception_pending",
     "int_shadow",
     "smm",
+    "smi_pending",
+    "init_pending",
 )
 """Fields of the view that say why an event waits."""
 
