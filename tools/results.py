@@ -190,7 +190,8 @@ ROWS = (
     Row("H36", "#VC is injected again", "6.12", "REINJECT_VC", "sev-es-vc-on-cold-stack", ACQUITTED, vcpu="sev-es",
         note="the processor's manual does not forbid it, and the guest's handler runs once either way"),
     Row("vNMI", "an NMI in service counts as pending", "6.12", "PENDING_IS_BLOCKING", "vnmi-needs-no-exit", CONVICTED,
-        "an NMI that the processor would deliver never comes", "vnmi"),
+        "an NMI that the processor would deliver never comes", "vnmi",
+        note="fixed before it was released, b2ce89978889"),
     Row("vNMI", "an NMI in service counts as pending", "7.3", "PENDING_IS_BLOCKING", "vnmi-needs-no-exit", CONVICTED,
         "an NMI that the processor would deliver never comes", "sev-es-vnmi"),
 )  # fmt: skip
