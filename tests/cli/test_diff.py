@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from iretrace.cli.main import main
+from iretrace.world.agreement import Difference
 
 TEST = "nmi-complete-then-spin"
 
@@ -33,6 +35,17 @@ def test_the_first_different_step_is_told_side_by_side(capsys: pytest.CaptureFix
     assert any("VMRUN, nothing injected" in cell for cell in left)
     assert any("VMRUN, injects an NMI" in cell for cell in right)
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_what_differs_is_told_of_a_and_b_in_this_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "v6.1", "v6.12", "--test", "nmi-complete-then-spin"]) == 1
+    text = capsys.readouterr().out
+    told = "they part: A has cpu.event_inj=0, vmcb.event_inj=0; B has cpu.event_inj=0x80000200, vmcb.event_inj="
+    assert told in " ".join(text.split())
+    assert text.endswith("no difference on 0 of 1 tests; 1 test differs\n")
+    second = Difference((), "", (("same", 1), ("a", 2)), (("same", 1), ("a", 16)), side=1)
+    assert second.side_by_side(("A", "B")) == "A has a=0x10; B has a=2"
+    assert replace(second, other=None).side_by_side(("A", "B")) == "only B can do this: same 1, a 2"
 
 
 def test_both_runs_begin_alike(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,8 @@ def test_a_changelog_has_functions_numbered_steps_manuals_by_title_and_a_reprodu
     text = told(capsys, "show", checked(capsys, TEST), "--format", "changelog")
     assert text.startswith("Fix a defect in which an NMI that the processor would deliver never comes")
     assert re.search(r"^  1\. KVM: ", text, re.MULTILINE)
+    assert re.search(r"^  2\. NMI 1 arrives: atomic_inc\(&vcpu->arch\.nmi_queued\);$", text, re.MULTILINE)
+    assert re.search(r"^  3\. the CPU: #VMEXIT", text, re.MULTILINE)  # the steps of one sender are one
     assert "svm_nmi_blocked()" in text
     assert "AMD's APM volume 2, \"System Programming\": " in " ".join(text.split())
     assert f"iretrace check --revision v6.1 --test {TEST} --vcpu sev-es --host tickless\n" in text
@@ -103,9 +107,14 @@ def test_the_litmus_file_is_the_one_that_was_run(capsys: pytest.CaptureFixture[s
 def test_what_reproduce_writes_shows_the_defect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "reproduce", checked(capsys, TEST), "--output", str(tmp_path / "out"))
     assert "no C program: for sev-es, which needs an AMD host" in text
-    script = (tmp_path / "out" / f"{TEST}.sh").read_text()
-    command = script.splitlines()[-1].replace(f"{TEST}.litmus", str(tmp_path / "out" / f"{TEST}.litmus"))
-    assert main([*command.split()[1:], "--no-cache"]) == 1
+    script = tmp_path / "out" / f"{TEST}.sh"
+    assert "--test nmi-complete-then-spin.litmus " in script.read_text()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "iretrace").write_text(f'#!/bin/sh\nexec {sys.executable} -m iretrace "$@" --no-cache\n')
+    (tmp_path / "bin" / "iretrace").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 1, done.stderr
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

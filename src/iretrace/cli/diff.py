@@ -91,5 +91,4 @@ def _compare(task: Task, both: Both) -> tuple[Parting | None, tuple[str, ...]]:
 def _parting(agreement: Agreement) -> Parting:
     difference = agreement.differences[0]
     one, two = runs(agreement.sides, difference)
-    told = str(replace(difference, only="AB"[difference.side]))
-    return Parting(told, (one.stem, two.stem), (one.last, two.last))
+    return Parting(difference.side_by_side(("A", "B")), (one.stem, two.stem), (one.last, two.last))

@@ -55,7 +55,7 @@ def reproducer(one: Remembered, directory: Path | None) -> str:
         return f"{head}\n{one.litmus.rstrip()}\n"
     name = re.sub(r"[^\w.-]", "_", test.name)
     command = re.sub(r"--test \S+", f"--test {name}.litmus", one.command)
-    script = f"#!/bin/sh\n# {result.hypervisor}: {result.verdict}\n{command}\n"
+    script = f'#!/bin/sh\n# {result.hypervisor}: {result.verdict}\ncd "$(dirname "$0")" || exit 2\n{command}\n'
     texts = {f"{name}.litmus": one.litmus, f"{name}.sh": script}
     reason = reason_for_no_program(test)
     if not reason:

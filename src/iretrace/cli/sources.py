@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,9 +155,9 @@ class TreeSource:
 
     def command(self) -> list[str]:
         """Tree, patches (each file once, by its name), rules and options."""
-        files = dict.fromkeys(name.partition(": ")[0].replace("<stdin>", "-") for name, _ in self._patches)
+        files = dict.fromkeys(_absolute(name.partition(": ")[0]) for name, _ in self._patches)
         words = ["iretrace", "check", str(self._path.absolute()), *(["--rev", self._rev] if self._rev else [])]
-        for switch, values in (("--patch", files), ("--rules", self._rules)):
+        for switch, values in (("--patch", files), ("--rules", [path.absolute() for path in self._rules])):
             words += [word for value in values for word in (switch, str(value))]
         return words + [word for name, value in self._options.items() for word in ("--option", f"{name}={value}")]
 
@@ -310,6 +311,11 @@ class BuiltinSource:
     def unanswered(self) -> str:
         """None: nothing is left open."""
         return ""
+
+
+def _absolute(name: str) -> str:
+    """A patch's file from the root; - for standard input."""
+    return "-" if name == "<stdin>" else os.path.abspath(name)
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from iretrace.verdict import CLine, InputError, Result, Step, Verdict
 
 WIDTH = 75
 LOOK = Look(ascii_only=True)
+ARRIVES = " arrives"
+"""Behind an event's name, where its sender begins."""
+
 MANUALS = {"AMD64 APM vol. 2": 'AMD\'s APM volume 2, "System Programming"'}
 """Manuals as the rules cite them, and their titles."""
 
@@ -56,8 +59,8 @@ def _scenario(stem: Sequence[Step], loop: Sequence[Step]) -> Iterator[str]:
         who, what = _told(step)
         if number >= len(stem):
             what += ", for ever"
-        if told and told[-1][0] == who and who.endswith("()"):
-            told[-1] = (who, f"{told[-1][1]}; {what}")
+        if told and what and _goes_on(who, told[-1][0]):
+            told[-1] = (told[-1][0], f"{told[-1][1]}; {what}")
         else:
             told.append((who, what))
     for number, (who, what) in enumerate(told, 1):
@@ -68,10 +71,21 @@ def _scenario(stem: Sequence[Step], loop: Sequence[Step]) -> Iterator[str]:
         )
 
 
+def _goes_on(who: str, before: str) -> bool:
+    """Whether a step is of the function, or of the sender, of the step before it."""
+    return (who == before and who.endswith("()")) or (who != "" and before == f"{who}{ARRIVES}")
+
+
 def _told(step: Step) -> tuple[str, str]:
-    if isinstance(step.where, CLine) and step.actor == "KVM":
-        return _function(step.where), step.what.rstrip(";")
-    return ("" if step.actor == "outside" else f"the {step.actor}" if step.actor != "KVM" else "KVM"), step.what
+    """Who, and what it does; a line of C as a clause."""
+    if isinstance(step.where, CLine) and step.actor in ("KVM", "outside"):
+        text = step.what.removesuffix("{").strip().rstrip(";")
+        if step.actor == "KVM":
+            return _function(step.where), text
+        who, _, what = text.partition(": ")
+        return (who, what) if what else ("", text)
+    actors = {"outside": "", "KVM": "KVM", "cpu": "the CPU"}
+    return actors.get(step.actor, f"the {step.actor}"), step.what
 
 
 def _manuals(steps: Sequence[Step], sources: Mapping[str, str]) -> Iterator[str]:

@@ -92,7 +92,7 @@ def _summary(found: Differences) -> str:
     same = sum(test.same for test in found.tests)
     differ = sum(test.parting is not None or test.turned for test in found.tests)
     unclear = len(found.tests) - same - differ
-    said = [f"{differ} tests differ"] if differ else []
+    said = [f"{differ} test{'s differ' if differ > 1 else ' differs'}"] if differ else []
     said += [f"{unclear} not compared to the end"] if unclear else []
     return "; ".join([f"no difference on {same} of {len(found.tests)} tests", *said])
 

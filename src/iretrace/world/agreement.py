@@ -81,6 +81,16 @@ class Difference:
         fields = ", ".join(f"{name} {_value(value)} (else {_value(other)})" for name, value, other in mine)
         return f"{way}: only {self.only}: {fields}"
 
+    def side_by_side(self, names: tuple[str, str]) -> str:
+        """What differs on both sides, which are called so, the first one first."""
+        if self.other is None:
+            return f"only {names[self.side]} can do this: {_said(self.label)}"
+        both = dict(self.label), dict(self.other)
+        differ = [name for name in both[0] if both[0][name] != both[1].get(name)]
+        told = [", ".join(f"{name}={_value(side.get(name))}" for name in differ) for side in both]
+        first, second = told if self.side == 0 else reversed(told)
+        return f"{names[0]} has {first}; {names[1]} has {second}"
+
 
 @dataclass(slots=True)
 class Agreement:

@@ -131,7 +131,7 @@ class Story:
         steps: list[Step] = []
         for _, number, count in schedule:
             kind = product.test.outside[number].kind.upper()
-            what = f"{kind} {number + 1}: {count} step(s) of its sender, while KVM runs"
+            what = f"{kind} {number + 1}: {count} step{'s' * (count > 1)} of its sender, while KVM runs"
             steps.append(self._step("outside", what, SENDER_RULE))
         steps += self._tell_kvm(executed)
         steps.append(self._hand_over(pause, edge))
