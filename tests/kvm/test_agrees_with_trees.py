@@ -16,11 +16,6 @@ from tests.kvm.lockstep import difference
 KINDS = ("sev-es", "plain")
 """No processor with DebugSwap lacks virtual GIF."""
 
-GAPS = {
-    "shut-down": "a guest that has shut down is reset by KVM, and not by the built-in one",
-}
-"""Tests on which the built-in KVM is known to differ on such a machine, and how. They are to become none."""
-
 
 def differences(kind: str, kvm: BuiltinHypervisor, tree: TreeHypervisor) -> dict[str, str]:
     found = {test.name: difference(test, kind, kvm, tree) for test in shipped() if kind in test.vcpus}
@@ -39,7 +34,7 @@ def test_every_hand_over_is_the_same_on_a_machine_without_vgif_and_nrips(
     root: Path = request.getfixturevalue("tree_" + revision.removeprefix("v").replace(".", "_"))
     tree = TreeHypervisor(open_tree(root), options=options, vcpu=kind)
     found = differences(kind, BuiltinHypervisor(revision, kind, options), tree)
-    assert {name: what for name, what in found.items() if name not in GAPS} == {}
+    assert found == {}
 
 
 def test_the_comparison_finds_what_two_revisions_do_differently() -> None:

@@ -75,6 +75,8 @@ NO_VERDICT = {
     "SINCE_HOST_DRS_ARE_RESTORED_BY_KVM": "the host has its DR0-3 again either way",
     "SINCE_PAYLOAD_COMES_WITH_INJECTION": "the guest has not run in between",
     "SINCE_NMI_MASK_OUTLIVES_INIT": "no manual says what INIT does to the mask",
+    "SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD": "no encrypted guest of the corpus shuts down",
+    "SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST": "a guest runs with them either way",
     "SINCE_DEBUGCTL_IS_SWITCHED": "on the usual host it is 0; the test below has another host",
     "SINCE_EMULATED_DB_GOES_TO_ANY_DEBUGGER": "#DB is not compared while a debugger is attached",
 }

@@ -22,9 +22,6 @@ HOSTS = (
 """Plain guests on a ticking host take minutes; make test runs them on the trees. SEV-ES guests on one are run with one
 revision each, in turns; with IRETRACE_FULL=1 in the environment with all."""
 
-ONLY_TREES = ("shut-down",)
-"""Undetermined on 6.1 and 6.12 for what those trees write after the shutdown; the built-in KVM does not reset."""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("revision", REVISIONS)
@@ -35,7 +32,7 @@ def test_the_verdicts_are_those_of_the_tree(revision: str, kind: str, host: str)
     entries = [entry for entry in ENTRIES if revision.removeprefix("v") in entry["trees"] and host in entry["hosts"]]
     argued = {entry["test"]: entry["verdict"] for entry in entries}
     kvm = BuiltinHypervisor(revision, kind)
-    tests = [test for test in shipped() if kind in test.vcpus and test.name in argued and test.name not in ONLY_TREES]
+    tests = [test for test in shipped() if kind in test.vcpus and test.name in argued]
     if host == "ticking":
         tests = list(turn(tests, list(REVISIONS).index(revision), len(REVISIONS)))
     found = {test.name: str(check(test, kind, host, kvm).verdict) for test in tests}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from iretrace.kvm.differences import SINCE_ICEBP_IS_INTERCEPTED
+from iretrace.kvm.differences import (
+    SINCE_ICEBP_IS_INTERCEPTED,
+    SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST,
+    SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME,
+)
 from iretrace.kvm.exceptions import AC_VECTOR, DB_VECTOR, DR6_ACTIVE_LOW, MC_VECTOR, UD_VECTOR
-from iretrace.kvm.kvm_host import KVM_REQ_EVENT, Vcpu, kvm_make_request, since
-from iretrace.kvm.nested import svm_recalc_instruction_intercepts, svm_set_efer
+from iretrace.kvm.kvm_host import KVM_REQ_EVENT, KVM_REQ_RECALC_INTERCEPTS, Vcpu, kvm_make_request, since
+from iretrace.kvm.nested import INTERCEPT_VMLOAD, INTERCEPT_VMSAVE, svm_recalc_instruction_intercepts, svm_set_efer
 from iretrace.kvm.svm import INTERCEPT_CR8_WRITE, enable_gif, svm_clr_intercept, svm_set_intercept
 from iretrace.machine.ghcb import GHCB_GPA
 from iretrace.machine.vmcb import (
@@ -80,12 +84,19 @@ def init_vmcb(vcpu: Vcpu) -> None:
     svm.vmcb.pause_filter_count = vcpu.kvm.pause_filter_count & 0xFFFF
     svm.vmcb.asid = 1
     if vcpu.kvm.vgif:
+        svm.vmcb.int_ctl |= V_GIF_ENABLE_MASK
+    if since(vcpu, SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME):
+        svm_set_intercept(svm, INTERCEPT_VMLOAD)
+        svm_set_intercept(svm, INTERCEPT_VMSAVE)
+    elif vcpu.kvm.vgif:
         svm_clr_intercept(svm, INTERCEPT_STGI)
         svm_clr_intercept(svm, INTERCEPT_CLGI)
-        svm.vmcb.int_ctl |= V_GIF_ENABLE_MASK
     if vcpu.kvm.vnmi:
         svm.vmcb.int_ctl |= V_NMI_ENABLE_MASK
-    svm_recalc_instruction_intercepts(vcpu)
+    if since(vcpu, SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST):
+        kvm_make_request(KVM_REQ_RECALC_INTERCEPTS, vcpu)
+    else:
+        svm_recalc_instruction_intercepts(vcpu)
     enable_gif(vcpu)
 
 

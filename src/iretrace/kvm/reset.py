@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from iretrace.kvm.create import RESET_RIP, init_vmcb
 from iretrace.kvm.debug import DR7_FIXED_1, kvm_update_dr0123, kvm_update_dr7
-from iretrace.kvm.differences import SINCE_NMI_MASK_OUTLIVES_INIT
+from iretrace.kvm.differences import SINCE_NMI_MASK_OUTLIVES_INIT, SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD
 from iretrace.kvm.exceptions import DR6_ACTIVE_LOW, kvm_clear_exception_queue, kvm_clear_interrupt_queue
 from iretrace.kvm.kvm_host import (
     CELL_IRR,
     CELL_NMI_QUEUED,
     CELL_PENDING_EVENTS,
+    EINVAL,
+    KVM_EXIT_SHUTDOWN,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
+    TO_USERSPACE,
     WRITE,
     Vcpu,
     kvm_make_request,
@@ -19,9 +22,10 @@ from iretrace.kvm.kvm_host import (
 )
 from iretrace.kvm.lapic import kvm_apic_has_pending_init_or_sipi, kvm_apic_init_sipi_allowed
 from iretrace.kvm.nested import svm_set_efer
-from iretrace.kvm.smm import X86_EFLAGS_FIXED
+from iretrace.kvm.smm import X86_EFLAGS_FIXED, kvm_smm_left
 from iretrace.kvm.svm import kvm_set_rflags
-from iretrace.subset import shared
+from iretrace.machine.vmcb import Vmcb
+from iretrace.subset import shared, u8
 
 
 def kvm_lapic_reset(vcpu: Vcpu) -> None:
@@ -66,6 +70,58 @@ def kvm_vcpu_reset(vcpu: Vcpu) -> None:
     kvm_set_rflags(vcpu, X86_EFLAGS_FIXED)
     vcpu.rip = RESET_RIP
     svm_set_efer(vcpu, 0)
+
+
+def clear_page(vmcb: Vmcb) -> None:
+    """A VMCB that is all zeros."""
+    vmcb.intercept_cr = 0
+    vmcb.intercept_dr = 0
+    vmcb.intercept_exception = 0
+    vmcb.intercept_word3 = 0
+    vmcb.intercept_word4 = 0
+    vmcb.intercept_word5 = 0
+    vmcb.pause_filter_count = 0
+    vmcb.asid = 0
+    vmcb.tlb_ctl = 0
+    vmcb.int_ctl = 0
+    vmcb.int_vector = 0
+    vmcb.int_state = 0
+    vmcb.exit_code = 0
+    vmcb.exit_info_1 = 0
+    vmcb.exit_info_2 = 0
+    vmcb.exit_int_info = 0
+    vmcb.exit_int_info_err = 0
+    vmcb.nested_ctl = 0
+    vmcb.ghcb_gpa = 0
+    vmcb.event_inj = 0
+    vmcb.event_inj_err = 0
+    vmcb.virt_ext = 0
+    vmcb.clean = 0
+    vmcb.next_rip = 0
+    vmcb.vmsa_pa = 0
+    vmcb.allowed_sev_features = 0
+    vmcb.cpl = 0
+    vmcb.efer = 0
+    vmcb.dr6 = 0
+    vmcb.dr7 = 0
+    vmcb.rflags = 0
+    vmcb.rip = 0
+    vmcb.rsp = 0
+    vmcb.rax = 0
+
+
+def shutdown_interception(vcpu: Vcpu) -> u8:
+    """The guest's processor has shut down (svm.c). Its VMCB is undefined then, and KVM does an INIT to have a good one.
+    An encrypted guest's state is not KVM's to reset; 6.1 does not tell the VMM of it as of any other, but fails."""
+    if not vcpu.kvm.sev_es:
+        clear_page(vcpu.svm.vmcb)
+        if vcpu.smm:
+            kvm_smm_left(vcpu)
+        kvm_vcpu_reset(vcpu)
+    elif not since(vcpu, SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD):
+        return EINVAL
+    vcpu.thread.exit_reason = KVM_EXIT_SHUTDOWN
+    return TO_USERSPACE
 
 
 def kvm_apic_accept_events(vcpu: Vcpu) -> None:

@@ -151,6 +151,19 @@ DIFFERENCES = (
         " guest into SMM, with NMIs masked, and the guest knew nothing of it.",
         "by v7.3",
     ),
+    Difference(
+        "SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD",
+        differences.SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD,
+        "KVM_RUN of an encrypted guest that has shut down ends with KVM_EXIT_SHUTDOWN. Before, it failed with EINVAL.",
+        "by v6.12",
+    ),
+    Difference(
+        "SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST",
+        differences.SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST,
+        "A reset leaves it to the next VMRUN to intercept the instructions that the guest has not got. Before, it did it"
+        " itself.",
+        "by v7.3",
+    ),
 )
 
 

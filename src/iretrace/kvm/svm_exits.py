@@ -8,7 +8,6 @@ from iretrace.kvm.exceptions import DB_VECTOR, DR6_ACTIVE_LOW, UD_VECTOR, kvm_qu
 from iretrace.kvm.kvm_host import (
     AGAIN,
     KVM_EXIT_DEBUG,
-    KVM_EXIT_SHUTDOWN,
     KVM_GUESTDBG_SINGLESTEP,
     KVM_GUESTDBG_USE_HW_BP,
     KVM_REQ_EVENT,
@@ -20,6 +19,7 @@ from iretrace.kvm.kvm_host import (
     since,
 )
 from iretrace.kvm.nested import efer_trap, msr_interception, svm_instruction_interception
+from iretrace.kvm.reset import shutdown_interception
 from iretrace.kvm.smm import rsm_interception
 from iretrace.kvm.svm import (
     disable_nmi_singlestep,
@@ -113,12 +113,6 @@ def cpuid_interception(vcpu: Vcpu) -> u8:
 def pause_interception(vcpu: Vcpu) -> u8:
     """PAUSE in a loop. There is no other vCPU to yield to, and the filter is not adapted."""
     return kvm_skip_emulated_instruction(vcpu)
-
-
-def shutdown_interception(vcpu: Vcpu) -> u8:
-    """The guest's processor has shut down. (KVM also resets a guest that is not encrypted.)"""
-    vcpu.thread.exit_reason = KVM_EXIT_SHUTDOWN
-    return TO_USERSPACE
 
 
 def icebp_interception(vcpu: Vcpu) -> u8:
