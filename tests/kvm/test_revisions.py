@@ -59,6 +59,7 @@ def test_flipping_a_difference_twice_changes_nothing() -> None:
 SHOWN_BY_VERDICT = {
     "SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE": ("nmi-complete-then-spin", "sev-es"),
     "SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME": ("clgi-is-ud", "plain"),
+    "SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD": ("sev-es-shut-down", "sev-es"),
     "SINCE_ICEBP_IS_INTERCEPTED": ("int1-on-cold-stack", "plain"),
     "SINCE_CLEARING_SVME_KEEPS_GIF": ("svme-off-keeps-gif", "plain"),
     "SINCE_SMRAM_HAS_THE_SHADOW": ("smi-in-sti-shadow", "plain"),
@@ -75,7 +76,6 @@ NO_VERDICT = {
     "SINCE_HOST_DRS_ARE_RESTORED_BY_KVM": "the host has its DR0-3 again either way",
     "SINCE_PAYLOAD_COMES_WITH_INJECTION": "the guest has not run in between",
     "SINCE_NMI_MASK_OUTLIVES_INIT": "no manual says what INIT does to the mask",
-    "SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD": "no encrypted guest of the corpus shuts down",
     "SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST": "a guest runs with them either way",
     "SINCE_DEBUGCTL_IS_SWITCHED": "on the usual host it is 0; the test below has another host",
     "SINCE_EMULATED_DB_GOES_TO_ANY_DEBUGGER": "#DB is not compared while a debugger is attached",

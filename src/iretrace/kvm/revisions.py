@@ -160,8 +160,7 @@ DIFFERENCES = (
     Difference(
         "SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST",
         differences.SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST,
-        "A reset leaves it to the next VMRUN to intercept the instructions that the guest has not got. Before, it did it"
-        " itself.",
+        "A reset leaves it to the next VMRUN to intercept what the guest has not got. Before, it did it itself.",
         "by v7.3",
     ),
 )
