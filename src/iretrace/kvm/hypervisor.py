@@ -23,6 +23,7 @@ from iretrace.kvm.exceptions import DR6_ACTIVE_LOW
 from iretrace.kvm.host import DROPPED_SMI, EVENTS, STEPS, HostRun, Sender, debug_of, registers_of, send
 from iretrace.kvm.kvm_host import (
     EINTR,
+    EINVAL,
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
@@ -398,7 +399,7 @@ class BuiltinHypervisor:
             vcpu.debug.guest_state_loaded = 0
         elif kind is PauseKind.ENTER:
             _forget_what_the_exit_writes(vcpu)
-        reason = -EINTR if result == EINTR else run.exit_reason
+        reason = -result if result in (EINTR, EINVAL) else run.exit_reason
         return Pause(
             kind=kind,
             private=self._intern(self._state(vcpu)),
