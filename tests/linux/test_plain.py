@@ -25,6 +25,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_HLT,
     SVM_EXIT_INTR,
     SVM_EXIT_IRET,
+    SVM_EXIT_MSR,
     SVM_EXIT_NPF,
     SVM_EXIT_STGI,
     SVM_EXIT_VINTR,
@@ -258,3 +259,28 @@ def test_both_kinds_share_a_machine_and_nothing_else(tree_6_1: Path) -> None:
 def test_a_kind_without_a_first_state_is_refused(tree_6_1: Path) -> None:
     with pytest.raises(InputError, match="nested"):
         TreeHypervisor(open_tree(tree_6_1), vcpu="nested")
+
+
+@pytest.mark.parametrize(("vcpu", "passes"), [("plain", 0), ("sev-es", 3)])
+def test_the_permission_map_says_who_reaches_efer_without_an_exit(tree_6_12: Path, vcpu: str, passes: int) -> None:
+    """sev_es_init_vmcb() lets an encrypted guest through; another one's accesses exit."""
+    assert TreeHypervisor(open_tree(tree_6_12), vcpu=vcpu).start().efer_passes == passes
+
+
+@pytest.mark.parametrize(("svm", "vector"), [(1, 0), (0, 13)])
+def test_a_guest_may_set_svme_if_its_cpuid_has_svm(tree_6_12: Path, svm: int, vector: int) -> None:
+    linux = TreeHypervisor(open_tree(tree_6_12), options={"guest_svm": svm}, vcpu="plain")
+    guest = Guest(linux, linux.start())
+    guest.exits(SVM_EXIT_MSR, rip=3, next_rip=4, exit_info_1=1, rax=0x1D01)
+    assert (linux.view(guest.pause.private).svme, guest.vmcb.event_inj & 0xFF) == (svm, vector)
+    assert linux.processor.guest_svm == bool(svm)
+
+
+def test_the_permission_map_may_be_written_with_what_it_holds(tree_7_3: Path) -> None:
+    """svm_recalc_msr_intercepts(), which a change of SVME has called, writes all of it again."""
+    linux = TreeHypervisor(open_tree(tree_7_3), vcpu="plain")
+    guest = Guest(linux, linux.start())
+    guest.exits(SVM_EXIT_MSR, rip=3, next_rip=4, exit_info_1=1, rax=0x1D01)
+    assert (guest.pause.unmodelled, guest.pause.efer_passes) == ("", 0)
+    assert not guest.intercepts(INTERCEPT_STGI)
+

@@ -127,6 +127,11 @@ MISTAKES = [
         "9:1: vmgexit forward after skip: the error code is gone; write it above skip",
     ),
     ("spin", "int3\nspin", "6:5: there is no section 'bp:' to handle this; write one that ends in iretq"),
+    (
+        "vcpu sev-es\noutside nmi\nmain:\n    spin",
+        "vcpu plain\noutside nmi\nmain:\nrdmsr efer\nspin\nsyscall:\nspin\nud:\nsyscall\nspin",
+        "11:1: syscall in a test that accesses EFER: both use RCX; write two tests",
+    ),
     ("spin", "clgi\nspin\nud:\niretq", "6:5: clgi of an encrypted guest raises #VC; write 'vc:' that deals with it"),
     (
         "vcpu sev-es\noutside nmi\nmain:\n    spin",

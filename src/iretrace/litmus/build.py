@@ -16,6 +16,7 @@ from iretrace.litmus.grammar import (
     HANDLED_EVENTS,
     HANDLER_OF,
     MAX_INSTRUCTIONS,
+    MSR_ACCESS,
     NEEDS_SVME,
     NOT_ENCRYPTED,
     NOT_IN_IDT,
@@ -125,6 +126,9 @@ class _Builder:
         for statement in code:
             if statement.op in CHANGES_RAX and any(other.op in USES_RAX for other in code):
                 what = "cpuid in a test that uses RAX or RCX: what it leaves there is no processor's; drop it"
+                self.source.fail_at(statement.at, what)
+            if statement.op == Op.SYSCALL and any(other.op in MSR_ACCESS for other in code):
+                what = "syscall in a test that accesses EFER: both use RCX; write two tests"
                 self.source.fail_at(statement.at, what)
 
     def check_section(self, section: Section) -> None:

@@ -146,10 +146,13 @@ DR_ACCESS = (Op.TO_DR, Op.FROM_DR)
 RAISES_VC = (Op.CPUID,)
 """Instructions that raise #VC in an SEV-ES guest, whose default handler deals with it."""
 
+MSR_ACCESS = (Op.RDMSR, Op.WRMSR)
+"""Instructions that find the number of EFER in RCX, where SYSCALL puts its return address."""
+
 CHANGES_RAX = (Op.CPUID,)
 """Instructions that leave in RAX what the hypervisor makes up."""
 
-USES_RAX = (Op.SHOW, Op.TO_DR, Op.TO_R11, Op.SYSRET, Op.WRMSR)
+USES_RAX = (Op.SHOW, Op.TO_DR, Op.TO_R11, Op.SYSRET, Op.RDMSR, Op.WRMSR)
 """Instructions by which the value of RAX shows, or that of RCX, which CPUID changes as well."""
 
 RAISES_OWN_VC = (Op.STGI, Op.CLGI)
