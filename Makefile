@@ -28,7 +28,7 @@ demo: ## a bug of KVM 6.1, step by step, in seconds (no root, no network); TREE=
 
 test: lint ## everything: lint, the fast tests, and the tests on real kernel trees
 	@trees="$$($(FETCH))" || echo "make test: going on without kernel trees; tests that need them are skipped" >&2; \
-	IRETRACE_TREES="$$trees" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	IRETRACE_TREES="$$trees" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs $(PYTEST_ARGS)
 
 test-fast: $(STAMP) ## the tests that need neither network nor kernel trees, in under a minute
 	@IRETRACE_TREES= $(BIN)/python -m pytest -m "not trees and not slow" $(PYTEST_ARGS)

@@ -7,8 +7,9 @@ from collections.abc import Generator, Sequence
 import pytest
 
 from iretrace.linux.debian import Unavailable
+from iretrace.litmus.grammar import EVENTS
 from iretrace.live.emulation import breaks, excuse, unfit
-from iretrace.live.guests import Guest, make_guests, pack, reason_not_to_run
+from iretrace.live.guests import KINDS, NOT_RAISED, Guest, make_guests, pack, reason_not_to_run
 from iretrace.live.harness import Broken
 from iretrace.live.observed import read_run
 from iretrace.live.session import MAX_OF_A_TEST, Machine, Session, Start, run_tests
@@ -249,3 +250,8 @@ def test_a_debugger_that_waits_for_an_instruction_needs_breakpoints() -> None:
     text = TWO_NMIS.replace("outside nmi", "outside guest-debug break here")
     test = make_test(text.replace("    spin", "    here: spin", 1))
     assert "arms no breakpoints" in unfit(test, "7.2.22")
+
+
+def test_every_event_of_the_language_comes_or_has_a_reason_not_to() -> None:
+    assert KINDS.keys() | NOT_RAISED.keys() == set(EVENTS)
+    assert not KINDS.keys() & NOT_RAISED.keys()

@@ -13,6 +13,11 @@ MAGIC = 0x65637274
 MAX_ARRIVALS = 8
 KINDS = {"nmi": 0, "irq": 1, "signal": 2, "guest-debug": 3, "kvm-nmi": 4, "save-restore": 5}
 DEBUGGERS = {"off": 0, "step": 1, "break": 2}
+NOT_RAISED = {
+    "smi": "an SMI's handler begins in 16-bit mode, and live guests have 64-bit code only",
+    "init": "an INIT leads to 16-bit code, and live guests have 64-bit code only",
+}
+"""Why the other events of the language do not come in live guests."""
 ARRIVAL = struct.Struct("<7I")
 """As in harness.c."""
 
@@ -43,7 +48,7 @@ def reason_not_to_run(test: Test) -> str:
         return f"more than {MAX_ARRIVALS} arrivals"
     for arrival in test.outside:
         if arrival.kind not in KINDS:
-            return f"there is no way yet to raise '{arrival.kind}'"
+            return NOT_RAISED[arrival.kind]
     places: dict[int, int] = {}
     if any(at in breakpoints(test) for at in _bound(test)):
         return "an event cannot be placed where a breakpoint is, which comes before the fetch"
