@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iretrace.live.explain import Explainer
+from iretrace.live.explain import Explainer, for_some_value
 from iretrace.live.guests import Guest
 from iretrace.live.observed import MORE, Late, Run, digits, read_run
 from iretrace.live.walk import Delivery, Mark
@@ -192,3 +192,16 @@ def test_the_tf_that_is_pushed_after_the_debugger_has_gone_is_compared() -> None
 def test_a_delivery_that_was_not_logged_when_the_debugger_went_came_while_it_was_there() -> None:
     stub, _ = first_guest(DEBUGGED).program.stubs[2]
     assert Explainer(first_guest(DEBUGGED).test).objection(debugged(f"1:0:0;0:0:{stub:x};")) == ""
+
+
+def test_only_disputed_rules_that_were_consulted_are_varied() -> None:
+    asked: list[int] = []
+
+    def ask(knobs: int) -> tuple[str, int]:
+        asked.append(knobs)
+        return f"no {knobs}", 0b11
+
+    assert for_some_value(ask) in ("no 0", "no 1", "no 2", "no 3")
+    assert sorted(asked) == [0, 1, 2, 3]
+    assert for_some_value(lambda knobs: ("" if knobs == 2 else "no", 0b11)) == ""
+    assert for_some_value(lambda knobs: ("no", 0)) == "no"

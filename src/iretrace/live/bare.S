@@ -3,7 +3,8 @@
  * The firmware of `iretrace run --on qemu-machine`: from reset into the guest that lies in memory, with the state that
  * harness.c gives to a vCPU. One guest for each reset: a second reset without a new guest was a shutdown.
  *
- * MAIL: 1 = start the guest (written from outside), 2 = started, 3 = the guest has shut down. Behind it, 8 bytes each: RFLAGS, entry.
+ * MAIL: 1 = start the guest (written from outside), 2 = started, 3 = the guest has shut down. Behind it, 8 bytes each: RFLAGS,
+ * entry, RCX, EFER.
  * The layout of memory is that of machine_code.py. This is linked to run at 0xf0000.
  */
 	.set	PAGE_TABLES, 0x1000
@@ -65,7 +66,7 @@ in_32_bits:
 	movl	$PAGE_TABLES, %eax
 	movl	%eax, %cr3
 	movl	$0xc0000080, %ecx	/* EFER.LME */
-	movl	$0x100, %eax
+	movl	MAIL + 32, %eax
 	xorl	%edx, %edx
 	wrmsr
 	movl	$0x80000033, %eax
@@ -96,7 +97,7 @@ in_64_bits:
 	pushq	MAIL + 16
 	xorl	%eax, %eax
 	xorl	%ebx, %ebx
-	xorl	%ecx, %ecx
+	movl	MAIL + 24, %ecx
 	xorl	%edx, %edx
 	xorl	%ebp, %ebp
 	movl	$VALUES, %edi

@@ -16,10 +16,11 @@ from pathlib import Path
 from iretrace.linux.debian import Unavailable
 from iretrace.litmus.test import Op
 from iretrace.live.gdb import Debugger
-from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest
+from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest, efer_of
 from iretrace.live.harness import Broken, end, last_line, spawn
-from iretrace.live.machine_code import FIXED, LOG, LOG_END, MEMORY_END, RECORD_BYTES, SELF_JUMP, VALUES
+from iretrace.live.machine_code import FIXED, LOG, LOG_END, MEMORY_END, RECORD_BYTES, SELF_JUMP, VALUES, msr_of
 from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS, SHOWN_VALUES
+from iretrace.machine.cpu import EFER_LMA
 
 SOURCE = Path(__file__).with_name("bare.S")
 
@@ -27,7 +28,7 @@ MACHINE = "-machine q35,pit=off,hpet=off -cpu max,+svm -m 16".split()
 MACHINE += "-nodefaults -no-user-config -display none".split()
 
 MAIL, START, SHUT_DOWN = 0x8000, 1, 3
-"""As in bare.S: state, RFLAGS, entry."""
+"""As in bare.S: state, RFLAGS, entry, RCX, EFER."""
 
 MSI = 0xFEE00000
 MESSAGES = {"nmi": 0x400, "irq": 0x30}
@@ -171,7 +172,7 @@ class _Run:
         debugger.monitor("system_reset")
         rflags = RFLAGS | (RFLAGS_IF if test.interrupts else 0)
         entry = self._guest.program.entry
-        debugger.write(MAIL, struct.pack("<3Q", START, rflags, entry))
+        debugger.write(MAIL, struct.pack("<5Q", START, rflags, entry, msr_of(test), efer_of(test) & ~EFER_LMA))
         debugger.breakpoint(entry, there=True)
         if not debugger.go(START_LIMIT):
             raise Broken("QEMU does not come as far as the guest")

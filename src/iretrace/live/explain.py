@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from iretrace.check import UNKNOWN_KNOBS
 from iretrace.explore.graph import Kind
@@ -21,14 +21,33 @@ class Explainer:
     """The processor alone on one test, for every value of the disputed rules: any value may explain a history."""
 
     def __init__(self, test: Test) -> None:
-        values = range(1 << len(UNKNOWN_KNOBS))
-        knobs = [sum(1 << number for bit, number in enumerate(UNKNOWN_KNOBS) if value >> bit & 1) for value in values]
-        self._models = [Alone(test, "plain", value) for value in knobs]
+        self._test = test
+        self._models: dict[int, Alone] = {}
 
     def objection(self, run: Run) -> str:
         """Why the processor alone could not have shown this run; "" if it could."""
-        objections = [_objection(model, run) for model in self._models]
-        return "" if "" in objections else max(objections, key=len)
+        return for_some_value(lambda knobs: self._ask(knobs, run))
+
+    def _ask(self, knobs: int, run: Run) -> tuple[str, int]:
+        model = self._models.get(knobs)
+        if model is None:
+            model = self._models[knobs] = Alone(self._test, "plain", knobs)
+        return _objection(model, run), model.reference.machine.consulted
+
+
+def for_some_value(ask: Callable[[int], tuple[str, int]]) -> str:
+    """"" if there is no objection for some value of the disputed rules, else the longest. ask: for a value of all of
+    them, the objection and which rules were consulted; only those are varied."""
+    objections: dict[int, str] = {}
+    pending = [0]
+    while pending:
+        knobs = pending.pop()
+        objections[knobs], consulted = ask(knobs)
+        if not objections[knobs]:
+            return ""
+        others = [knobs | 1 << number for number in UNKNOWN_KNOBS if consulted >> number & 1]
+        pending.extend(other for other in others if other not in objections and other not in pending)
+    return max(objections.values(), key=len)
 
 
 def _objection(model: Alone, run: Run) -> str:

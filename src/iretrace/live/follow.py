@@ -11,12 +11,11 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from iretrace.check import UNKNOWN_KNOBS
 from iretrace.explore.fair import endings
 from iretrace.explore.graph import Edge, Kind, Limits, explore
 from iretrace.explore.monitor import EMPTY, Monitor, Stamp
 from iretrace.litmus.test import Test
-from iretrace.live.explain import matches, say
+from iretrace.live.explain import for_some_value, matches, say
 from iretrace.live.observed import Run
 from iretrace.machine.cpu import SEEN_FLAGS, SEEN_MARK, SEEN_VALUE
 from iretrace.world.endings import how
@@ -72,20 +71,19 @@ class Follower:
     """One test on one model, for several histories: what the hypervisor does is worked out once."""
 
     def __init__(self, test: Test, hypervisor: Hypervisor) -> None:
-        values = range(1 << len(UNKNOWN_KNOBS))
-        knobs = [sum(1 << number for bit, number in enumerate(UNKNOWN_KNOBS) if value >> bit & 1) for value in values]
-        self._products = [Product(test, "plain", "ticking", hypervisor, value) for value in knobs]
+        self._test, self._hypervisor = test, hypervisor
+        self._products: dict[int, Product] = {}
 
     def objection(self, run: Run) -> str:
         """Why the model does not have this run, for any value of the disputed rules; "" if it has."""
-        best = ""
         deadline = time.process_time() + SECONDS
-        for product in self._products:
-            said = _objection(product, run, deadline)
-            if not said or not product.consulted():
-                return said
-            best = max(best, said, key=len)
-        return best
+        return for_some_value(lambda knobs: self._ask(knobs, run, deadline))
+
+    def _ask(self, knobs: int, run: Run, deadline: float) -> tuple[str, int]:
+        product = self._products.get(knobs)
+        if product is None:
+            product = self._products[knobs] = Product(self._test, "plain", "ticking", self._hypervisor, knobs)
+        return _objection(product, run, deadline), product.consulted()
 
 
 @dataclass(frozen=True, slots=True)

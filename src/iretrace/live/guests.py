@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from iretrace.litmus.test import Arrival, Op, Test
-from iretrace.live.machine_code import CODE, STACKS, NotRunnable, Program, assemble
+from iretrace.live.machine_code import CODE, STACKS, NotRunnable, Program, assemble, msr_of
+from iretrace.machine.cpu import EFER_BOOTED, EFER_LMA, EFER_LME, MSR_EFER
 
 MAGIC = 0x65637274
 MAX_ARRIVALS = 8
@@ -132,6 +133,16 @@ def _section(test: Test, index: int) -> int:
     return max((start for start in starts if start <= index), default=-1)
 
 
+def has_svm(test: Test) -> bool:
+    """Whether the guest's CPUID has SVM: as in the model, if it accesses EFER."""
+    return msr_of(test) == MSR_EFER
+
+
+def efer_of(test: Test) -> int:
+    """EFER when main begins."""
+    return EFER_BOOTED if has_svm(test) else EFER_LME | EFER_LMA
+
+
 def pack(guests: Sequence[Guest], seed: int) -> bytes:
     """The guests as harness.c reads them."""
     return b"".join(_pack(guest, seed) for guest in guests)
@@ -141,7 +152,9 @@ def _pack(guest: Guest, seed: int) -> bytes:
     test, program = guest.test, guest.program
     rflags = RFLAGS | (RFLAGS_IF if test.interrupts else 0)
     head = struct.pack(
-        "<7I", MAGIC, guest.number, guest.repeat, seed + guest.number, program.entry, rflags, len(test.outside)
+        "<10I",
+        *(MAGIC, guest.number, guest.repeat, seed + guest.number, program.entry, rflags),
+        *(msr_of(test), efer_of(test), int(has_svm(test)), len(test.outside)),
     )
     for number, (arrival, at) in enumerate(zip(test.outside, guest.cuts, strict=True)):
         cut = program.addresses[at] if at >= 0 else 0

@@ -86,6 +86,9 @@ struct guest {
 	uint32_t seed;
 	uint32_t entry;
 	uint32_t rflags;
+	uint32_t rcx;
+	uint32_t efer;
+	uint32_t svm; /* its CPUID has SVM */
 	uint32_t arrivals;
 	struct arrival arrival[MAX_ARRIVALS];
 	uint32_t cold; /* bit n: page MAIN_STACK_TOP - PAGE + 2 * n * PAGE has never been touched */
@@ -313,10 +316,10 @@ static void set_segments(struct kvm_sregs *sregs)
 	sregs->cr0 = 0x80000033;
 	sregs->cr3 = PAGE_TABLES;
 	sregs->cr4 = 0x220;
-	sregs->efer = 0x500;
+	sregs->efer = guest->efer;
 }
 
-/* What the hardware has, without SVM: the guests of litmus tests cannot be hypervisors. */
+/* What the hardware has, without SVM if the guest is not to have it. */
 static void set_cpuid(void)
 {
 	static struct {
@@ -327,7 +330,7 @@ static void set_cpuid(void)
 	cpuid.head.nent = 200;
 	must(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid), "KVM_GET_SUPPORTED_CPUID");
 	for (unsigned i = 0; i < cpuid.head.nent; i++)
-		if (cpuid.entry[i].function == 0x80000001)
+		if (cpuid.entry[i].function == 0x80000001 && !guest->svm)
 			cpuid.entry[i].ecx &= ~4u;
 	must(ioctl(vcpu, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
 }
@@ -374,11 +377,11 @@ static void drop_vm(void)
 	close(vm);
 }
 
-static void start_at(uint64_t rip, uint64_t rflags)
+static void start_at(uint64_t rip, uint64_t rflags, uint64_t rcx)
 {
 	struct kvm_regs regs = {
 		.rip = rip, .rflags = rflags, .rsp = MAIN_STACK_TOP, .rsi = DATA_SELECTOR,
-		.rdi = VALUES, .r13 = NOT_CANONICAL, .r14 = LOG,
+		.rcx = rcx, .rdi = VALUES, .r13 = NOT_CANONICAL, .r14 = LOG,
 	};
 
 	must(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
@@ -887,7 +890,7 @@ static void print_run(unsigned repetition, const struct seen *seen, int rounds)
  */
 static int warm_up(void)
 {
-	start_at(WARM_UP, 2);
+	start_at(WARM_UP, 2, 0);
 	start_vcpu();
 	wait_vcpu();
 	if (refused)
@@ -933,7 +936,7 @@ static void run_once(unsigned repetition)
 	if (warm) {
 		put("run %u %u end=cold reason=%d\n", guest->number, repetition, warm);
 	} else {
-		start_at(guest->entry, guest->rflags);
+		start_at(guest->entry, guest->rflags, guest->rcx);
 		start_vcpu();
 		send_all();
 		int rounds = settle(&seen);

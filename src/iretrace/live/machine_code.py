@@ -61,6 +61,8 @@ FIXED = {
     Op.SPIN: b"\xe2\xfe",  # loop . (counts down rcx)
     Op.PUSH: b"\x50",
     Op.SHOW: b"\x48\xab",  # stosq
+    Op.RDMSR: b"\x0f\x32",
+    Op.WRMSR: b"\x0f\x30",
     Op.PUSHFQ: b"\x9c",
     Op.POPFQ: b"\x9d",
     Op.INT3: b"\xcc",
@@ -72,10 +74,13 @@ FIXED = {
 
 ON_STACK = {Op.OR_STACK: b"\x48\x81\x4c\x24", Op.ANDN_STACK: b"\x48\x81\x64\x24", Op.MOV_STACK: b"\x48\xc7\x44\x24"}
 JMP_BYTES = 5
-WITH_CPUID = {Op.SPIN: b"\xeb\xfe", Op.PUSH: b"\x55"}
-"""In a test with CPUID, which overwrites rax and rcx: `jmp .`, as a count could come to its end, and `push rbp`."""
+SELF_JUMP = b"\xeb\xfe"
+"""A `spin` in a test that needs rcx for something else: CPUID overwrites it, RDMSR and WRMSR have a number there."""
 
-SELF_JUMP = WITH_CPUID[Op.SPIN]
+MSRS = (Op.RDMSR, Op.WRMSR)
+PUSH_0 = b"\x55"
+"""push rbp, in a test with CPUID"""
+
 BAD_LOADS = (b"\x48\x8b\x04\x25" + struct.pack("<I", UNMAPPED), b"\x49\x8b\x45\x00")
 """`mov rax, [UNMAPPED]` and `mov rax, [r13]`."""
 
@@ -120,8 +125,8 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
     if test.cold_code >= 0:
         raise NotRunnable("an instruction on a cold page is not in live guests yet")
     starts = sorted([test.main, *(start for _, start in test.handlers)])
-    if not counts_spins(test) and any(instruction.op in USE_RAX for instruction in test.code):
-        raise NotRunnable("CPUID overwrites RAX")
+    if _has(test, Op.CPUID) and any(_has(test, op) for op in (*USE_RAX, *MSRS)):
+        raise NotRunnable("CPUID overwrites RAX and RCX")
     labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
     stubs = {start: _entry_stub(vector, test) for vector, start in test.handlers} | {test.main: _main_stub()}
     addresses = _addresses(test, starts, cuts)
@@ -142,14 +147,25 @@ def _end(test: Test, starts: list[int], start: int) -> int:
     return min((other for other in starts if other > start), default=len(test.code))
 
 
+def _has(test: Test, op: Op) -> bool:
+    return any(instruction.op is op for instruction in test.code)
+
+
 def counts_spins(test: Test) -> bool:
     """Whether rcx tells how often the guest has spun."""
-    return all(instruction.op is not Op.CPUID for instruction in test.code)
+    return not any(_has(test, op) for op in (Op.CPUID, *MSRS))
+
+
+def msr_of(test: Test) -> int:
+    """The number of the MSR that the test accesses, which its guest has in rcx; 0 if it accesses none."""
+    return next((instruction.arg for instruction in test.code if instruction.op in MSRS), 0)
 
 
 def _one(test: Test, index: int, addresses: list[int], labels: Mapping[str, int]) -> bytes:
-    if test.code[index].op in WITH_CPUID and not counts_spins(test):
-        return WITH_CPUID[test.code[index].op]
+    if test.code[index].op is Op.SPIN and not counts_spins(test):
+        return SELF_JUMP
+    if test.code[index].op is Op.PUSH and _has(test, Op.CPUID):
+        return PUSH_0
     return encode(test.code[index], index, addresses, labels)
 
 
