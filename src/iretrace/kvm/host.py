@@ -126,7 +126,7 @@ class HostRun(Thread):
     take their steps, and behind the schedule's last landing it is noted where a further one could matter.
 
     reduce: note only such landings; False: note every one (for tests of that claim). cpu: the debug registers that the
-    CPU has.
+    CPU has. watching: note any at all.
     """
 
     def __init__(
@@ -136,6 +136,7 @@ class HostRun(Thread):
         schedule: tuple[Landing, ...],
         reduce: bool,
         cpu: Debug = NO_HOST_DEBUG,
+        watching: bool = True,
     ) -> None:
         super().__init__(registers_of(cpu), registers_of(NO_HOST_DEBUG), registers_of(NO_HOST_DEBUG))
         self.vcpu = vcpu
@@ -151,7 +152,7 @@ class HostRun(Thread):
         self._last = schedule[-1][:2] if schedule else (0, -1)
         self._landed = 0
         self._next = schedule[0][0] if schedule else NEVER
-        self._watching = any(sender is not NO_SENDER for sender in senders)
+        self._watching = watching and any(sender is not NO_SENDER for sender in senders)
 
     def perform(self, entry: Callable[[Vcpu], int]) -> int:
         """The step, from where the thread goes on."""

@@ -46,7 +46,7 @@ from iretrace.kvm.kvm_host import (
 )
 from iretrace.kvm.revisions import Revision, find
 from iretrace.kvm.svm import gif_set, svm_enable_nmi_window, svm_get_nmi_mask
-from iretrace.kvm.trace import Tracer, first_line, statements
+from iretrace.kvm.trace import Statements, Tracer, first_line
 from iretrace.kvm.x86 import kvm_get_nr_pending_nmis
 from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit
 from iretrace.machine.ghcb import Ghcb
@@ -211,7 +211,7 @@ class BuiltinHypervisor:
         self._steps: dict[object, Pause] = {}
         self._untraced: dict[object, Callable[[], object]] = {"start": self._start}
         self._traced: set[object] = set()
-        self._lines: set[tuple[str, int]] = set()
+        self._lines = Statements()
 
     # Protocol. --------------------------------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class BuiltinHypervisor:
             self._steps[key] = known
             same_path = (key[:4], known.kind, tuple(run.cells), known.senders)
             if same_path not in self._traced:
-                self._untraced.setdefault(same_path, lambda: self._step(*key))
+                self._untraced.setdefault(same_path, lambda: self._step(*key, watching=False))
         return known
 
     def send(self, private: Private, sender: SenderState) -> Sent:
@@ -333,10 +333,10 @@ class BuiltinHypervisor:
         """How many distinct lines of this room have been executed so far. One step of those that access the same cells
         from the same state, and get senders as far, is run again with tracing on."""
         for again in self._untraced.values():
-            self._lines |= statements(again)
+            self._lines.add(again)
         self._traced.update(self._untraced)
         self._untraced.clear()
-        return len(self._lines)
+        return len(self._lines.lines)
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """What our KVM leaves out, and the options."""
@@ -378,10 +378,12 @@ class BuiltinHypervisor:
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
         cpu: Debug,
+        watching: bool = True,
     ) -> tuple[Pause, HostRun]:
+        """The result, and the run. watching: note where senders could land."""
         assert isinstance(private, State)
         vcpu = self._vcpu(private, unpack(Vmcb, vmcb), unpack(Ghcb, ghcb))
-        run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce, cpu)
+        run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce, cpu, watching)
         run.interrupts = int(vcpu.mode == OUTSIDE_GUEST_MODE)
         result = run.perform(ENTRIES[cause])
         if cause is not Cause.VMEXIT:

@@ -66,24 +66,31 @@ def _traced(call: Callable[[], T], trace: Callable[[FrameType, str, Any], Any]) 
         sys.settrace(before)
 
 
-def statements(call: Callable[[], object]) -> set[tuple[str, int]]:
-    """The (file, line) of our KVM that a call executes."""
-    lines: set[tuple[str, int]] = set()
+class Statements:
+    """The (file, line) of our KVM that calls execute. Functions of which all lines have been seen are not looked at."""
 
-    def enter(frame: FrameType, event: str, argument: Any) -> Any:
-        path = _file(frame.f_code)
-        if not path:
-            return None
+    def __init__(self) -> None:
+        self.lines: set[tuple[str, int]] = set()
+        self._left: dict[CodeType, set[int]] = {}
 
-        def line(frame: FrameType, event: str, argument: Any) -> Any:
-            if event == "line":
-                lines.add((path, frame.f_lineno))
-            return line
+    def add(self, call: Callable[[], object]) -> None:
+        """Those of one more call."""
+        _traced(call, self._enter)
 
-        return line
+    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        left = self._left.get(code)
+        if left is None:
+            lines = {line for _, _, line in code.co_lines() if line and line > code.co_firstlineno}
+            left = self._left[code] = lines if _file(code) else set()
+        return self._line if left else None
 
-    _traced(call, enter)
-    return lines
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        left = self._left[frame.f_code]
+        if event == "line" and frame.f_lineno in left:
+            left.discard(frame.f_lineno)
+            self.lines.add((_file(frame.f_code), frame.f_lineno))
+        return self._line if left else None
 
 
 class Tracer:
