@@ -40,12 +40,12 @@ def require(condition: bool, where: str, message: str) -> None:
 def check_bug(bug: dict[str, Any], tests: set[str]) -> None:
     """Refuse an entry with missing or unknown keys, or that names a test that is not shipped."""
     where = str(bug.get("id", "an entry without id"))
-    require(set(bug) - {"runs", "cannot_run"} == KEYS, where, f"the keys are {', '.join(sorted(KEYS))}")
+    require(set(bug) - {"runs", "cannot_run", "shown_live"} == KEYS, where, f"the keys are {', '.join(sorted(KEYS))}")
     require("runs" not in bug or "cannot_run" not in bug, where, "runs, and cannot_run: one of the two")
     for run in bug.get("runs", []):
         require(set(run) == RUN_KEYS, where, f"a run's keys are {', '.join(sorted(RUN_KEYS))}")
         require(run["state"] in RUN_STATES, where, f"a run's state is one of {', '.join(sorted(RUN_STATES))}")
-        shown = [by["test"] for by in bug["shown_by"]]
+        shown = [by["test"] for by in bug["shown_by"]] + bug.get("shown_live", [])
         require(
             any(run["command"].startswith(f"iretrace run {test} ") for test in shown),
             where,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from iretrace.cli.known import known_id, mark_known
+from iretrace.cli.known import known_id, mark_known, shown_live
 from iretrace.verdict import Assumption, Ledger, Result, Verdict
 
 
@@ -36,3 +36,9 @@ def test_what_is_listed_for_an_option_is_known_with_that_option_only() -> None:
     for what in ("nrips: 0", "nrips: value=0"):
         ledger = Ledger(assumptions=(Assumption("option", what, "", ""),))
         assert known_id(replace(plain, ledger=ledger)) == "int3-is-lost-behind-an-nmi-without-nrips"
+
+
+def test_a_live_run_shows_what_a_verdict_may_leave_open() -> None:
+    assert shown_live("watch-in-movss-shadow", "6.12.117") == "nmi-window-takes-the-guests-breakpoint"
+    assert shown_live("debugger-steps", "6.1.192") == "debugger-leaves-tf-in-frames"
+    assert shown_live("svme-off-keeps-gif", "7.3.4") == shown_live("maybe-nmi", "6.1.192") == ""

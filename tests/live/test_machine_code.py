@@ -11,7 +11,18 @@ import pytest
 from iretrace.litmus.corpus import shipped
 from iretrace.litmus.test import Instruction, Op
 from iretrace.live.guests import reason_not_to_run
-from iretrace.live.machine_code import ARMED, IDT, PAGE, UNMAPPED, NotRunnable, assemble, claimed_after, encode
+from iretrace.live.machine_code import (
+    ARMED,
+    IDT,
+    PAGE,
+    UNMAPPED,
+    NotRunnable,
+    assemble,
+    claimed_after,
+    counts_spins,
+    encode,
+    msr_of,
+)
 from tests.live.guests import TWO_NMIS, make_test
 
 INSTRUCTIONS = {
@@ -42,6 +53,8 @@ INSTRUCTIONS = {
     "mov rax, [rsp+8]": (Op.LOAD, 1, "mov rax, [rsp+8]"),
     "mov rax, [unmapped]": (Op.LOAD_BAD, 0, f"mov rax, [{UNMAPPED}]"),
     "mov rax, [noncanonical]": (Op.LOAD_BAD, 1, "mov rax, [r13]"),
+    "rdmsr efer": (Op.RDMSR, 0xC000_0080, "rdmsr"),
+    "wrmsr efer": (Op.WRMSR, 0xC000_0080, "wrmsr"),
     "show rax": (Op.SHOW, 0, "stosq"),
 }
 
@@ -131,3 +144,12 @@ def test_a_record_is_taken_by_the_second_instruction_of_a_stub() -> None:
     start, _ = program.stubs[2]
     code = program.chunks[start]
     assert code[6 : claimed_after()] == bytes.fromhex("4d0fc1c6")
+
+
+def test_a_guest_that_writes_an_msr_has_its_number_in_rcx_and_spins_without_counting() -> None:
+    text = TWO_NMIS.replace("    spin", "    mov rax, EFER\n    wrmsr efer\n    spin", 1)
+    test = make_test(text)
+    assert (msr_of(test), counts_spins(test)) == (0xC000_0080, False)
+    assert (msr_of(make_test(TWO_NMIS)), counts_spins(make_test(TWO_NMIS))) == (0, True)
+    with pytest.raises(NotRunnable, match="CPUID overwrites"):
+        assemble(make_test(text.replace("wrmsr efer", "wrmsr efer\n    cpuid")), {})

@@ -39,10 +39,17 @@ def listed(test: str, vcpu: str, host: str, version: str, options: frozenset[str
     for bug in bugs():
         here = (by for by in bug["shown_by"] if "option" not in by or by["option"] in options)
         shown = {(by["test"], by["vcpu"], by["host"]) for by in here}
-        affected = {_series(tree["version"]) for tree in bug["trees"] if tree["state"] == "affected"}
-        if (test, vcpu, host) in shown and _series(version) in affected:
+        if (test, vcpu, host) in shown and _affects(bug, version):
             return str(bug["id"])
     return ""
+
+
+def shown_live(test: str, version: str) -> str:
+    """The id of the entry that a live run of this test shows on this series; "" if none. A verdict may rest on a rule
+    of the processor that is disputed, where a run does not."""
+    affected = (bug for bug in bugs() if test in bug.get("shown_live", []) and _affects(bug, version))
+    entries = [listed(test, "plain", host, version) for host in ("tickless", "ticking")]
+    return max(entries) or str(next((bug["id"] for bug in affected), ""))
 
 
 def mark_known(results: Iterable[Result]) -> list[Result]:
@@ -50,6 +57,10 @@ def mark_known(results: Iterable[Result]) -> list[Result]:
     return [
         replace(result, known=known_id(result)) if result.verdict is Verdict.VIOLATED else result for result in results
     ]
+
+
+def _affects(bug: dict[str, Any], version: str) -> bool:
+    return _series(version) in {_series(tree["version"]) for tree in bug["trees"] if tree["state"] == "affected"}
 
 
 def _series(version: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from iretrace.cli.driver import Request, run, source_of
-from iretrace.cli.known import listed
+from iretrace.cli.known import shown_live
 from iretrace.cli.stored import Stored, cache_directory
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
@@ -154,8 +154,7 @@ def _late(seen: Seen) -> list[Late]:
 
 def _strange(seen: Seen, place: Place) -> list[Strange]:
     """Runs that the processor could not show, with the key of the known bug that this test shows on this kernel."""
-    entries = [listed(seen.test.name, "plain", host, place.linux) for host in HOSTS if place.linux]
-    known = max(entries, default="")
+    known = shown_live(seen.test.name, place.linux) if place.linux else ""
     return [Strange(outcome, why, count, fault, known) for (outcome, why, fault), count in seen.strange.items()]
 
 
