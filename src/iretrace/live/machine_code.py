@@ -125,8 +125,6 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
     if test.cold_code >= 0:
         raise NotRunnable("an instruction on a cold page is not in live guests yet")
     starts = sorted([test.main, *(start for _, start in test.handlers)])
-    if _has(test, Op.CPUID) and any(_has(test, op) for op in (*USE_RAX, *MSRS)):
-        raise NotRunnable("CPUID overwrites RAX and RCX")
     labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
     stubs = {start: _entry_stub(vector, test) for vector, start in test.handlers} | {test.main: _main_stub()}
     addresses = _addresses(test, starts, cuts)
