@@ -26,9 +26,14 @@ def told(result: Result) -> tuple[object, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "kind"), [("nmi-and-irq", "plain"), ("irq-before-iret", "plain"), ("two-nmis-on-cold-stack", "sev-es")]
+    ("name", "kind", "revision"),
+    [
+        ("nmi-and-irq", "plain", "v6.1"),
+        ("irq-before-iret", "plain", "v7.3"),
+        ("two-nmis-on-cold-stack", "sev-es", "v6.1"),
+        ("vnmi-at-hlt", "vnmi", "v7.3"),
+    ],
 )
-@pytest.mark.parametrize("revision", ["v6.1", "v7.3"])
 def test_merging_landings_changes_nothing(name: str, kind: str, revision: str) -> None:
     (test,) = select([name])
     each, merged = (BuiltinHypervisor(revision, kind, merge=merge) for merge in (False, True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
 from iretrace.explore.turns import digest
@@ -30,6 +31,12 @@ from iretrace.subset import pack, unpack
 from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, SenderState
 
 NEVER = 1 << 62
+
+CELLS = tuple(
+    attrgetter(field)
+    for field in ("nmi_queued", "requests", "mode", "sleeping", "signal_pending", "irr", "pending_init")
+)
+"""What is in each cell (CELL_*)."""
 
 
 class SenderStep(NamedTuple):
@@ -145,8 +152,8 @@ class HostRun(Thread):
         self.openings: list[Landing] = []
         self.turns: list[bytes] = []
         """For each opening everything that decides how the step goes on if that landing is made, as a digest."""
-        self.cells: list[int] = []
-        """The cells accessed, in order."""
+        self.found: list[int] = []
+        """The cells accessed, in order, with what was in them."""
         self._reduce = reduce
         self._schedule = schedule
         self._last = schedule[-1][:2] if schedule else (0, -1)
@@ -160,16 +167,16 @@ class HostRun(Thread):
 
     def access(self, cell: int, bits: int, how: int) -> None:
         """A shared cell is about to be accessed: `shared()` of the restricted Python."""
-        k = len(self.cells)
-        self.cells.append(cell)
+        k = len(self.found)
         if k == self._next:
             self._land(k)
+        self.found.append(CELLS[cell](self.vcpu) << 3 | cell)
         if self._watching and k >= self._last[0]:
             self._open(k, cell, bits, how)
 
     def hand_over(self) -> None:
         """The end of the step, where senders can land for the last time."""
-        k = len(self.cells)
+        k = len(self.found)
         if k == self._next:
             self._land(k)
         if self._watching and not self._reduce:

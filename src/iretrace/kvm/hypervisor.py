@@ -252,7 +252,7 @@ class BuiltinHypervisor:
         if known is None:
             known, run = self._step(*key)
             self._steps[key] = known
-            same_path = (key[:4], known.kind, tuple(run.cells), known.senders)
+            same_path = (key[:4], tuple(run.found), known.senders)
             if same_path not in self._traced:
                 self._untraced.setdefault(same_path, lambda: self._step(*key, watching=False))
         return known
@@ -330,8 +330,8 @@ class BuiltinHypervisor:
         return tracer.executed(pause.kind, self.view(pause.private))
 
     def statements(self) -> int:
-        """How many distinct lines of this room have been executed so far. One step of those that access the same cells
-        from the same state, and get senders as far, is run again with tracing on."""
+        """How many distinct lines of this room have been executed so far. One step of those that go on from the same
+        state, find the same in shared cells and get senders as far is run again with tracing on."""
         for again in self._untraced.values():
             self._lines.add(again)
         self._traced.update(self._untraced)
