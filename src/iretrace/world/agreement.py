@@ -169,6 +169,9 @@ class Side:
         self._left_out = left_out
         self.name = hypervisor.name
         self.product = Product(test, vcpu, host, hypervisor)
+        self._calls = not any(arrival.debugger for arrival in test.outside)
+        """The VMM makes its calls. A debugger's, which stop the guest at every instruction, are left out."""
+        self.product.monitor.start()  # never asked: the two are compared with each other, not with the processor
         self.unmodelled: set[str] = set()
         self._defects: dict[Point, str] = {}
         self._labels: dict[tuple[int, bool], Label] = {}
@@ -192,6 +195,11 @@ class Side:
             return
         core = self.product.core(point)
         if core.phase == Phase.HOST and letter == "host":
+            called = self.product.ioctl(point) if core.cause == Cause.RERUN and self._calls else None
+            if called is not None:
+                target = called.target if isinstance(called.target, Point) else point._replace(core=-1)
+                yield self.made(target.core, target.senders, called.defect, called.unmodelled)
+                return
             for step in self.product.host_steps(point):
                 yield self.made(step.core, step.senders, step.defect, step.unmodelled)
         elif core.phase == Phase.BLOCKED and letter == "wake":
@@ -236,7 +244,9 @@ class Side:
             return
         for number in self.product.sendable(point):
             step = self.product.sender_step(point, number)
-            senders = (*point.senders[:number], step.sender, *point.senders[number + 1 :])
+            ends = step.sender == FINISHED and self._calls
+            left = self.product.vcpu.finished(number) if ends else step.sender
+            senders = (*point.senders[:number], left, *point.senders[number + 1 :])
             yield self.made(step.core, senders, "", step.sent.unmodelled)
 
     # What is compared. ------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ class Product:
                 yield Edge(Kind.TICK, TICK_LABEL, state._replace(core=self.vcpu.interrupted(state.core)))
         elif core.phase == Phase.HOST:
             if core.cause == Cause.RERUN:
-                if (ioctl := self._ioctl(state)) is not None:
+                if (ioctl := self.ioctl(state)) is not None:
                     yield ioctl
                     return
                 yield from self._sends(state)
@@ -249,7 +249,7 @@ class Product:
             ]
         return known
 
-    def _ioctl(self, state: Point) -> Edge | None:
+    def ioctl(self, state: Point) -> Edge | None:
         """What the VMM does before it calls KVM_RUN again, one thing after the other."""
         asked = next((n for n in self._by_vmm if state.senders[n] == ASKED), -1)
         hit = self.core(state).debugger == Attached.HIT
