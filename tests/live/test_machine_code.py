@@ -151,3 +151,8 @@ def test_a_guest_that_writes_an_msr_has_its_number_in_rcx_and_spins_without_coun
     test = make_test(text)
     assert (msr_of(test), counts_spins(test)) == (0xC000_0080, False)
     assert (msr_of(make_test(TWO_NMIS)), counts_spins(make_test(TWO_NMIS))) == (0, True)
+
+
+def test_a_guest_that_goes_to_another_stack_is_left_out() -> None:
+    [test] = [test for test in shipped() if test.name == "iret-on-cold-stack"]
+    assert reason_not_to_run(test) == "RSP goes to another stack, which lies elsewhere in a live guest"

@@ -124,6 +124,8 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
         raise NotRunnable("QEMU raises #NP where IRETQ loads an SS that is not present")
     if test.cold_code >= 0:
         raise NotRunnable("an instruction on a cold page is not in live guests yet")
+    if any(instruction.op is Op.ADD_RSP and instruction.arg > STACK_WORDS // 2 for instruction in test.code):
+        raise NotRunnable("RSP goes to another stack, which lies elsewhere in a live guest")
     starts = sorted([test.main, *(start for _, start in test.handlers)])
     labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
     stubs = {start: _entry_stub(vector, test) for vector, start in test.handlers} | {test.main: _main_stub()}
