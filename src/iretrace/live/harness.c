@@ -558,9 +558,11 @@ static void send(unsigned i, int64_t spins)
 	for (unsigned earlier = 0; earlier < i && by_vmm(i); earlier++)
 		if (by_vmm(earlier) && !fired[earlier])
 			send(earlier, spins);
+	/* The thread that waits for a place, and the one that comes to it, may both be here. */
+	if (__atomic_exchange_n(&fired[i], 1, __ATOMIC_SEQ_CST))
+		return;
 	sent_after[i] = logged();
 	sent_at[i] = spins;
-	fired[i] = 1;
 	if (spins >= 0)
 		mark_trace();
 	if (guest->arrival[i].kind == SIGNAL)
