@@ -1,11 +1,18 @@
-"""What our KVM does about EFER.SVME, CLGI and STGI of a guest that has SVM, function by function."""
+"""What our KVM does about EFER.SVME, CLGI, STGI and VMRUN of a guest that has SVM, function by function."""
 
 from __future__ import annotations
 
 import pytest
 
-from iretrace.kvm.exceptions import GP_VECTOR
-from iretrace.kvm.kvm_host import AGAIN, KVM_REQ_EVENT, KVM_REQ_RECALC_INTERCEPTS, Vcpu
+from iretrace.kvm.exceptions import GP_VECTOR, UD_VECTOR
+from iretrace.kvm.kvm_host import (
+    AGAIN,
+    KVM_REQ_EVENT,
+    KVM_REQ_RECALC_INTERCEPTS,
+    NOT_MODELLED_L2,
+    TO_USERSPACE,
+    Vcpu,
+)
 from iretrace.kvm.nested import set_efer, svm_recalc_instruction_intercepts, svm_set_efer, svm_set_gif
 from iretrace.kvm.svm import gif_set, svm_enable_nmi_window
 from iretrace.kvm.svm_exits import svm_invoke_exit_handler
@@ -17,6 +24,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_CLGI,
     SVM_EXIT_MSR,
     SVM_EXIT_STGI,
+    SVM_EXIT_VMRUN,
 )
 from tests.kvm.rig import make_vcpu
 
@@ -53,6 +61,23 @@ def test_an_exit_for_clgi_or_stgi_moves_the_guests_gif(code: int, gif: bool, vgi
     vcpu.svm.vmcb.exit_code, vcpu.svm.vmcb.next_rip = code, 11
     assert svm_invoke_exit_handler(vcpu, code) == AGAIN
     assert (gif_set(vcpu), vcpu.rip) == (gif, 11)
+
+
+@pytest.mark.parametrize("revision", ["v6.1", "v6.12", "v7.3"])
+def test_vmrun_of_a_guest_without_svme_is_ud(revision: str) -> None:
+    """vmrun_interception(): nested_svm_check_permissions()."""
+    vcpu = make_vcpu(revision=revision)
+    vcpu.rip, vcpu.svm.vmcb.next_rip = 5, 6
+    assert svm_invoke_exit_handler(vcpu, SVM_EXIT_VMRUN) == AGAIN
+    assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.rip) == (1, UD_VECTOR, 5)
+    assert vcpu.thread.unmodelled == 0
+
+
+def test_vmrun_of_a_guest_with_svme_is_not_modelled() -> None:
+    """vmrun_interception(): nested_svm_vmrun()."""
+    vcpu = with_svm()
+    assert svm_invoke_exit_handler(vcpu, SVM_EXIT_VMRUN) == TO_USERSPACE
+    assert (vcpu.thread.unmodelled, vcpu.exception_pending) == (NOT_MODELLED_L2, 0)
 
 
 @pytest.mark.parametrize(("nmi_pending", "irr"), [(0, 0), (1, 0), (0, 1)])

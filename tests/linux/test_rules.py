@@ -35,6 +35,7 @@ EVENT_PATH = """
     sev_init_vmcb sev_es_init_vmcb svm_vcpu_reset svm_vcpu_create kvm_vcpu_reset kvm_arch_vcpu_create
     svm_prepare_switch_to_guest sev_es_prepare_switch_to_guest is_guest_mode nested_exit_on_nmi is_vnmi_enabled
     get_vgif_vmcb svm_is_intercept vmcb_set_intercept vmcb_clr_intercept vmcb_is_intercept
+    vmrun_interception nested_svm_check_permissions
 """.split()
 """Functions that must run as the tree has them (design: "Reading a kernel tree")."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from iretrace.litmus.corpus import shipped
+from iretrace.litmus.parse import parse
 from iretrace.litmus.test import Instruction, Op
 from iretrace.live.guests import reason_not_to_run
 from iretrace.live.machine_code import (
@@ -55,6 +56,7 @@ INSTRUCTIONS = {
     "mov rax, [noncanonical]": (Op.LOAD_BAD, 1, "mov rax, [r13]"),
     "rdmsr efer": (Op.RDMSR, 0xC000_0080, "rdmsr"),
     "wrmsr efer": (Op.WRMSR, 0xC000_0080, "wrmsr"),
+    "vmrun rax": (Op.VMRUN, 0, "vmrun"),
     "show rax": (Op.SHOW, 0, "stosq"),
 }
 
@@ -137,6 +139,12 @@ def test_no_two_parts_of_a_guest_overlap() -> None:
 def test_encrypted_guests_cannot_be_assembled() -> None:
     with pytest.raises(NotRunnable, match="what only encrypted guests can do"):
         assemble(next(test for test in shipped() if test.name == "nmi-complete-then-spin"), {})
+
+
+def test_a_guest_that_enters_one_of_its_own_is_not_run() -> None:
+    code = "main:\nmov rax, EFER + SVME\nwrmsr efer\nvmrun rax\nspin\n"
+    with pytest.raises(NotRunnable, match="has no contract"):
+        assemble(parse(f"test t\nabout A hypervisor.\nvcpu plain\n\n{code}", "t.litmus"), {})
 
 
 def test_a_record_is_taken_by_the_second_instruction_of_a_stub() -> None:

@@ -27,6 +27,7 @@ from iretrace.machine.cpu import (
     OP_SPIN,
     OP_STGI,
     OP_UD2,
+    OP_VMRUN,
     OP_WRMSR,
     STACK_WORDS,
     UD_VECTOR,
@@ -38,6 +39,7 @@ from iretrace.machine.vmcb import (
     INTERCEPT_MSR_PROT,
     SVM_EXIT_EFER_WRITE_TRAP,
     SVM_EXIT_MSR,
+    SVM_EXIT_VMRUN,
     TRAP_EFER_WRITE,
     V_GIF_ENABLE_MASK,
     V_GIF_MASK,
@@ -90,6 +92,36 @@ def test_gif_instructions_are_ud_without_svme(op: int) -> None:
     """APM vol. 2, Enabling SVM. (STGI would work with SKINIT, which no guest here has.)"""
     on = rig(op, handlers=EVENTS).bare()
     assert (on.delivered(), on.cpu.gif) == (UD_VECTOR, 1)
+
+
+def test_vmrun_is_ud_without_svme() -> None:
+    """APM vol. 2, Enabling SVM."""
+    on = rig(OP_NOP, OP_VMRUN, handlers=EVENTS).bare(2)
+    assert (on.delivered(), on.frame()[0], on.cpu.door) == (UD_VECTOR, 1, 0)
+
+
+def test_vmrun_with_svme_is_a_door_and_does_nothing() -> None:
+    """APM vol. 2, VMRUN Instruction: the guest that it would enter is not modelled."""
+    on = with_svm(OP_NOP, OP_VMRUN, OP_SPIN).bare(2)
+    assert (on.delivered(), on.cpu.rip, on.cpu.door) == (-1, 1, SVM_EXIT_VMRUN)
+
+
+@pytest.mark.parametrize("svme", [0, EFER_SVME])
+def test_vmrun_exits_in_any_guest(svme: int) -> None:
+    """APM vol. 2, VMRUN Instruction: a VMCB without the intercept of VMRUN is not legal; the processor has SVME set."""
+    on = rig(OP_NOP, OP_VMRUN, OP_SPIN, handlers=EVENTS)
+    on.cpu.efer |= svme
+    on.enter().guest(2)
+    assert (on.vmcb.exit_code, on.vmcb.rip, on.vmcb.next_rip) == (SVM_EXIT_VMRUN, 1, 2)
+    assert (on.cpu.guest_mode, on.cpu.door, on.delivered()) == (0, 0, -1)
+
+
+@pytest.mark.parametrize("guest", [False, True])
+def test_an_encrypted_guests_vmrun_is_vc(guest: bool) -> None:
+    """APM vol. 2, Types of Exits (SEV-ES): not an automatic exit."""
+    on = rig(OP_VMRUN, handlers={VC_VECTOR: [OP_SPIN]}, sev_es=True)
+    on = on.enter().guest() if guest else on.bare()
+    assert (on.cpu.rip, on.cpu.memory[on.cpu.rsp], on.cpu.door) == (HANDLER, SVM_EXIT_VMRUN, 0)
 
 
 def test_gif_does_not_hold_a_single_step() -> None:

@@ -38,6 +38,7 @@ from iretrace.machine.cpu import (
     OP_SYSRET,
     OP_TO_DR,
     OP_TO_R11,
+    OP_VMRUN,
     OP_WRMSR,
     PAGE_CODE,
     PAGE_NMI,
@@ -166,9 +167,9 @@ def test_the_fault_comes_before_the_intercept() -> None:
     assert on.delivered() == GP_VECTOR
 
 
-@pytest.mark.parametrize("op", [OP_STGI, OP_CLGI])
+@pytest.mark.parametrize("op", [OP_STGI, OP_CLGI, OP_VMRUN])
 def test_an_svm_instruction_in_user_mode_is_ud_alone_and_gp_in_a_guest(op: int) -> None:
-    """APM vol. 3, CLGI; STGI: #UD if EFER.SVME is 0, #GP if CPL is not 0. In a guest it is set."""
+    """APM vol. 3, CLGI; STGI; VMRUN: #UD if EFER.SVME is 0, #GP if CPL is not 0. In a guest it is set."""
     assert user(rig(op, handlers=FAULTS)).bare().delivered() == UD_VECTOR
     on = user(rig(op, handlers=FAULTS))
     on.vmcb.intercept_word4 |= 3 << INTERCEPT_CLGI - 1 - 128

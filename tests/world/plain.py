@@ -33,6 +33,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_SHUTDOWN,
     SVM_EXIT_STGI,
     SVM_EXIT_VINTR,
+    SVM_EXIT_VMRUN,
     SVM_INTERRUPT_SHADOW_MASK,
     V_INTR_MASKING_MASK,
     V_INTR_PRIO_MASK,
@@ -86,7 +87,7 @@ MISTAKES = {
     "stay": "an instruction that was skipped leaves its interrupt shadow",
     "trapless": "an instruction that was skipped does not trap, although TF is set",
     "gif": "CLGI and STGI are not intercepted",
-    "ud": "CLGI and STGI are skipped",
+    "ud": "CLGI, STGI and VMRUN are skipped",
     "forget": "EXITINTINFO is ignored",
     "soft": "INT n is injected again without nRIP",
     "again": "an event that is injected again is also kept",
@@ -233,7 +234,7 @@ class Plain:
             state.iret_seen, state.iret_rip = 1, vmcb.rip
             if self.mistake == "early":
                 state.iret_seen = state.masked = 0
-        elif code in (SVM_EXIT_STGI, SVM_EXIT_CLGI):
+        elif code in (SVM_EXIT_STGI, SVM_EXIT_CLGI, SVM_EXIT_VMRUN):
             if self.mistake == "ud":
                 self._skip(state, vmcb)
             else:

@@ -33,6 +33,7 @@ SINGLE = [
     "ud2",
     "clgi",
     "stgi",
+    "vmrun rax",
 ]
 STEP = "pushfq\n    or qword [rsp], TF\n    popfq"
 MARK = "mark {}"

@@ -31,6 +31,7 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_SMI,
     NOT_MODELLED_EXCEPTIONS,
     NOT_MODELLED_EXIT,
+    NOT_MODELLED_L2,
     NOT_MODELLED_LOOP,
     NOT_MODELLED_VMGEXIT,
     OUTSIDE_GUEST_MODE,
@@ -125,6 +126,7 @@ UNMODELLED = {
     NOT_MODELLED_VMGEXIT: "our KVM does not know this VMGEXIT (kvm/sev.py); a Linux tree may",
     NOT_MODELLED_EXCEPTIONS: "our KVM does not combine two exceptions (kvm/exceptions.py); a Linux tree does",
     NOT_MODELLED_LOOP: "our KVM goes round and round without a hand-over",
+    NOT_MODELLED_L2: "our KVM has no nested_svm_vmrun() (kvm/nested.py): no L2 is modelled, in a Linux tree neither",
 }
 
 WARNS = {

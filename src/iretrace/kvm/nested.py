@@ -1,11 +1,20 @@
-"""SVM as the guest has it: EFER.SVME, CLGI and STGI (svm.c, nested.c), and EFER (x86.c, msrs.c). No L2 is modelled."""
+"""SVM as the guest has it: SVME, CLGI, STGI, VMRUN (svm.c, nested.c), and EFER (x86.c, msrs.c). No L2 is modelled."""
 
 from __future__ import annotations
 
 from iretrace.kvm.debug import kvm_skip_emulated_instruction
 from iretrace.kvm.differences import SINCE_CLEARING_SVME_KEEPS_GIF, SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME
 from iretrace.kvm.exceptions import UD_VECTOR, kvm_inject_gp, kvm_queue_exception
-from iretrace.kvm.kvm_host import AGAIN, KVM_REQ_EVENT, KVM_REQ_RECALC_INTERCEPTS, Vcpu, kvm_make_request, since
+from iretrace.kvm.kvm_host import (
+    AGAIN,
+    KVM_REQ_EVENT,
+    KVM_REQ_RECALC_INTERCEPTS,
+    NOT_MODELLED_L2,
+    Vcpu,
+    kvm_make_request,
+    not_modelled,
+    since,
+)
 from iretrace.kvm.lapic import kvm_apic_has_interrupt, kvm_apic_has_pending_init_or_sipi
 from iretrace.kvm.svm import enable_gif, svm_clear_vintr, svm_clr_intercept, svm_set_intercept
 from iretrace.machine.vmcb import (
@@ -77,6 +86,13 @@ def svm_instruction_interception(vcpu: Vcpu) -> u8:
     r: u8 = kvm_skip_emulated_instruction(vcpu)
     svm_set_gif(vcpu, vcpu.svm.vmcb.exit_code == SVM_EXIT_STGI)
     return r
+
+
+def vmrun_interception(vcpu: Vcpu) -> u8:
+    """VMRUN: what follows where the guest has set SVME is nested_svm_vmrun(), for an L2."""
+    if nested_svm_refuses(vcpu):
+        return AGAIN
+    return not_modelled(vcpu, NOT_MODELLED_L2)
 
 
 # EFER.

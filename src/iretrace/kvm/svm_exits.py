@@ -18,7 +18,7 @@ from iretrace.kvm.kvm_host import (
     not_modelled,
     since,
 )
-from iretrace.kvm.nested import efer_trap, msr_interception, svm_instruction_interception
+from iretrace.kvm.nested import efer_trap, msr_interception, svm_instruction_interception, vmrun_interception
 from iretrace.kvm.reset import shutdown_interception
 from iretrace.kvm.smm import rsm_interception
 from iretrace.kvm.svm import (
@@ -45,6 +45,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_SHUTDOWN,
     SVM_EXIT_STGI,
     SVM_EXIT_VINTR,
+    SVM_EXIT_VMRUN,
 )
 from iretrace.subset import u8, u64
 
@@ -153,6 +154,8 @@ def svm_invoke_svm_handler(vcpu: Vcpu, exit_code: u64) -> u8:
         return icebp_interception(vcpu)
     if exit_code == SVM_EXIT_STGI or exit_code == SVM_EXIT_CLGI:
         return svm_instruction_interception(vcpu)
+    if exit_code == SVM_EXIT_VMRUN:
+        return vmrun_interception(vcpu)
     if exit_code == SVM_EXIT_MSR:
         return msr_interception(vcpu)
     if exit_code == SVM_EXIT_RSM:

@@ -144,7 +144,7 @@ class Machine:
 
 def exit_handlers(index: NotingIndex) -> set[str]:
     """Handlers of the exits that a guest of this slice causes. Only whether they are there is asked."""
-    events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "dr", "ud", "stgi", "clgi", "msr")
+    events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "dr", "ud", "stgi", "clgi", "vmrun", "msr")
     wanted = {f"{event}_interception" for event in events} | EXITS
     with index.unnoted():
         return {name for name in wanted if index.function(name) is not None}

@@ -189,7 +189,7 @@ class _Builder:
             self.source.fail_at(at, "vmgexit forward makes sense in vc: only; write the event, such as vmgexit cpuid")
 
     def is_ud(self, statement: Statement) -> bool:
-        """CLGI or STGI of a guest that never writes EFER, nor gets #VC for it."""
+        """CLGI, STGI or VMRUN of a guest that never writes EFER, nor gets #VC for it."""
         code = [other for part in self.draft.sections.values() for other in part.code]
         writes = any(other.op == Op.WRMSR for other in code)
         return statement.op in NEEDS_SVME and not writes and bool(self.kinds(encrypted=False))
@@ -202,7 +202,7 @@ class _Builder:
             self.source.fail_at(statement.at, what)
 
     def check_kinds(self, section: Section) -> None:
-        """Only encrypted guests have #VC and a GHCB, which has no event for CLGI and STGI."""
+        """Only encrypted guests have #VC and a GHCB, which has no event for CLGI, STGI and VMRUN."""
         encrypted, others = self.kinds(encrypted=True), self.kinds(encrypted=False)
         if section.name == "vc" and not encrypted:
             self.source.fail_at(section.at, f"'{others[0]}' guests get no #VC; drop 'vc:', or write 'vcpu sev-es'")

@@ -92,6 +92,7 @@ FIXED = {
     "show": (Op.SHOW, ("rax",), "show rax"),
     "rdmsr": (Op.RDMSR, ("efer",), "rdmsr efer"),
     "wrmsr": (Op.WRMSR, ("efer",), "wrmsr efer"),
+    "vmrun": (Op.VMRUN, ("rax",), "vmrun rax"),
 }
 """Instructions that the language has with one operand only: what they are, the operand's words, their text."""
 
@@ -155,10 +156,10 @@ CHANGES_RAX = (Op.CPUID,)
 USES_RAX = (Op.SHOW, Op.TO_DR, Op.TO_R11, Op.SYSRET, Op.RDMSR, Op.WRMSR)
 """Instructions by which the value of RAX shows, or that of RCX, which CPUID changes as well."""
 
-RAISES_OWN_VC = (Op.STGI, Op.CLGI)
+RAISES_OWN_VC = (Op.STGI, Op.CLGI, Op.VMRUN)
 """Instructions that raise a #VC in an SEV-ES guest which no GHCB event answers: the test has to handle it."""
 
-NEEDS_SVME = (Op.STGI, Op.CLGI)
+NEEDS_SVME = (Op.STGI, Op.CLGI, Op.VMRUN)
 """Instructions that are #UD while EFER.SVME is 0, as it is when main starts."""
 
 NOT_ENCRYPTED = (Op.RSM,)

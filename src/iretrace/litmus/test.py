@@ -82,6 +82,8 @@ class Op(IntEnum):
     """`rdmsr efer`: RAX := EFER. arg: the number of the MSR."""
     WRMSR = 41
     """`wrmsr efer`: EFER := RAX. arg: the number of the MSR."""
+    VMRUN = 42
+    """`vmrun rax`: enters the guest whose VMCB is at RAX, which is not modelled; #UD unless EFER.SVME is set."""
     RSM = 48
     """Leaves SMM; #UD elsewhere."""
 

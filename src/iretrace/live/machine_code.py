@@ -68,6 +68,7 @@ FIXED = {
     Op.INT3: b"\xcc",
     Op.STGI: b"\x0f\x01\xdc",
     Op.CLGI: b"\x0f\x01\xdd",
+    Op.VMRUN: b"\x0f\x01\xd8",
     Op.UD2: b"\x0f\x0b",
     Op.RSM: b"\x0f\xaa",
 }
@@ -122,6 +123,8 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
         raise NotRunnable("user mode and SYSCALL are not in live guests yet")
     if any(vector == VECTORS["ss"] for vector, _ in test.handlers):
         raise NotRunnable("QEMU raises #NP where IRETQ loads an SS that is not present")
+    if {Op.VMRUN, Op.WRMSR} <= {instruction.op for instruction in test.code}:
+        raise NotRunnable("VMRUN of a guest that writes EFER has no contract")
     if test.cold_code >= 0:
         raise NotRunnable("an instruction on a cold page is not in live guests yet")
     if any(instruction.op is Op.ADD_RSP and instruction.arg > STACK_WORDS // 2 for instruction in test.code):

@@ -103,6 +103,7 @@ OP_RSM = 48
 
 OP_RDMSR = 40
 OP_WRMSR = 41
+OP_VMRUN = 42
 
 VC_FORWARD = 0xFFFF_FFFF
 
@@ -241,7 +242,8 @@ class Cpu:
     cold: u8
     """Bit p: nested paging has not mapped page p."""
     door: u64
-    """On bare metal: the software exit code of the VMGEXIT that this step executed; the world answers it."""
+    """On bare metal: the software exit code of the VMGEXIT that this step executed; the world answers it. Or
+    SVM_EXIT_VMRUN, if it would enter a guest."""
     read_dr6: u32
     """In a guest whose reads of DR6 are intercepted: what its hypervisor has them find."""
     seen: u8

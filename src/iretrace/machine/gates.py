@@ -1,4 +1,4 @@
-"""EFER and the global interrupt flag: who may set SVME, and what CLGI and STGI do."""
+"""EFER and the global interrupt flag: who may set SVME, what CLGI and STGI do, and VMRUN of a guest."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from iretrace.machine.vmcb import (
     INTERCEPT_CLGI,
     INTERCEPT_MSR_PROT,
     INTERCEPT_STGI,
+    INTERCEPT_VMRUN,
     SVM_EXIT_EFER_WRITE_TRAP,
     SVM_EXIT_MSR,
+    SVM_EXIT_VMRUN,
     TRAP_EFER_WRITE,
     V_GIF_ENABLE_MASK,
     V_GIF_MASK,
@@ -57,6 +59,20 @@ def gif_instruction_is_vc(m: Machine, cpu: Cpu, vmcb: Vmcb, number: u8) -> bool:
     """An SEV-ES guest has SVME set and no SVM: its hypervisor can only have CLGI and STGI raise #VC. On the machine
     alone they stand for that."""
     return m.sev_es != 0 and (cpu.guest_mode == 0 or intercepted(vmcb, number))
+
+
+@rule("AMD64 APM vol. 2", "Enabling SVM; VMRUN Instruction; Types of Exits (SEV-ES)", "read")
+def vmrun_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """VMRUN is #UD unless EFER.SVME is set, and exits in every guest, as no VMCB without that intercept is legal. What
+    it does on the machine alone has no contract, as guests of guests are not modelled (Cpu.door)."""
+    if gif_instruction_is_vc(m, cpu, vmcb, INTERCEPT_VMRUN):
+        raise_vc(m, cpu, vmcb, INTERCEPT_VMRUN)
+        return
+    if cpu.efer & EFER_SVME == 0:
+        raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
+        return
+    if not exits_instead(m, cpu, vmcb, INTERCEPT_VMRUN):
+        cpu.door = SVM_EXIT_VMRUN
 
 
 # EFER.

@@ -48,6 +48,7 @@ from iretrace.machine.cpu import (
     OP_UD2,
     OP_VC_DB,
     OP_VMGEXIT,
+    OP_VMRUN,
     OP_WRMSR,
     PAGE_CODE,
     PAGE_WORDS,
@@ -79,7 +80,7 @@ from iretrace.machine.delivery import (
     raise_gp,
     raise_vc,
 )
-from iretrace.machine.gates import gif_instruction, msr_instruction
+from iretrace.machine.gates import gif_instruction, msr_instruction, vmrun_instruction
 from iretrace.machine.ghcb import GHCB_GPA, Ghcb
 from iretrace.machine.privilege import (
     RPL,
@@ -401,6 +402,8 @@ def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         gif_instruction(m, cpu, vmcb, op)
     elif OP_RDMSR <= op <= OP_WRMSR:
         msr_instruction(m, cpu, vmcb, op)
+    elif op == OP_VMRUN:
+        vmrun_instruction(m, cpu, vmcb)
     elif op == OP_UD2:
         raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
     elif op == OP_RSM:

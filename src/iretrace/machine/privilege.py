@@ -19,6 +19,7 @@ from iretrace.machine.cpu import (
     OP_STGI,
     OP_SYSRET,
     OP_TO_DR,
+    OP_VMRUN,
     OP_WRMSR,
     SHADOW_NONE,
     SS_VECTOR,
@@ -46,13 +47,13 @@ SELECTOR = 0xFFFC
 """What an error code has of a selector."""
 
 
-@rule("AMD64 APM vol. 3", "CLI; STI; HLT; MOV (DRn); RDMSR; SYSRET: #GP(0); CLGI, STGI: #UD without SVME", "memory")
+@rule("AMD64 APM vol. 3", "CLI; STI; HLT; MOV (DRn); RDMSR; SYSRET: #GP(0); CLGI; STGI; VMRUN: #UD first", "memory")
 def privileged(cpu: Cpu, op: u8) -> bool:
-    """In user mode, with IOPL 0, these are #GP(0), before any intercept. CLGI and STGI are so where EFER.SVME is set,
-    as it is in hardware for every guest; else they are no instructions."""
+    """In user mode, with IOPL 0, these are #GP(0), before any intercept. CLGI, STGI and VMRUN are so where EFER.SVME
+    is set, as it is in hardware for every guest; else they are no instructions."""
     if cpu.cpl == 0:
         return False
-    if OP_STGI <= op <= OP_CLGI:
+    if OP_STGI <= op <= OP_CLGI or op == OP_VMRUN:
         return cpu.efer & EFER_SVME != 0
     if OP_TO_DR <= op <= OP_FROM_DR or OP_CLI <= op <= OP_HLT or OP_RDMSR <= op <= OP_WRMSR:
         return True

@@ -19,6 +19,7 @@ from iretrace.explore.graph import Edge, Kind
 from iretrace.explore.monitor import EMPTY, Monitor
 from iretrace.litmus.test import Arrival, Test
 from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
+from iretrace.machine.vmcb import SVM_EXIT_VMRUN
 from iretrace.subset import unpack
 from iretrace.world.debugger import ACTIONS, Attached, without_tf
 from iretrace.world.ioctls import CALLS, by_vmm
@@ -116,7 +117,7 @@ class Product:
                     return
                 yield from self._sends(state)
             for step in self.host_steps(state):
-                yield self._handed_over(state.monitor, state.marks, step)
+                yield self._went_on(state, step)
         elif core.phase == Phase.BLOCKED:
             yield from self._sends(state)
             woken = self.vcpu.woken(state.core)
@@ -285,6 +286,15 @@ class Product:
         for stamp in step.log:
             monitor = self.monitor.stamp(monitor, stamp)
         return Edge(Kind.RUN, step.label, Point(step.core, step.senders, monitor, marks))
+
+    def _went_on(self, state: Point, step: HostStep) -> Edge:
+        """A step behind an exit. Of one behind VMRUN nobody can judge if the reference would enter a guest there."""
+        edge = self._handed_over(state.monitor, state.marks, step)
+        if not self.reference.runs_guest or edge.target is None:
+            return edge
+        if self.core(state).cause != Cause.VMEXIT or self.vcpu.vmcb(state.core).exit_code != SVM_EXIT_VMRUN:
+            return edge
+        return replace(edge, target=None, unmodelled="VMRUN with EFER.SVME set has no contract: no L2 is modelled")
 
     # Endings. ---------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ from iretrace.machine.cpu import (
 )
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.smm import init_due, latch_init, latch_smi, smi_due, take_init, take_smi
-from iretrace.machine.vmcb import EFER_SVME, Vmcb
+from iretrace.machine.vmcb import EFER_SVME, SVM_EXIT_VMRUN, Vmcb
 from iretrace.subset import pack, unpack
 from iretrace.world.debugger import is_debug_exception, without_tf
 from iretrace.world.doors import answer_vmgexit
@@ -183,6 +183,8 @@ class PatientReference:
         self._ghcb = Ghcb()
         self.without_contract = ""
         """Not empty: the guest did something that has no contract; the verdict is undetermined."""
+        self.runs_guest = False
+        """The machine alone would enter a guest of its own. How that goes on has no contract."""
 
     def start(self) -> Ref:
         """The machine as main begins."""
@@ -407,10 +409,13 @@ class PatientReference:
         take(self.machine, cpu, self._vmcb)
         return self._after(cpu)
 
-    def _execute(self, cpu: Cpu) -> Move:
+    def _execute(self, cpu: Cpu) -> Move | None:
         see_nothing(cpu)
         self._look_for_contract(cpu)
         next_instruction(self.machine, cpu, self._vmcb, self._ghcb)
+        if cpu.door == SVM_EXIT_VMRUN:
+            self.runs_guest = True
+            return None
         if cpu.door and not answer_vmgexit(self.machine, cpu):
             self.without_contract = f"VMGEXIT {cpu.door:#x} has no contract"
         return self._after(cpu)

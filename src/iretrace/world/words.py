@@ -52,6 +52,7 @@ from iretrace.machine.vmcb import (
     SVM_EXIT_SWINT,
     SVM_EXIT_VINTR,
     SVM_EXIT_VMGEXIT,
+    SVM_EXIT_VMRUN,
     V_NMI_PENDING_MASK,
     Vmcb,
 )
@@ -84,6 +85,7 @@ EXIT_NAMES = {
     SVM_EXIT_SWINT: "INTn",
     SVM_EXIT_HLT: "HLT",
     SVM_EXIT_PAUSE: "PAUSE",
+    SVM_EXIT_VMRUN: "VMRUN",
     SVM_EXIT_STGI: "STGI",
     SVM_EXIT_CLGI: "CLGI",
     SVM_EXIT_ICEBP: "ICEBP",
