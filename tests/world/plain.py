@@ -62,7 +62,7 @@ from tests.world.small import EINTR, HERE, INJECT_NMI, KVM_EXIT_SHUTDOWN, SENDER
 INJECT_IRQ = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_INTR | IRQ_VECTOR
 EXCEPTION = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_EXEPT
 KINDS = ("nmi", "irq", "signal")
-FAULTS = {11: True, 13: True, 14: True}
+FAULTS = {11: True, 12: True, 13: True, 14: True}
 """Exceptions that a stepped IRET can raise: they would push the hypervisor's TF. True: with an error code."""
 
 MISTAKES = {
