@@ -31,7 +31,7 @@ test: lint ## everything: lint, the fast tests, and the tests on real kernel tre
 	IRETRACE_TREES="$$trees" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs $(PYTEST_ARGS)
 
 test-fast: $(STAMP) ## the tests that need neither network nor kernel trees, in under a minute
-	@IRETRACE_TREES= $(BIN)/python -m pytest -m "not trees and not slow" $(PYTEST_ARGS)
+	@IRETRACE_TREES= $(BIN)/python -m pytest -n 2 -m "not trees and not slow" $(PYTEST_ARGS)
 
 lint: $(STAMP) ## style, types, the restricted Python, the order of the rooms, generated documents
 	$(BIN)/ruff check .
