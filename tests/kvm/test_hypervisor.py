@@ -250,8 +250,8 @@ def test_what_there_is_not_is_an_input_error(revision: str, kind: str, options: 
 
 
 def test_an_unknown_sender_is_an_input_error(kvm: BuiltinHypervisor) -> None:
-    with pytest.raises(InputError, match="nmi, smi, init, irq, signal"):
-        kvm.sender("sipi")
+    with pytest.raises(InputError, match="nmi, smi, init, sipi, irq, signal"):
+        kvm.sender("mce")
 
 
 def test_states_that_cannot_behave_differently_are_the_same_object(kvm: BuiltinHypervisor) -> None:

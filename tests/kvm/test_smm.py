@@ -6,11 +6,21 @@ import pytest
 
 from iretrace.kvm.host import DROPPED_SMI, Sender, send
 from iretrace.kvm.hypervisor import BuiltinHypervisor
-from iretrace.kvm.kvm_host import AGAIN, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_REQ_EVENT, Vcpu
+from iretrace.kvm.kvm_host import (
+    AGAIN,
+    KVM_APIC_INIT,
+    KVM_APIC_SIPI,
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE,
+    KVM_REQ_EVENT,
+    Vcpu,
+)
 from iretrace.kvm.reset import kvm_apic_accept_events
 from iretrace.kvm.smm import SMM_ENTRY, enter_smm, process_smi, rsm_interception, svm_enable_smi_window, svm_smi_allowed
 from iretrace.kvm.svm import X86_EFLAGS_IF, X86_EFLAGS_TF, svm_complete_interrupts, svm_set_nmi_mask
 from iretrace.kvm.x86 import kvm_check_and_inject_events, kvm_vcpu_has_events
+from iretrace.kvm.x86_run import leave_halt
 from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_IRET, INTERCEPT_STGI, SVM_INTERRUPT_SHADOW_MASK, V_GIF_MASK
 from iretrace.world.protocol import NO_SENDER
 from tests.kvm.rig import make_vcpu
@@ -119,12 +129,12 @@ def test_an_smi_to_an_encrypted_guest_is_dropped_since_v7_3() -> None:
 @pytest.mark.parametrize(("revision", "masked"), [("v6.1", 0), ("v6.12", 1)])
 def test_init_resets_all_but_the_mask_of_nmis(revision: str, masked: int) -> None:
     vcpu = in_smm(revision)
-    vcpu.smm, vcpu.pending_init, vcpu.mp_state = 0, 1, KVM_MP_STATE_HALTED
+    vcpu.smm, vcpu.pending_events, vcpu.mp_state = 0, 1 << KVM_APIC_INIT, KVM_MP_STATE_HALTED
     vcpu.nmi_queued = vcpu.nmi_pending = vcpu.nmi_injected = vcpu.smi_pending = vcpu.exception_pending = 1
     vcpu.interrupt_injected = vcpu.irr = vcpu.isr = 1
     assert kvm_vcpu_has_events(vcpu)
     kvm_apic_accept_events(vcpu)
-    assert (vcpu.pending_init, vcpu.mp_state, vcpu.rip) == (0, KVM_MP_STATE_RUNNABLE, 0xFFF0)
+    assert (vcpu.pending_events, vcpu.mp_state, vcpu.rip) == (0, KVM_MP_STATE_RUNNABLE, 0xFFF0)
     assert (vcpu.nmi_queued, vcpu.nmi_pending, vcpu.nmi_injected, vcpu.smi_pending) == (0, 0, 0, 0)
     assert (vcpu.exception_pending, vcpu.interrupt_injected, vcpu.irr, vcpu.isr) == (0, 0, 0, 0)
     assert (vcpu.svm.vmcb.rflags, vcpu.efer, vcpu.apic_enabled, vcpu.svm.nmi_masked) == (2, 0, 0, masked)
@@ -132,6 +142,50 @@ def test_init_resets_all_but_the_mask_of_nmis(revision: str, masked: int) -> Non
 
 def test_smm_holds_an_init() -> None:
     vcpu = in_smm()
-    vcpu.pending_init = 1
+    vcpu.pending_events = 1 << KVM_APIC_INIT | 1 << KVM_APIC_SIPI
     kvm_apic_accept_events(vcpu)
-    assert (vcpu.pending_init, vcpu.rip) == (1, SMM_ENTRY)
+    assert (vcpu.pending_events, vcpu.rip) == (1 << KVM_APIC_INIT, SMM_ENTRY)
+
+
+# SIPI. ----------------------------------------------------------------------------------------------------------
+
+
+def running_ap() -> Vcpu:
+    vcpu = in_smm()
+    vcpu.smm, vcpu.ap, vcpu.rip = 0, 1, 5
+    return vcpu
+
+
+def test_an_ap_waits_for_a_sipi_behind_an_init() -> None:
+    vcpu = running_ap()
+    send(vcpu, Sender("init", 0))
+    kvm_apic_accept_events(vcpu)
+    assert (vcpu.mp_state, vcpu.rip, vcpu.cs_base) == (KVM_MP_STATE_INIT_RECEIVED, 0xFFF0, 0)
+    send(vcpu, Sender("sipi", 0))
+    send(vcpu, Sender("sipi", 1))
+    kvm_apic_accept_events(vcpu)
+    assert (vcpu.mp_state, vcpu.rip, vcpu.cs_base) == (KVM_MP_STATE_RUNNABLE, 0, 0x9A000)
+
+
+def test_a_sipi_that_nobody_waits_for_is_dropped_and_ends_hlt() -> None:
+    vcpu = running_ap()
+    vcpu.mp_state = KVM_MP_STATE_HALTED
+    send(vcpu, Sender("sipi", 1))
+    assert kvm_vcpu_has_events(vcpu)
+    leave_halt(vcpu)
+    assert (vcpu.pending_events, vcpu.mp_state, vcpu.rip) == (0, KVM_MP_STATE_RUNNABLE, 5)
+
+
+def test_no_event_ends_the_wait_for_a_sipi() -> None:
+    vcpu = running_ap()
+    vcpu.mp_state = KVM_MP_STATE_INIT_RECEIVED
+    vcpu.nmi_pending = 1
+    leave_halt(vcpu)
+    assert vcpu.mp_state == KVM_MP_STATE_INIT_RECEIVED
+
+
+def test_an_init_makes_a_sipi_void_that_came_before_it() -> None:
+    vcpu = running_ap()
+    send(vcpu, Sender("sipi", 1))
+    send(vcpu, Sender("init", 0))
+    assert vcpu.pending_events == 1 << KVM_APIC_INIT

@@ -31,7 +31,18 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_IF,
     X86_EFLAGS_TF,
 )
-from iretrace.machine.smm import RESET_VECTOR, SMM_ENTRY, find_firmware, latch_init, latch_smi, take_init
+from iretrace.machine.smm import (
+    RESET_VECTOR,
+    SMM_ENTRY,
+    find_firmware,
+    find_itself_started,
+    latch_init,
+    latch_sipi,
+    latch_smi,
+    take_init,
+    take_sipi,
+    take_sipi_alone,
+)
 from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_RSM, SVM_EXIT_RSM
 from tests.machine.rig import HANDLER, INJECT_NMI, Rig, put, rig
 
@@ -277,3 +288,70 @@ def test_elsewhere_and_without_such_code_nothing_is_found() -> None:
         on.cpu.rip = place
         find_firmware(on.m, on.cpu)
         assert (on.cpu.rip, on.cpu.smm_found) == (place, 0)
+
+
+# SIPI. ----------------------------------------------------------------------------------------------------------
+
+
+def waiting_ap() -> Rig:
+    """An application processor behind an INIT."""
+    on = bench(OP_SPIN)
+    on.m.ap = 1
+    return with_init(on).bare()
+
+
+def test_an_ap_waits_for_a_sipi_and_executes_nothing() -> None:
+    on = waiting_ap().bare(2)
+    assert (on.cpu.waits_for_sipi, on.cpu.rip, on.cpu.seen) == (1, INIT, 0)
+    latch_sipi(on.m, on.cpu)
+    on.bare()
+    assert (on.cpu.waits_for_sipi, on.cpu.sipi_latched, on.cpu.rip) == (0, 0, INIT)
+
+
+def test_nothing_but_init_and_sipi_is_taken_by_a_processor_that_waits() -> None:
+    on = waiting_ap()
+    on.cpu.nmi_latched = on.cpu.smi_latched = on.cpu.irr = 1
+    on.cpu.rflags |= X86_EFLAGS_IF
+    on.bare(2)
+    assert (on.cpu.nmi_latched, on.cpu.smi_latched, on.cpu.irr) == (1, 1, 1)
+
+
+def test_an_nmi_that_came_while_the_processor_waited_is_held_or_lost() -> None:
+    on = waiting_ap()
+    on.cpu.nmi_latched = 1
+    take_sipi(on.m, on.cpu, on.vmcb)
+    assert on.cpu.nmi_latched == 1
+    take_sipi_alone(on.m, on.cpu, on.vmcb)
+    assert on.cpu.nmi_latched == 0
+
+
+@pytest.mark.parametrize("ap", [0, 1])
+def test_a_sipi_that_nobody_waits_for_is_ignored(ap: int) -> None:
+    on = bench(OP_SPIN)
+    on.m.ap = ap
+    latch_sipi(on.m, on.cpu)
+    assert on.cpu.sipi_latched == 0
+
+
+def test_a_sipi_behind_an_init_that_is_due_is_kept_unless_something_holds_the_init() -> None:
+    on = bench(OP_SPIN)
+    on.m.ap = 1
+    with_init(on)
+    on.cpu.smm = 1
+    latch_sipi(on.m, on.cpu)
+    assert on.cpu.sipi_latched == 0
+    on.cpu.smm = 0
+    latch_sipi(on.m, on.cpu)
+    assert on.cpu.sipi_latched == 1
+    latch_init(on.cpu)
+    assert on.cpu.sipi_latched == 0
+
+
+@pytest.mark.parametrize(
+    ("ap", "rip", "base", "found"), [(1, 0, 0x9A000, 1), (0, 0, 0x9A000, 0), (1, 0, 0, 0), (1, 1, 0x9A000, 0)]
+)
+def test_a_guest_finds_itself_started_where_the_sipi_says(ap: int, rip: int, base: int, found: int) -> None:
+    on = bench(OP_SPIN)
+    on.m.ap, on.cpu.rip = ap, rip
+    find_itself_started(on.m, on.cpu, base)
+    assert on.cpu.rip == (INIT if found else rip)

@@ -103,3 +103,27 @@ def test_smi_and_init_may_come_in_either_order(first: str) -> None:
 def test_an_encrypted_guest_knows_of_no_smi() -> None:
     header = "test t\nabout No SMM.\nvcpu sev-es\noutside smi\n"
     assert History("\nmain:\n    spin\n", header).sent(0).ends("spins at 0")
+
+
+AP = "test t\nabout A test of the reference.\nvcpu plain\nprocessor ap\noutside init, sipi, nmi\n"
+STARTED = "\nmain:\n    spin\nnmi:\n    mark n\n    iretq\ninit:\n    mark i\n    spin\n"
+WAITS = "waits for a SIPI"
+
+
+def test_an_ap_waits_for_ever_without_a_sipi() -> None:
+    assert History(STARTED, AP).sent(0).ends(WAITS)
+    assert not History(STARTED, AP).sent(0).mark("i").explained
+    assert History(STARTED, AP).sent(1, 0).ends(WAITS)
+
+
+def test_a_sipi_behind_the_init_is_owed() -> None:
+    started = History(STARTED, AP).sent(0, 1)
+    assert not started.ends(WAITS)
+    assert started.mark("i").ends("spins at 4")
+
+
+def test_an_nmi_to_a_processor_that_waits_is_held_or_lost() -> None:
+    started = History(STARTED, AP).sent(0, 2, 1).mark("i")
+    assert started.ends("spins at 4")
+    assert started.nmi(4).explained
+    assert History(STARTED, AP).sent(0, 2).ends(WAITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from iretrace.kvm.differences import SINCE_ALL_PENDING_NMIS_ARE_REPORTED, SINCE_RESTORED_NMIS_ARE_QUEUED
 from iretrace.kvm.exceptions import kvm_deliver_exception_payload, kvm_exception_is_soft
 from iretrace.kvm.kvm_host import (
+    KVM_APIC_INIT,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
     KVM_REQ_SMI,
@@ -79,7 +80,7 @@ def kvm_vcpu_ioctl_x86_get_vcpu_events(vcpu: Vcpu, events: VcpuEvents) -> None:
     events.smm = vcpu.smm
     events.smi_pending = vcpu.smi_pending
     events.smm_inside_nmi = vcpu.smm_inside_nmi
-    events.latched_init = vcpu.pending_init
+    events.latched_init = vcpu.pending_events & 1 << KVM_APIC_INIT
     events.exception_has_payload = vcpu.exception_has_payload
     events.exception_payload = vcpu.exception_payload
 
@@ -109,5 +110,5 @@ def kvm_vcpu_ioctl_x86_set_vcpu_events(vcpu: Vcpu, events: VcpuEvents) -> None:
     vcpu.smi_pending = events.smi_pending
     if events.smm:
         vcpu.smm_inside_nmi = events.smm_inside_nmi
-    vcpu.pending_init = events.latched_init
+    vcpu.pending_events = wrap8(vcpu.pending_events & ~(1 << KVM_APIC_INIT) | events.latched_init)
     kvm_make_request(KVM_REQ_EVENT, vcpu)

@@ -15,6 +15,7 @@ from iretrace.kvm.kvm_host import (
     CELL_NMI_QUEUED,
     CELL_PENDING_EVENTS,
     CELL_REQUESTS,
+    CELL_SIPI_VECTOR,
     CELL_TASK_STATE,
     CELL_THREAD_FLAGS,
     KVM_REQ_EVENT,
@@ -32,10 +33,8 @@ from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, Se
 
 NEVER = 1 << 62
 
-CELLS = tuple(
-    attrgetter(field)
-    for field in ("nmi_queued", "requests", "mode", "sleeping", "signal_pending", "irr", "pending_init")
-)
+FIELDS = ("nmi_queued", "requests", "mode", "sleeping", "signal_pending", "irr", "pending_events", "sipi_vector")
+CELLS = tuple(attrgetter(field) for field in FIELDS)
 """What is in each cell (CELL_*)."""
 
 
@@ -75,7 +74,13 @@ STEPS: dict[str, tuple[SenderStep, ...]] = {
     ),
     DROPPED_SMI: (SenderStep(code.drop_smi, CELL_REQUESTS, 0, READ),),
     "init": (
-        SenderStep(code.set_init, CELL_PENDING_EVENTS, 1, WRITE),
+        SenderStep(code.set_init, CELL_PENDING_EVENTS, 3, WRITE),
+        SenderStep(code.request_event, CELL_REQUESTS, 1 << KVM_REQ_EVENT, SET),
+        *_KICK,
+    ),
+    "sipi": (
+        SenderStep(code.set_sipi_vector, CELL_SIPI_VECTOR, 0xFF, WRITE),
+        SenderStep(code.set_sipi, CELL_PENDING_EVENTS, 3, WRITE),
         SenderStep(code.request_event, CELL_REQUESTS, 1 << KVM_REQ_EVENT, SET),
         *_KICK,
     ),

@@ -24,6 +24,7 @@ from iretrace.kvm.host import DROPPED_SMI, EVENTS, STEPS, HostRun, Sender, debug
 from iretrace.kvm.kvm_host import (
     EINTR,
     EINVAL,
+    KVM_APIC_INIT,
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
@@ -231,6 +232,10 @@ class BuiltinHypervisor:
         """Create the vCPU and run it to its first VMRUN."""
         return self._start()
 
+    def start_ap(self) -> Pause:
+        """The same, of a vCPU that is not the bootstrap processor; the VMM has made it runnable (KVM_SET_MP_STATE)."""
+        return self._start(ap=1)
+
     def sender(self, kind: str) -> SenderState:
         """A fresh sender."""
         if kind not in EVENTS:
@@ -363,10 +368,10 @@ class BuiltinHypervisor:
         vcpu.thread = HostRun(vcpu, (), (), True)
         return vcpu
 
-    def _start(self) -> Pause:
+    def _start(self, ap: int = 0) -> Pause:
         svm = VcpuSvm(vmcb=Vmcb(), ghcb=Ghcb())
         debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0, 0)
-        vcpu = Vcpu(kvm=self._kvm, thread=None, svm=svm, debug=debug)  # type: ignore[arg-type]
+        vcpu = Vcpu(kvm=self._kvm, thread=None, svm=svm, debug=debug, ap=ap)  # type: ignore[arg-type]
         run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, self._processor.host_debug)
         kvm_arch_vcpu_create(vcpu)
         return self._pause(vcpu, run, kvm_arch_vcpu_ioctl_run(vcpu))
@@ -397,7 +402,7 @@ class BuiltinHypervisor:
     def _pause(self, vcpu: Vcpu, run: HostRun, result: int) -> Pause:
         run.hand_over()
         kind = {VMRUN: PauseKind.ENTER, SLEEP: PauseKind.BLOCK}.get(result, PauseKind.USERSPACE)
-        vmcb = vcpu.svm.vmcb
+        vmcb, code_base = vcpu.svm.vmcb, vcpu.cs_base
         if kind is PauseKind.USERSPACE:
             vcpu.signal_pending = 0  # on the way there the thread handles its signals
             vcpu.debug.guest_state_loaded = 0
@@ -423,6 +428,7 @@ class BuiltinHypervisor:
             sev_features=SVM_SEV_FEAT_DEBUG_SWAP if vcpu.kvm.debug_swap else 0,
             efer_passes=BOTH if vcpu.kvm.sev_es else 0,
             smram=(vcpu.smram_rip, vcpu.smram_rflags),
+            code_base=code_base if kind is PauseKind.ENTER else 0,
             host=debug_of(run.itself) if run.noted else None,
         )
 
@@ -440,8 +446,9 @@ class BuiltinHypervisor:
 
 
 def _forget_what_the_exit_writes(vcpu: Vcpu) -> None:
-    """Nobody can see at the next #VMEXIT what was there before it: exit fields, and KVM's copy of RIP."""
+    """Nobody can see at the next #VMEXIT what was there before it: exit fields, CS, and KVM's copy of RIP."""
     vmcb = vcpu.svm.vmcb
+    vcpu.cs_base = 0
     vmcb.exit_code = vmcb.exit_info_1 = vmcb.exit_info_2 = vmcb.exit_int_info = vmcb.exit_int_info_err = 0
     if not vcpu.kvm.sev_es:
         vcpu.rip = 0
@@ -474,7 +481,7 @@ def _view(vcpu: Vcpu, shadow: int, gif: int, event_inj: int) -> View:
         gif=gif,
         event_inj=event_inj,
         requests=vcpu.requests.bit_count(),
-        mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}[vcpu.mp_state],
+        mp_state={KVM_MP_STATE_RUNNABLE: 0, KVM_MP_STATE_HALTED: 1}.get(vcpu.mp_state, 2),
         irq_pending=vcpu.irr,
         irq_injected=vcpu.interrupt_injected,
         exception_pending=int(vcpu.exception_pending or vcpu.exception_injected),
@@ -484,5 +491,5 @@ def _view(vcpu: Vcpu, shadow: int, gif: int, event_inj: int) -> View:
         svme=int(vcpu.efer & EFER_SVME != 0),
         smi_pending=vcpu.smi_pending,
         smm=vcpu.smm,
-        init_pending=vcpu.pending_init,
+        init_pending=vcpu.pending_events >> KVM_APIC_INIT & 1,
     )

@@ -26,7 +26,12 @@ EXITING_GUEST_MODE = 2
 
 # KVM_MP_STATE_* (Vcpu.mp_state).
 KVM_MP_STATE_RUNNABLE = 0
+KVM_MP_STATE_INIT_RECEIVED = 2
 KVM_MP_STATE_HALTED = 3
+
+# Bits of Vcpu.pending_events.
+KVM_APIC_INIT = 0
+KVM_APIC_SIPI = 1
 
 # KVM_EXIT_* (Thread.exit_reason): why KVM_RUN returned.
 KVM_EXIT_UNKNOWN = 0
@@ -59,6 +64,7 @@ CELL_TASK_STATE = 3
 CELL_THREAD_FLAGS = 4
 CELL_IRR = 5
 CELL_PENDING_EVENTS = 6
+CELL_SIPI_VECTOR = 7
 
 # How a cell is accessed. The order of two reads does not matter, nor that of two SETs of one bit.
 READ = 0
@@ -213,8 +219,14 @@ class Vcpu:
     dr6: u64 = 0
     apic_enabled: u1 = 1
     """The guest has software-enabled its local APIC."""
-    pending_init: u1 = 0
-    """*shared* KVM_APIC_INIT in pending_events of the local APIC."""
+    pending_events: u8 = 0
+    """*shared* Of the local APIC: KVM_APIC_INIT, KVM_APIC_SIPI."""
+    sipi_vector: u8 = 0
+    """*shared* Of the local APIC."""
+    ap: u1 = 0
+    """Neither bsp_vcpu_id names the vCPU, nor does its APIC base have the BSP flag."""
+    cs_base: u32 = 0
+    """save.cs.base of the VMCB where kvm_vcpu_deliver_sipi_vector() has set it, until the next #VMEXIT; else 0."""
     smi_pending: u1 = 0
     smm: u1 = 0
     """HF_SMM_MASK in hflags: the guest is in SMM."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from iretrace.kvm.kvm_host import CELL_IRR, CELL_PENDING_EVENTS, READ, WRITE, Vcpu
 from iretrace.kvm.svm import gif_set
-from iretrace.subset import shared, u8
+from iretrace.subset import shared, u8, wrap8
 
 IRQ_VECTOR = 0x30
 """The device's vector, as its guest has set it up."""
@@ -29,11 +29,20 @@ def kvm_get_apic_interrupt(vcpu: Vcpu) -> u8:
 
 
 def kvm_apic_has_pending_init_or_sipi(vcpu: Vcpu) -> bool:
-    """Whether an INIT waits (lapic.h)."""
-    shared(vcpu.thread, CELL_PENDING_EVENTS, 1, READ)
-    return vcpu.pending_init != 0
+    """Whether an INIT or a SIPI waits (lapic.h)."""
+    shared(vcpu.thread, CELL_PENDING_EVENTS, 3, READ)
+    return vcpu.pending_events != 0
+
+
+def test_and_clear_pending(vcpu: Vcpu, event: u8) -> bool:
+    """test_and_clear_bit(event, &apic->pending_events)"""
+    shared(vcpu.thread, CELL_PENDING_EVENTS, 3, WRITE)
+    was: bool = (vcpu.pending_events >> (event & 7)) & 1 != 0
+    vcpu.pending_events = wrap8(vcpu.pending_events & ~(1 << (event & 7)))
+    return was
 
 
 def kvm_apic_init_sipi_allowed(vcpu: Vcpu) -> bool:
-    """Whether the processor would take an INIT here: SMM and GIF hold it (lapic.h, svm_apic_init_signal_blocked())."""
+    """Whether the processor would take an INIT or a SIPI here: SMM and GIF hold it (lapic.h,
+    svm_apic_init_signal_blocked())."""
     return vcpu.smm == 0 and gif_set(vcpu)

@@ -9,18 +9,26 @@ from iretrace.kvm.exceptions import DR6_ACTIVE_LOW, kvm_clear_exception_queue, k
 from iretrace.kvm.kvm_host import (
     CELL_IRR,
     CELL_NMI_QUEUED,
-    CELL_PENDING_EVENTS,
+    CELL_SIPI_VECTOR,
     EINVAL,
+    KVM_APIC_INIT,
+    KVM_APIC_SIPI,
     KVM_EXIT_SHUTDOWN,
+    KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
+    READ,
     TO_USERSPACE,
     WRITE,
     Vcpu,
     kvm_make_request,
     since,
 )
-from iretrace.kvm.lapic import kvm_apic_has_pending_init_or_sipi, kvm_apic_init_sipi_allowed
+from iretrace.kvm.lapic import (
+    kvm_apic_has_pending_init_or_sipi,
+    kvm_apic_init_sipi_allowed,
+    test_and_clear_pending,
+)
 from iretrace.kvm.nested import svm_set_efer
 from iretrace.kvm.smm import X86_EFLAGS_FIXED, kvm_smm_left
 from iretrace.kvm.svm import kvm_set_rflags
@@ -124,12 +132,24 @@ def shutdown_interception(vcpu: Vcpu) -> u8:
     return TO_USERSPACE
 
 
+def kvm_vcpu_deliver_sipi_vector(vcpu: Vcpu, vector: u8) -> None:
+    """The vCPU begins where the SIPI says, in 16-bit code (x86.c)."""
+    vcpu.cs_base = vector << 12
+    vcpu.rip = 0
+
+
 def kvm_apic_accept_events(vcpu: Vcpu) -> None:
-    """INIT, if one waits and nothing holds it. The one vCPU is the bootstrap processor, which needs no SIPI."""
-    if not kvm_apic_has_pending_init_or_sipi(vcpu) or not kvm_apic_init_sipi_allowed(vcpu):
+    """INIT, if one waits and nothing holds it; behind it the bootstrap processor goes on, any other one waits for a
+    SIPI. A SIPI that nobody waits for is dropped."""
+    if not kvm_apic_has_pending_init_or_sipi(vcpu):
         return
-    shared(vcpu.thread, CELL_PENDING_EVENTS, 1, WRITE)
-    if vcpu.pending_init:
-        vcpu.pending_init = 0
+    if not kvm_apic_init_sipi_allowed(vcpu):
+        test_and_clear_pending(vcpu, KVM_APIC_SIPI)
+        return
+    if test_and_clear_pending(vcpu, KVM_APIC_INIT):
         kvm_vcpu_reset(vcpu)
+        vcpu.mp_state = KVM_MP_STATE_INIT_RECEIVED if vcpu.ap else KVM_MP_STATE_RUNNABLE
+    if test_and_clear_pending(vcpu, KVM_APIC_SIPI) and vcpu.mp_state == KVM_MP_STATE_INIT_RECEIVED:
+        shared(vcpu.thread, CELL_SIPI_VECTOR, 0xFF, READ)
+        kvm_vcpu_deliver_sipi_vector(vcpu, vcpu.sipi_vector)
         vcpu.mp_state = KVM_MP_STATE_RUNNABLE

@@ -4,6 +4,7 @@
     smi     kvm_inject_smi()        request_smi               and kvm_vcpu_kick()
             of an encrypted guest, since v7.3: drop_smi
     init    __apic_accept_irq()     set_init, request_event   and kvm_vcpu_kick()
+    sipi    __apic_accept_irq()     set_sipi_vector, set_sipi, request_event   and kvm_vcpu_kick()
     irq     svm_deliver_interrupt() set_irr, request_event    and kvm_vcpu_kick()
     signal  signal_wake_up_state()  set_signal, signal_wake_up
 
@@ -12,7 +13,16 @@ A step says whether there is another one, and whether it sends an interrupt to t
 
 from __future__ import annotations
 
-from iretrace.kvm.kvm_host import EXITING_GUEST_MODE, IN_GUEST_MODE, KVM_REQ_EVENT, KVM_REQ_NMI, KVM_REQ_SMI, Vcpu
+from iretrace.kvm.kvm_host import (
+    EXITING_GUEST_MODE,
+    IN_GUEST_MODE,
+    KVM_APIC_INIT,
+    KVM_APIC_SIPI,
+    KVM_REQ_EVENT,
+    KVM_REQ_NMI,
+    KVM_REQ_SMI,
+    Vcpu,
+)
 from iretrace.subset import u8, wrap8
 
 GO_ON = 0
@@ -45,7 +55,23 @@ def drop_smi(vcpu: Vcpu) -> u8:
 
 def set_init(vcpu: Vcpu) -> u8:
     """apic->pending_events = (1UL << KVM_APIC_INIT)"""
-    vcpu.pending_init = 1
+    vcpu.pending_events = 1 << KVM_APIC_INIT
+    return GO_ON
+
+
+SIPI_VECTOR = 0x9A
+"""The vector of every SIPI."""
+
+
+def set_sipi_vector(vcpu: Vcpu) -> u8:
+    """apic->sipi_vector = vector"""
+    vcpu.sipi_vector = SIPI_VECTOR
+    return GO_ON
+
+
+def set_sipi(vcpu: Vcpu) -> u8:
+    """set_bit(KVM_APIC_SIPI, &apic->pending_events)"""
+    vcpu.pending_events = wrap8(vcpu.pending_events | 1 << KVM_APIC_SIPI)
     return GO_ON
 
 

@@ -25,6 +25,8 @@ from iretrace.kvm.kvm_host import (
     KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_INTR,
     KVM_EXIT_UNKNOWN,
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
@@ -87,6 +89,8 @@ def vcpu_enter_guest(vcpu: Vcpu) -> u8:
     req_immediate_exit: bool = False
     if kvm_check_request(KVM_REQ_EVENT, vcpu):
         kvm_apic_accept_events(vcpu)
+        if vcpu.mp_state == KVM_MP_STATE_INIT_RECEIVED:
+            return AGAIN
         req_immediate_exit = kvm_check_and_inject_events(vcpu)
         if vcpu.apic_enabled:
             svm_update_cr8_intercept(vcpu)
@@ -138,12 +142,18 @@ def vcpu_exit_guest(vcpu: Vcpu) -> u8:
     return svm_handle_exit(vcpu)
 
 
+def leave_halt(vcpu: Vcpu) -> None:
+    """The end of vcpu_block(): an event ends HLT, but not the wait for a SIPI."""
+    kvm_apic_accept_events(vcpu)
+    if vcpu.mp_state == KVM_MP_STATE_HALTED:
+        vcpu.mp_state = KVM_MP_STATE_RUNNABLE
+
+
 def vcpu_block(vcpu: Vcpu) -> u8:
-    """The vCPU is halted: sleep unless an event waits."""
+    """The vCPU is halted, or waits for a SIPI: sleep unless an event waits."""
     if not kvm_arch_vcpu_runnable(vcpu):
         return vcpu_woken(vcpu)
-    kvm_apic_accept_events(vcpu)
-    vcpu.mp_state = KVM_MP_STATE_RUNNABLE
+    leave_halt(vcpu)
     return AGAIN
 
 
@@ -152,8 +162,7 @@ def vcpu_woken(vcpu: Vcpu) -> u8:
     is not."""
     r: u8 = kvm_vcpu_block(vcpu)
     if r == AGAIN and kvm_arch_vcpu_runnable(vcpu):
-        kvm_apic_accept_events(vcpu)
-        vcpu.mp_state = KVM_MP_STATE_RUNNABLE
+        leave_halt(vcpu)
     return r
 
 

@@ -13,10 +13,14 @@ from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import Program, Run
 from iretrace.linux.registers import name_of
 from iretrace.linux.sender import EventSender, Hook, Path, Senders
+from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, Debug, Landing, PauseKind, SenderState
 
 NEVER = 1 << 62
+
+MOST_ACCESSES = 1024
+"""So many accesses of shared cells between two hand-overs are a loop that does not wait: other steps have a tenth."""
 
 NO_STATE = frozenset(
     "program m trace read write fuel cells allocator features members lines physical sender senders log ipi openings"
@@ -116,6 +120,8 @@ class HostRun(KernelRun):
         """A shared word is about to be accessed: senders land, and openings are noted."""
         k = self._count
         self._count = k + 1
+        if k >= MOST_ACCESSES:
+            raise Unmodelled("the vCPU thread goes round and round without a hand-over: its loop does not wait")
         if k == self._next:
             self._land(k)
         if not self._watching or k < self._last[0]:

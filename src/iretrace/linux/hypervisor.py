@@ -24,6 +24,7 @@ from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import WRITTEN_ON_EXIT, ghcb_record, vmcb_record
 from iretrace.linux.registers import MOVED, Found, Hidden, Memo
 from iretrace.linux.sender import EventSender, Reached, Sender, Senders
+from iretrace.linux.startup import SIPI_VECTOR, Startup
 from iretrace.linux.tree import Tree
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.linux.view import PENDING, Viewer
@@ -56,9 +57,10 @@ APIC_DM_FIXED = 0
 APIC_DM_SMI = 0x200
 APIC_DM_NMI = 0x400
 APIC_DM_INIT = 0x500
+APIC_DM_STARTUP = 0x600
 """Delivery modes (arch/x86/include/asm/apicdef.h)."""
 
-MODES = {"nmi": APIC_DM_NMI, "smi": APIC_DM_SMI, "init": APIC_DM_INIT}
+MODES = {"nmi": APIC_DM_NMI, "smi": APIC_DM_SMI, "init": APIC_DM_INIT, "sipi": APIC_DM_STARTUP}
 
 IRQ_VECTOR = 0x30
 """The vector of the device whose interrupt `irq` is."""
@@ -67,7 +69,7 @@ SMRAM_RFLAGS = 0x170
 SMRAM_RIP = 0x178
 """Offsets in the object `smram`, which begins at SMBASE + FE00h."""
 
-EVENTS = ("nmi", "irq", "smi", "init", "signal")
+EVENTS = ("nmi", "irq", "smi", "init", "sipi", "signal")
 """Kinds of senders."""
 
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
@@ -159,6 +161,7 @@ class TreeHypervisor:
         self._permission_map = memory.load(run, self._spot("svm.msrpm", run), 0, 64)
         self._viewer = Viewer(places, run, self._svm, self.machine.index.function(PENDING) is not None)
         self._comparer = Comparer(self.vm, places, run)
+        self._startup = Startup(places, run)
         self._debugger = Debugger(self.vm)
         self._ioctls = Ioctls(self.vm)
         self._sender = self._senders()
@@ -179,6 +182,16 @@ class TreeHypervisor:
     def start(self) -> Pause:
         """The first VMRUN."""
         return self._start
+
+    def start_ap(self) -> Pause:
+        """The first VMRUN of a vCPU that is not the bootstrap processor: the first state but for what says which it is,
+        as VMMs make it by KVM_SET_BOOT_CPU_ID and, since it need not be started, KVM_SET_MP_STATE."""
+        state = self._start.private
+        assert isinstance(state, State)
+        run = self._quiet_run(state)
+        run.frames = state.frames  # type: ignore[assignment]
+        self._startup.make_ap(run)
+        return replace(self._start, private=self._intern(run))
 
     def sender(self, kind: str) -> SenderState:
         """A fresh sender."""
@@ -407,12 +420,14 @@ class TreeHypervisor:
 
     def _pause(self, run: HostRun, result: Any) -> Pause:
         self._blocks.update(run.trace)
+        code_base = 0
         kind = run.paused if result is PAUSE else PauseKind.USERSPACE
         if kind == PauseKind.ENTER:
             for word, mask in self._clear:
                 run.m[word] = run.m.get(word, 0) & ~mask
             for word in self._saved:
                 run.m[word] = self._base.get(word, 0)
+            code_base = 0 if self.vm.encrypted else self._startup.code_base(run, self._base)
         elif kind == PauseKind.USERSPACE:
             self._handle_signal(run)
         return Pause(
@@ -434,6 +449,7 @@ class TreeHypervisor:
             launched=(self._of_vmsa(run, "rflags"), self._of_vmsa(run, "dr7")),
             efer_passes=self._efer_passes(run),
             smram=self._saved_in_smram(run),
+            code_base=code_base,
             host=run.host,
         )
 
@@ -450,6 +466,7 @@ class TreeHypervisor:
     def _efer_passes(self, run: KernelRun) -> int:
         """The two bits of EFER in the MSR permission map."""
         return memory.load(run, self._permission_map + EFER_IN_MAP, 0, 2) ^ 3
+
     def _saved_in_smram(self, run: KernelRun) -> tuple[int, int]:
         """RIP and RFLAGS in the guest's SMM state-save area."""
         area = self.vm.address("smram")
@@ -580,7 +597,8 @@ class TreeHypervisor:
             elif kind == "irq":
                 run.call(ACCEPT, self.vm.address("apic"), APIC_DM_FIXED, IRQ_VECTOR, 1, 0, 0)
             else:
-                run.call(ACCEPT, self.vm.address("apic"), MODES[kind], 0, 0, 0, 0)
+                vector = SIPI_VECTOR if kind == "sipi" else 0
+                run.call(ACCEPT, self.vm.address("apic"), MODES[kind], vector, 0, 0, 0)
         return run
 
     def _send(self, private: Private, sender: SenderState) -> Sent:

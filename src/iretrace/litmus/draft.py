@@ -66,6 +66,7 @@ class Draft:
     cold: list[Token] = field(default_factory=list)
     interrupts: bool = False
     cpl: int = 0
+    ap: bool = False
     sections: dict[str, Section] = field(default_factory=dict)
     reach: Reach | None = None
     claims: list[Claim] = field(default_factory=list)

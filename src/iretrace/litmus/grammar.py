@@ -32,7 +32,10 @@ ENCRYPTED_VCPUS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap")
 
 HOSTS = ("tickless", "ticking")
 
-EVENTS = ("nmi", "irq", "smi", "init", "signal", "guest-debug", "kvm-nmi", "save-restore")
+PROCESSORS = ("bsp", "ap")
+"""The bootstrap processor, which INIT starts anew, or an application processor, which then waits for a SIPI."""
+
+EVENTS = ("nmi", "irq", "smi", "init", "sipi", "signal", "guest-debug", "kvm-nmi", "save-restore")
 """Events that can arrive from outside so far."""
 
 DEBUGGER_ACTIONS = ("step", "break", "off")
@@ -43,6 +46,9 @@ VMM_EVENTS = ("guest-debug", "kvm-nmi", "save-restore")
 
 HANDLED_EVENTS = {"nmi": "nmi", "irq": "irq", "kvm-nmi": "nmi"}
 """Events that the guest takes. A signal is for the thread that runs the vCPU: the guest must not notice."""
+
+NOT_FOR_AP = ("smi", "irq", "guest-debug", "kvm-nmi", "save-restore")
+"""Events that a test with an application processor cannot have."""
 
 NOT_IN_IDT = ("smi", "init")
 """Events that go through no gate: each needs the section of its name, and there is none for encrypted guests."""
@@ -58,7 +64,7 @@ STACKS = ("nmi", "vc", "df", "db")
 SHARED_STACKS = ("main", "rsp0")
 """Stacks that are no handler's own: main's, and that on which user mode's events begin."""
 
-HEADERS = ("test", "about", "vcpu", "host", "outside", "ist", "cold", "interrupts", "cpl")
+HEADERS = ("test", "about", "vcpu", "host", "outside", "ist", "cold", "interrupts", "cpl", "processor")
 CLAUSES = ("always", "sometimes", "never")
 FOOTERS = ("reach", *CLAUSES)
 

@@ -22,6 +22,7 @@ from iretrace.litmus.grammar import (
     MAX_NUMBER,
     MNEMONICS,
     NOTHING,
+    PROCESSORS,
     SECTIONS,
     STACKS,
     VCPUS,
@@ -85,6 +86,7 @@ class _Reader:
             "cold": self.read_cold,
             "interrupts": self.read_interrupts,
             "cpl": self.read_cpl,
+            "processor": self.read_processor,
         }
 
     def read(self) -> Draft:
@@ -185,6 +187,9 @@ class _Reader:
         if token.text not in ("0", "3"):
             self.source.fail_at(token, f"unknown privilege level {quote(token.text)}; write 3 for a user program, or 0")
         self.draft.cpl = int(token.text)
+
+    def read_processor(self, words: Words) -> None:
+        self.draft.ap = words.one_of(PROCESSORS, "processor").text == "ap"
 
     def read_outside(self, words: Words) -> None:
         while True:

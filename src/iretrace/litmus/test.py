@@ -180,4 +180,6 @@ class Test:
     smi: int = -1
     """Instruction index of the SMI handler; -1: there is none."""
     init: int = -1
-    """Instruction index of what the processor executes behind an INIT; -1: there is none."""
+    """Instruction index of what the processor executes behind an INIT, or behind a SIPI; -1: there is none."""
+    ap: bool = False
+    """An application processor: after an INIT it waits for a SIPI."""

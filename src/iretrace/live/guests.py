@@ -17,6 +17,7 @@ DEBUGGERS = {"off": 0, "step": 1, "break": 2}
 NOT_RAISED = {
     "smi": "an SMI's handler begins in 16-bit mode, and live guests have 64-bit code only",
     "init": "an INIT leads to 16-bit code, and live guests have 64-bit code only",
+    "sipi": "a SIPI leads to 16-bit code, and live guests have 64-bit code only",
 }
 """Why the other events of the language do not come in live guests."""
 ARRIVAL = struct.Struct("<7I")

@@ -24,7 +24,7 @@ from iretrace.machine.cpu import (
 from iretrace.machine.delivery import INTR, NMI, SOFT, TRAP, deliver, raise_exception
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.guest import execute
-from iretrace.machine.smm import find_itself_in_smm, init_due, smi_due, take_init, take_smi
+from iretrace.machine.smm import find_itself_in_smm, init_due, sipi_due, smi_due, take_init, take_sipi, take_smi
 from iretrace.machine.svm import intr_exit_due, take_intr_exit, vintr_exits, virtual_gif_holds, virtual_intr_due
 from iretrace.machine.vmcb import (
     SVM_EVTINJ_TYPE_EXEPT,
@@ -58,7 +58,8 @@ def shadow_blocks_nmi(m: Machine, cpu: Cpu) -> bool:
 @rule("AMD64 APM vol. 2", "Nonmaskable Interrupts; Global Interrupt Flag: NMIs are held until GIF is set", "read")
 def nmi_due(m: Machine, cpu: Cpu) -> bool:
     """An NMI is latched and nothing holds it: not the one in service, not GIF, not a shadow."""
-    return cpu.nmi_latched != 0 and cpu.nmi_masked == 0 and cpu.gif != 0 and not shadow_blocks_nmi(m, cpu)
+    held: bool = cpu.nmi_masked != 0 or cpu.gif == 0 or cpu.waits_for_sipi != 0
+    return cpu.nmi_latched != 0 and not held and not shadow_blocks_nmi(m, cpu)
 
 
 @rule("AMD64 APM vol. 2", "Nonmaskable Interrupts")
@@ -97,7 +98,7 @@ def irq_due(cpu: Cpu) -> bool:
     """The device's interrupt waits and nothing holds it: not IF, not GIF, not a shadow, not one of its own class in
     service."""
     held: bool = cpu.isr != 0 or cpu.rflags & X86_EFLAGS_IF == 0 or cpu.shadow != SHADOW_NONE
-    return cpu.irr != 0 and cpu.gif != 0 and not held
+    return cpu.irr != 0 and cpu.gif != 0 and cpu.waits_for_sipi == 0 and not held
 
 
 @rule("AMD64 APM vol. 2", "Maskable External Interrupts; Local APIC: In-Service Register", "memory")
@@ -188,9 +189,9 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
 
 @rule("AMD64 APM vol. 2", "Priorities of simultaneous interrupts; Halt", "memory")
 def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
-    """One step of the machine alone: the trap of the instruction before, else the SMI that is due, the INIT, the NMI,
-    the interrupt, else the next instruction. HLT ends by an event that is taken. Shut down it waits for a reset. That
-    an SMI goes before a trap is not modelled: whether the trap is lost then is not documented."""
+    """One step of the machine alone: the trap of the instruction before, else the SMI that is due, the INIT, the SIPI,
+    the NMI, the interrupt, else the next instruction. HLT ends by an event that is taken. Shut down it
+    waits for a reset. That an SMI goes before a trap is not modelled: whether the trap is lost is not documented."""
     see_nothing(cpu)
     if cpu.shutdown:
         return
@@ -200,9 +201,11 @@ def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         take_smi(m, cpu, vmcb)
     elif init_due(cpu):
         take_init(m, cpu, vmcb)
+    elif sipi_due(cpu):
+        take_sipi(m, cpu, vmcb)
     elif nmi_due(m, cpu):
         take_nmi(m, cpu, vmcb)
     elif irq_due(cpu):
         take_irq(m, cpu, vmcb)
-    elif cpu.halted == 0:
+    elif cpu.halted == 0 and cpu.waits_for_sipi == 0:
         next_instruction(m, cpu, vmcb, ghcb)

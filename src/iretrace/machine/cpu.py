@@ -187,7 +187,9 @@ class Machine:
     smi: u16 = 0
     """Where the SMI handler begins, + 1; 0: the guest has none."""
     init: u16 = 0
-    """Where goes on what the reset vector starts, + 1; 0: nobody sends INIT."""
+    """Where goes on what the reset vector starts, or a SIPI, + 1; 0: nobody sends INIT."""
+    ap: u1 = 0
+    """An application processor: after INIT it waits for a SIPI."""
 
 
 @record
@@ -261,6 +263,9 @@ class Cpu:
     """EFER, on bare metal and of an encrypted guest, whose own SVME hardware keeps; another guest's is in its VMCB."""
     smi_latched: u1 = 0
     init_latched: u1 = 0
+    sipi_latched: u1 = 0
+    waits_for_sipi: u1 = 0
+    """On bare metal: an INIT was taken, and no SIPI yet. Nothing else is."""
     smm: u1 = 0
     """On bare metal: the processor is in system-management mode. A guest's SMM is its hypervisor's affair."""
     smm_found: u1 = 0

@@ -1,4 +1,4 @@
-"""System-management mode: SMI, the state-save area, RSM; INIT; and where the code begins that both start."""
+"""System-management mode: SMI, the state-save area, RSM; INIT and SIPI; and where the code begins that they start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from iretrace.machine.cpu import (
 from iretrace.machine.delivery import raise_fault
 from iretrace.machine.svm import exits_instead
 from iretrace.machine.vmcb import INTERCEPT_RSM, Vmcb
-from iretrace.subset import rule, wrap16
+from iretrace.subset import rule, u32, wrap16
 
 
 @rule("AMD64 APM vol. 2", "System-Management Interrupt (SMI): Leaving and Entering SMM", "memory")
@@ -33,9 +33,9 @@ def latch_smi(cpu: Cpu) -> None:
 
 @rule("AMD64 APM vol. 2", "Exceptions and Interrupts in SMM; Global Interrupt Flag", "memory")
 def smi_due(cpu: Cpu) -> bool:
-    """An SMI is latched, the processor is not in SMM, and GIF is set. RFLAGS.IF and an NMI that is served do not hold
-    it."""
-    return cpu.smi_latched != 0 and cpu.smm == 0 and cpu.gif != 0
+    """An SMI is latched, the processor is not in SMM, does not wait for a SIPI, and GIF is set. RFLAGS.IF and an NMI
+    that is served do not hold it."""
+    return cpu.smi_latched != 0 and cpu.smm == 0 and cpu.gif != 0 and cpu.waits_for_sipi == 0
 
 
 @rule("AMD64 APM vol. 2", "SMM State-Save Area; SMM-Control State; Initial SMM State; Auto-Halt Restart", "memory")
@@ -122,8 +122,10 @@ def find_itself_in_smm(cpu: Cpu) -> None:
 
 
 def latch_init(cpu: Cpu) -> None:
-    """An INIT waits; another one that finds it waiting merges into it."""
+    """An INIT waits; another one that finds it waiting merges into it. A SIPI that waits came before it and is
+    void."""
     cpu.init_latched = 1
+    cpu.sipi_latched = 0
 
 
 @rule("AMD64 APM vol. 2", "Exceptions and Interrupts in SMM: INIT", "memory")
@@ -137,6 +139,7 @@ def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """INIT: registers, flags and debug registers as after RESET, the local APIC too; the processor is not halted, and a
     trap that was due is gone. What becomes of a latched NMI or SMI and of NMIs' mask is not documented (knobs)."""
     cpu.init_latched = 0
+    cpu.waits_for_sipi = m.ap
     cpu.trap = 0
     cpu.shadow = SHADOW_NONE
     cpu.halted = 0
@@ -160,8 +163,37 @@ def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     begin_firmware(m, cpu)
 
 
+@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+def latch_sipi(m: Machine, cpu: Cpu) -> None:
+    """A SIPI is for an application processor that waits for it, also if it is about to, because an INIT goes first
+    that nothing holds. Every other processor ignores it."""
+    if m.ap != 0 and (cpu.waits_for_sipi != 0 or init_due(cpu)):
+        cpu.sipi_latched = 1
+
+
+@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+def sipi_due(cpu: Cpu) -> bool:
+    """The processor waits for a SIPI, and one has come. Another INIT goes first."""
+    return cpu.sipi_latched != 0 and cpu.waits_for_sipi != 0 and cpu.init_latched == 0
+
+
+@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+def take_sipi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """The processor begins to execute where the SIPI says. What came while it waited is taken from here on."""
+    cpu.sipi_latched = 0
+    cpu.waits_for_sipi = 0
+
+
+@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+def take_sipi_alone(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """The same on a processor that has lost the NMI which came while it waited."""
+    take_sipi(m, cpu, vmcb)
+    cpu.nmi_latched = 0
+
+
 def begin_firmware(m: Machine, cpu: Cpu) -> None:
-    """`init:` stands for what the code at the reset vector starts once it has set up a stack and an IDT."""
+    """`init:` stands for what the code at the reset vector, or where a SIPI says, starts once it has set up a stack and
+    an IDT."""
     cpu.rip = wrap16(m.init - 1)
     cpu.rsp = STACK_WORDS
 
@@ -177,6 +209,16 @@ def find_firmware(m: Machine, cpu: Cpu) -> None:
     elif m.init != 0 and cpu.rip == RESET_VECTOR:
         begin_firmware(m, cpu)
 
+
+@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+def find_itself_started(m: Machine, cpu: Cpu, code_base: u32) -> None:
+    """VMRUN at the first byte of the page that the SIPI names, with the base of CS there: the code is `init:`."""
+    if m.ap != 0 and cpu.rip == 0 and code_base == SIPI_VECTOR << 12:
+        begin_firmware(m, cpu)
+
+
+SIPI_VECTOR = 0x9A
+"""The vector of every SIPI: the page where it has the processor begin."""
 
 SMM_ENTRY = 0x8000
 """RIP of the first instruction in SMM, from SMBASE on (AMD64 APM vol. 2, "SMM Execution Environment")."""

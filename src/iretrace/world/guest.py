@@ -61,6 +61,7 @@ def make_machine(test: Test, vcpu: str, knobs: int, processor: Processor = PROCE
         svm=int(processor.guest_svm and not sev_es),
         smi=test.smi + 1,
         init=test.init + 1,
+        ap=int(test.ap),
     )
 
 

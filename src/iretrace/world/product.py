@@ -24,7 +24,7 @@ from iretrace.subset import unpack
 from iretrace.world.debugger import ACTIONS, Attached, without_tf
 from iretrace.world.ioctls import CALLS, by_vmm
 from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState, VmmCall
-from iretrace.world.reference import PatientReference, Ref, ending_of
+from iretrace.world.reference import WAITS_FOR_SIPI, PatientReference, Ref, ending_of
 from iretrace.world.vcpu import (
     ASKED,
     FINISHED,
@@ -299,9 +299,12 @@ class Product:
     # Endings. ---------------------------------------------------------------------------------------------------
 
     def ending(self, state: Point) -> str:
-        """How the guest goes on for ever if it stays in this state. A vCPU that sleeps has executed HLT."""
+        """How the guest goes on for ever if it stays in this state. A vCPU that sleeps has executed HLT, or waits for a
+        SIPI."""
         core = self.core(state)
         if core.phase == Phase.BLOCKED:
+            if self.test.ap and self.vcpu.waits_for_sipi(state.core):
+                return WAITS_FOR_SIPI
             return f"halted at {self.vcpu.halted_at(state.core)}"
         return ending_of(self.vcpu.machine, unpack(Cpu, self.vcpu.cpus.values[core.cpu]))
 

@@ -208,6 +208,9 @@ class Pause:
     smram: tuple[int, int] = (0, 0)
     """RIP and RFLAGS in the guest's SMM state-save area, at SMBASE + FF78h and FF70h (AMD64 APM vol. 2, "SMM
     State-Save Area"), as the hypervisor has written it into the guest's memory."""
+    code_base: int = 0
+    """At VMRUN of a guest that is not encrypted: the base of CS where KVM has set it since the last #VMEXIT, as a SIPI
+    does; 0 where it may have left it."""
     host: Debug | None = None
     """The physical CPU's debug registers when the host was itself again after the #VMEXIT of this step (it enables
     interrupts); None if the step was entered without one, or its hypervisor has no such state."""
@@ -259,9 +262,9 @@ class Hypervisor(Protocol):
         ...
 
     def sender(self, kind: str) -> SenderState:
-        """A fresh sender for an outside event: "nmi", "irq" (the device with IRQ_VECTOR, fixed, edge), "smi" and "init"
-        (by the local APIC), or "signal" (for the vCPU thread, which the VMM handles before it calls KVM_RUN again).
-        InputError for any other."""
+        """A fresh sender for an outside event: "nmi", "irq" (the device with IRQ_VECTOR, fixed, edge), "smi", "init"
+        and "sipi" (by the local APIC), or "signal" (for the vCPU thread, which the VMM handles before it calls
+        KVM_RUN again). InputError for any other."""
         ...
 
     def step(
@@ -318,6 +321,16 @@ class ComparableHypervisor(Hypervisor, Protocol):
 
     def compare(self, private: Private) -> Comparison:
         """What agreement of two hypervisors is about, beside the VMCB (KVM_GET_VCPU_EVENTS on a copy of the state)."""
+        ...
+
+
+@runtime_checkable
+class ApHypervisor(Hypervisor, Protocol):
+    """A hypervisor whose vCPU can be an application processor."""
+
+    def start_ap(self) -> Pause:
+        """As start(), of a vCPU that is not the bootstrap processor, after the INIT and the SIPI that have started
+        it."""
         ...
 
 

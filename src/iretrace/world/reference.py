@@ -59,7 +59,18 @@ from iretrace.machine.cpu import (
     see_smi,
 )
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.smm import init_due, latch_init, latch_smi, smi_due, take_init, take_smi
+from iretrace.machine.smm import (
+    init_due,
+    latch_init,
+    latch_sipi,
+    latch_smi,
+    sipi_due,
+    smi_due,
+    take_init,
+    take_sipi,
+    take_sipi_alone,
+    take_smi,
+)
 from iretrace.machine.vmcb import EFER_SVME, SVM_EXIT_VMRUN, Vmcb
 from iretrace.subset import pack, unpack
 from iretrace.world.debugger import is_debug_exception, without_tf
@@ -103,10 +114,16 @@ def forget_seen(cpu: Cpu) -> None:
     see_nothing(cpu)
 
 
+WAITS_FOR_SIPI = "waits for a SIPI"
+"""The ending of an application processor that has taken an INIT."""
+
+
 def ending_of(machine: Machine, cpu: Cpu) -> str:
     """How a processor that stays as it is goes on for ever; "" if it does not."""
     if cpu.shutdown:
         return "shutdown"
+    if cpu.waits_for_sipi:
+        return WAITS_FOR_SIPI
     if cpu.halted:
         return f"halted at {cpu.rip}"
     if cpu.rip < CODE_SIZE and machine.ops[cpu.rip] == OP_SPIN:
@@ -145,14 +162,17 @@ class Known:
     """Taking the latched NMI, if it is due and no trap comes first."""
     irq_taken: Move | None
     """Taking the interrupt, if nothing holds it and no trap comes first."""
-    higher: tuple[int, int] | None
-    """The Cpu with an SMI and with an INIT latched; None in a test that has neither."""
+    higher: tuple[int, int, int] | None
+    """The Cpu with an SMI, with an INIT, and with a SIPI latched; None in a test that has none."""
     higher_owed: bool
     """An SMI or an INIT is latched that nothing but a shadow holds: it goes before NMI and interrupt, and is owed."""
     smi_taken: Move | None
     """Taking the SMI, if no trap comes first."""
     init_taken: Move | None
     """Taking the INIT, if no trap comes first. Which of the two goes first is not documented."""
+    sipi_taken: tuple[Move, Move] | None
+    """Taking the SIPI: with the NMI that came while the processor waited for it, and without. Whether it is held or
+    lost is not documented, so that it may be either each time."""
     smi: Observation
     """The SMI by which it got into SMM, if it is there."""
     waits: bool
@@ -172,7 +192,7 @@ class PatientReference:
         self._kinds = [arrival.kind for arrival in test.outside]
         self._senders = [sender_kind(arrival) for arrival in test.outside]
         self._has_smm = test.smi >= 0
-        self._has_higher = self._has_smm or test.init >= 0
+        self._has_higher = self._has_smm or test.init >= 0 or "sipi" in self._kinds
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
         cpu = make_cpu(test, vcpu)
@@ -219,7 +239,7 @@ class PatientReference:
         if kind == "irq":
             return known.irq_latched
         assert known.higher is not None
-        return known.higher[kind == "init"]
+        return known.higher[("smi", "init", "sipi").index(kind)]
 
     def moves(self, state: Ref) -> Iterator[tuple[Observation | None, Ref]]:
         """Its moves; with a debugger attached TF is not compared, and a #DB of the guest's has no contract."""
@@ -252,6 +272,8 @@ class PatientReference:
             yield None, (known.smi_taken[1], transit, done, BEGUN_SMI, attached)
         if known.init_taken is not None:
             yield None, (known.init_taken[1], transit, self._done_after_init(done), BEGUN_NOTHING, attached)
+        for _, started in known.sipi_taken or ():
+            yield None, (started, transit, done, BEGUN_NOTHING, attached)
         if known.taken is not None and not known.higher_owed:
             shown, after = known.taken
             yield shown, (after, transit, done, BEGUN_NOTHING, attached)
@@ -336,9 +358,9 @@ class PatientReference:
 
     def _work_out(self, packed: tuple[object, ...]) -> Known:
         cpu = unpack(Cpu, packed)
-        blocked = cpu.nmi_masked or cpu.gif == 0 or cpu.shadow != SHADOW_NONE
+        blocked = cpu.nmi_masked or cpu.gif == 0 or cpu.shadow != SHADOW_NONE or cpu.waits_for_sipi
         interruptible = not cpu.trap and not cpu.shutdown
-        due = bool(cpu.nmi_latched and cpu.gif and not cpu.nmi_masked and not cpu.shutdown)
+        due = bool(cpu.nmi_latched and cpu.gif and not (cpu.nmi_masked or cpu.waits_for_sipi or cpu.shutdown))
         nmi_latched, irq_latched, unshadowed = unpack(Cpu, packed), unpack(Cpu, packed), unpack(Cpu, packed)
         latch_nmi(nmi_latched)
         latch_irq(irq_latched)
@@ -353,9 +375,10 @@ class PatientReference:
             nmi_latched=self._cpus(pack(nmi_latched)),
             irq_latched=self._cpus(pack(irq_latched)),
             higher=self._latched_higher(packed) if self._has_higher else None,
-            higher_owed=(smi_due(cpu) or init_due(cpu)) and not cpu.shutdown,
+            higher_owed=(smi_due(cpu) or init_due(cpu) or sipi_due(cpu)) and not cpu.shutdown,
             smi_taken=self._do(take_smi, packed) if smi_due(cpu) and interruptible else None,
             init_taken=self._do(take_init, packed) if init_due(cpu) and interruptible else None,
+            sipi_taken=(self._do(take_sipi, packed), self._do(take_sipi_alone, packed)) if sipi_due(cpu) else None,
             smi=self._smi_of(cpu),
             waits=due or bool(cpu.smm and cpu.nmi_latched and not cpu.smm_nmi_masked),
             taken=self._do(take_nmi, packed) if due and interruptible else None,
@@ -364,12 +387,13 @@ class PatientReference:
             executed_otherwise=self._go_on_otherwise(packed, cpu),
         )
 
-    def _latched_higher(self, packed: tuple[object, ...]) -> tuple[int, int]:
-        """The Cpu with its SMI, and with its INIT latched."""
-        smi, init = unpack(Cpu, packed), unpack(Cpu, packed)
+    def _latched_higher(self, packed: tuple[object, ...]) -> tuple[int, int, int]:
+        """The Cpu with its SMI, with its INIT, and with a SIPI latched."""
+        smi, init, sipi = unpack(Cpu, packed), unpack(Cpu, packed), unpack(Cpu, packed)
         latch_smi(smi)
         latch_init(init)
-        return self._cpus(pack(smi)), self._cpus(pack(init))
+        latch_sipi(self.machine, sipi)
+        return self._cpus(pack(smi)), self._cpus(pack(init)), self._cpus(pack(sipi))
 
     def _smi_of(self, cpu: Cpu) -> Observation:
         """What the SMI that has led here shows: what SMRAM says."""
@@ -391,7 +415,7 @@ class PatientReference:
             return None
         if cpu.trap:
             return self._do(take_debug_trap, packed)
-        return None if cpu.halted else self._execute(cpu)
+        return None if cpu.halted or cpu.waits_for_sipi else self._execute(cpu)
 
     def _go_on_otherwise(self, packed: tuple[object, ...], cpu: Cpu) -> Move | None:
         """A single step clears DR6.B0-B3."""

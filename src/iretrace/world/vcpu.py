@@ -18,7 +18,7 @@ from iretrace.litmus.test import Test
 from iretrace.machine.boundary import guest_step, virtual_nmi_due
 from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, OP_INT1, SEEN_MARK, VC_VECTOR, X86_EFLAGS_TF, Cpu
 from iretrace.machine.ghcb import Ghcb
-from iretrace.machine.smm import RESET_VECTOR, find_firmware
+from iretrace.machine.smm import RESET_VECTOR, find_firmware, find_itself_started
 from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, intercepted, vmrun
 from iretrace.machine.swap import lbr_virtualized, swap_in, swap_out
 from iretrace.machine.vmcb import (
@@ -38,6 +38,7 @@ from iretrace.world.host import changed_debug, debug_of, state_of
 from iretrace.world.ioctls import IOCTLS, by_vmm, sender_kind
 from iretrace.world.protocol import (
     NO_SENDER,
+    ApHypervisor,
     CallableHypervisor,
     Cause,
     Debug,
@@ -56,6 +57,8 @@ KVM_EXIT_DEBUG = 4
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTERNAL_ERROR = 17
+INIT_RECEIVED = 2
+"""View.mp_state of a vCPU that waits for a SIPI: the others have nothing but 0 and 1."""
 EINTR = 4
 EAGAIN = 11
 
@@ -240,6 +243,10 @@ class Vcpu:
         rip = self.cpu(core).rip
         return rip + 1 if not self.machine.sev_es and self.machine.ops[rip] == OP_HLT else rip
 
+    def waits_for_sipi(self, core: int) -> bool:
+        """Whether the vCPU has taken an INIT, and no SIPI yet."""
+        return self.hypervisor.view(self.private(core)).mp_state == INIT_RECEIVED
+
     def interrupted(self, core: int) -> int:
         """The core with a physical interrupt pending."""
         known = self._interrupted.get(core)
@@ -267,7 +274,7 @@ class Vcpu:
 
     def start(self, arrivals: int) -> HostStep:
         """Create the vCPU and run it to its first VMRUN. No sender is around yet."""
-        pause = self.hypervisor.start()
+        pause = self._first_pause()
         if not pause.unmodelled and not self.machine.sev_es:
             pause = replace(pause, vmcb=self._set_registers(pause.vmcb))
         self.machine.efer_passes = pause.efer_passes
@@ -276,6 +283,13 @@ class Vcpu:
         first.rflags |= pause.launched[0] & X86_EFLAGS_TF
         first.dr7 |= pause.launched[1]
         return self._hand_over(self.cpus(pack(first)), 0, (UNSTARTED,) * arrivals, (), pause, False)
+
+    def _first_pause(self) -> Pause:
+        if not self.machine.ap:
+            return self.hypervisor.start()
+        if isinstance(self.hypervisor, ApHypervisor):
+            return self.hypervisor.start_ap()
+        return replace(self.hypervisor.start(), unmodelled="this hypervisor has no application processors")
 
     def _set_registers(self, packed: tuple[int, ...]) -> tuple[int, ...]:
         """What the VMM's KVM_SET_REGS and KVM_SET_SREGS before the first KVM_RUN comes to at the first VMRUN."""
@@ -355,7 +369,7 @@ class Vcpu:
             self.debugs((pause.debug, pause.host_area)),
         )
         if pause.kind == PauseKind.ENTER:
-            self._enter(core, made, pause.smram)
+            self._enter(core, made, pause.smram, pause.code_base)
         elif pause.kind == PauseKind.BLOCK:
             made.core = self.cores(core._replace(phase=Phase.BLOCKED))
         else:
@@ -412,10 +426,10 @@ class Vcpu:
             known = self._handed[key] = self.cpus(pack(cpu))
         return known
 
-    def _enter(self, core: Core, made: HostStep, smram: tuple[int, int]) -> None:
+    def _enter(self, core: Core, made: HostStep, smram: tuple[int, int], code_base: int) -> None:
         """VMRUN: a refusal is a defect."""
         read_dr6 = self._dr6_as_read(core)
-        key = (core.cpu, core.vmcb, read_dr6, core.debug, smram)
+        key = (core.cpu, core.vmcb, read_dr6, core.debug, smram, code_base)
         if key not in self._entered:
             cpu = unpack(Cpu, self.cpus.values[core.cpu])
             vmcb = unpack(Vmcb, self.vmcbs.values[core.vmcb])
@@ -423,6 +437,7 @@ class Vcpu:
             swap_in(cpu, state_of(self.debugs.values[core.debug][0]), lbr_virtualized(vmcb))
             vmrun(self.machine, cpu, vmcb)
             self._find_firmware(cpu, smram)
+            find_itself_started(self.machine, cpu, code_base)
             refused = vmcb.exit_code == SVM_EXIT_ERR and cpu.guest_mode == 0
             self._entered[key] = None if refused else (self.cpus(pack(cpu)), self.vmcbs(pack(vmcb)))
         entered = self._entered[key]
