@@ -18,7 +18,8 @@ settings.load_profile("iretrace")
 
 
 LONG = (
-    "trees/test_verdicts.py", "trees/test_agreement.py", "trees/test_reintroduced.py", "kvm/test_verdicts.py",
+    "trees/test_verdicts.py", "trees/test_agreement.py", "trees/test_negation.py", "trees/test_reintroduced.py",
+    "trees/test_point_release.py", "kvm/test_verdicts.py",
     "trees/test_the_mail.py", "trees/test_mutants.py", "linux/test_against_gcc.py", "kvm/test_agrees_with_trees.py",
     "trees/test_mail_page.py", "test_mail.py", "world/test_plain_oracle.py", "trees/test_debug_registers.py",
 )  # fmt: skip
