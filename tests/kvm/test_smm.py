@@ -14,13 +14,15 @@ from iretrace.kvm.kvm_host import (
     KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
+    KVM_REQ_NMI,
+    NOT_MODELLED_LOOP,
     Vcpu,
 )
 from iretrace.kvm.reset import kvm_apic_accept_events
 from iretrace.kvm.smm import SMM_ENTRY, enter_smm, process_smi, rsm_interception, svm_enable_smi_window, svm_smi_allowed
 from iretrace.kvm.svm import X86_EFLAGS_IF, X86_EFLAGS_TF, svm_complete_interrupts, svm_set_nmi_mask
 from iretrace.kvm.x86 import kvm_check_and_inject_events, kvm_vcpu_has_events
-from iretrace.kvm.x86_run import leave_halt
+from iretrace.kvm.x86_run import leave_halt, vcpu_run
 from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_IRET, INTERCEPT_STGI, SVM_INTERRUPT_SHADOW_MASK, V_GIF_MASK
 from iretrace.world.protocol import NO_SENDER
 from tests.kvm.rig import make_vcpu
@@ -189,3 +191,10 @@ def test_an_init_makes_a_sipi_void_that_came_before_it() -> None:
     send(vcpu, Sender("sipi", 1))
     send(vcpu, Sender("init", 0))
     assert vcpu.pending_events == 1 << KVM_APIC_INIT
+
+
+def test_a_thread_whose_vcpu_waits_for_a_sipi_does_not_sleep_while_an_nmi_is_requested() -> None:
+    vcpu = running_ap()
+    vcpu.mp_state, vcpu.requests = KVM_MP_STATE_INIT_RECEIVED, 1 << KVM_REQ_NMI
+    vcpu_run(vcpu, AGAIN)
+    assert vcpu.thread.unmodelled == NOT_MODELLED_LOOP

@@ -284,3 +284,40 @@ def test_the_permission_map_may_be_written_with_what_it_holds(tree_7_3: Path) ->
     assert (guest.pause.unmodelled, guest.pause.efer_passes) == ("", 0)
     assert not guest.intercepts(INTERCEPT_STGI)
 
+
+
+# Application processors. ----------------------------------------------------------------------------------------
+
+
+def waiting_ap(linux: TreeHypervisor) -> Guest:
+    """A vCPU that has taken an INIT and waits for a SIPI."""
+    guest = Guest(linux, linux.start_ap())
+    guest.send("init")
+    guest.exits(SVM_EXIT_INTR)
+    assert (guest.pause.kind, guest.view.mp_state) == (PauseKind.BLOCK, 2)
+    return guest
+
+
+def test_a_sipi_starts_an_application_processor_where_it_says(guest: Guest) -> None:
+    guest = waiting_ap(guest.linux)
+    guest.send("sipi")
+    guest.exits(0, Cause.WAKE)
+    assert (guest.pause.kind, guest.vmcb.rip, guest.pause.code_base) == (PauseKind.ENTER, 0, 0x9A000)
+    guest.exits(SVM_EXIT_INTR)
+    assert (guest.pause.kind, guest.pause.code_base) == (PauseKind.ENTER, 0)
+
+
+def test_an_init_starts_the_bootstrap_processor_at_once(guest: Guest) -> None:
+    guest = Guest(guest.linux, guest.linux.start())
+    guest.send("init")
+    guest.exits(SVM_EXIT_INTR)
+    assert (guest.pause.kind, guest.vmcb.rip, guest.pause.code_base) == (PauseKind.ENTER, 0xFFF0, 0xFFFF_0000)
+
+
+def test_a_thread_that_goes_round_and_round_is_told(guest: Guest) -> None:
+    guest = waiting_ap(guest.linux)
+    guest.send("nmi")
+    around: tuple[tuple[SenderState, ...], ...] = ((), (guest.linux.sender("sipi"),))
+    for senders in around:
+        pause = guest.linux.step(guest.pause.private, guest.vmcb, Ghcb(), Cause.WAKE, senders, ())
+        assert "round and round" in pause.unmodelled

@@ -46,6 +46,17 @@ MISTAKES = [
     ("outside nmi", "outside irq", "4:9: there is no section 'irq:' to handle it; write one that ends in iretq"),
     ("outside nmi", "interrupts maybe", "4:12: unknown setting 'maybe'; write one of: on, off"),
     ("main:", "mian:", "5:1: unknown 'mian'; write 'main:'"),
+    (
+        "outside nmi",
+        "outside sipi",
+        "4:9: sipi to an encrypted guest is not supported yet; drop 'sev-es' from vcpu",
+    ),
+    (
+        "vcpu sev-es\noutside nmi",
+        "vcpu plain\nprocessor ap\noutside irq\nirq:\n    iretq",
+        "5:9: irq to an application processor is not supported yet; drop 'processor ap'",
+    ),
+    ("about x", "processor app", "2:11: unknown processor 'app'; write 'ap'"),
     ("nmi:\n", "smi:\niretq\nnmi:\n", "8:1: iretq in smi: finds no frame to pop; end smi: with rsm"),
     ("nmi:\n", "init:\niretq\nnmi:\n", "8:1: iretq in init: finds no frame to pop; end init: with spin or hlt"),
     (

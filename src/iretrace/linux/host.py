@@ -19,12 +19,19 @@ from iretrace.world.protocol import NO_SENDER, Debug, Landing, PauseKind, Sender
 
 NEVER = 1 << 62
 
-MOST_ACCESSES = 1024
-"""So many accesses of shared cells between two hand-overs are a loop that does not wait: other steps have a tenth."""
+MOST_ACCESSES = 2048
+"""So many accesses of shared cells between two hand-overs are a loop that does not wait: the longest of other steps
+have some three hundred."""
+
+MOST_REPEATS = 64
+"""A step in which so many landings come to what an earlier one of the same step comes to goes in a circle."""
+
+CIRCLE = "the vCPU thread goes round and round without a hand-over: its loop does not wait"
 
 NO_STATE = frozenset(
     "program m trace read write fuel cells allocator features members lines physical sender senders log ipi openings"
-    " turns _schedule _reduce _count _landed _next _last _paths _watching".split()
+    " turns _schedule _reduce _count _landed _next _last _paths _watching _turned"
+    " _repeats".split()
 )
 """What of a run plays no role for how it goes on, or is told apart (HostRun._turn)."""
 
@@ -103,6 +110,8 @@ class HostRun(KernelRun):
         self.log: list[tuple[str, int]] = []
         self.openings: list[Landing] = []
         self.turns: list[bytes] = []
+        self._turned: set[bytes] = set()
+        self._repeats = 0
         self._schedule = schedule
         self._reduce = reduce
         self._count = 0
@@ -121,7 +130,7 @@ class HostRun(KernelRun):
         k = self._count
         self._count = k + 1
         if k >= MOST_ACCESSES:
-            raise Unmodelled("the vCPU thread goes round and round without a hand-over: its loop does not wait")
+            raise Unmodelled(CIRCLE)
         if k == self._next:
             self._land(k)
         if not self._watching or k < self._last[0]:
@@ -181,8 +190,16 @@ class HostRun(KernelRun):
                 if access.conflicts(address, mask, write):
                     self.openings.append((k, number, steps))
                     self.turns.append(self._turn(number, path[:steps]))
+                    self._look_for_circle(self.turns[-1])
         if write:
             self._paths = None
+
+    def _look_for_circle(self, turn: bytes) -> None:
+        """Nothing has landed since the step's first opening: a turn that was there before is a state that was."""
+        self._repeats += turn in self._turned
+        self._turned.add(turn)
+        if self._repeats >= MOST_REPEATS:
+            raise Unmodelled(CIRCLE)
 
     def _turn(self, number: int, landing: Path) -> bytes:
         """See turns: the thread's state, memory and senders as they are after a landing. To be called by _open()."""
