@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.linux.gcc import compare
-from tests.turns import FULL
 
 SEED = int(os.environ.get("IRETRACE_SEED", "6012"))
-BATCHES = 10 if FULL else 3
+BATCHES = 10
 BATCH = 10_000
-"""Statements and full expressions in a batch: 30,000 in all, and 100,000 with IRETRACE_FULL=1 in the environment."""
+"""Statements and full expressions in a batch: 100,000 in all."""
 
 
 @pytest.mark.parametrize("optimize", ["-O0", "-O1"])

@@ -97,7 +97,7 @@ def test_gif_instructions_are_ud_without_svme(op: int) -> None:
 def test_vmrun_is_ud_without_svme() -> None:
     """APM vol. 2, Enabling SVM."""
     on = rig(OP_NOP, OP_VMRUN, handlers=EVENTS).bare(2)
-    assert (on.delivered(), on.frame()[0], on.cpu.door) == (UD_VECTOR, 1, 0)
+    assert (on.delivered(), on.frame()[0], on.cpu.seen_error, on.cpu.door) == (UD_VECTOR, 1, 0, 0)
 
 
 def test_vmrun_with_svme_is_a_door_and_does_nothing() -> None:

@@ -39,6 +39,7 @@ from iretrace.machine.smm import (
     latch_init,
     latch_sipi,
     latch_smi,
+    sipi_due,
     take_init,
     take_sipi,
     take_sipi_alone,
@@ -308,6 +309,26 @@ def test_an_ap_waits_for_a_sipi_and_executes_nothing() -> None:
     assert (on.cpu.waits_for_sipi, on.cpu.sipi_latched, on.cpu.rip) == (0, 0, INIT)
 
 
+def test_an_instruction_that_would_move_on_is_not_executed_by_a_processor_that_waits() -> None:
+    on = waiting_ap()
+    put(on.m.ops, on.m.args, INIT, [(OP_NOP, 0)])
+    assert on.bare(2).cpu.rip == INIT
+
+
+def test_another_init_goes_before_the_sipi() -> None:
+    on = waiting_ap()
+    on.cpu.sipi_latched = 1
+    assert sipi_due(on.cpu)
+    on.cpu.init_latched = 1
+    assert not sipi_due(on.cpu)
+
+
+def test_a_bootstrap_processor_with_an_init_ignores_a_sipi_all_the_same() -> None:
+    on = with_init(bench(OP_SPIN))
+    latch_sipi(on.m, on.cpu)
+    assert on.cpu.sipi_latched == 0
+
+
 def test_nothing_but_init_and_sipi_is_taken_by_a_processor_that_waits() -> None:
     on = waiting_ap()
     on.cpu.nmi_latched = on.cpu.smi_latched = on.cpu.irr = 1
@@ -321,8 +342,9 @@ def test_an_nmi_that_came_while_the_processor_waited_is_held_or_lost() -> None:
     on.cpu.nmi_latched = 1
     take_sipi(on.m, on.cpu, on.vmcb)
     assert on.cpu.nmi_latched == 1
+    on.cpu.waits_for_sipi = 1
     take_sipi_alone(on.m, on.cpu, on.vmcb)
-    assert on.cpu.nmi_latched == 0
+    assert (on.cpu.nmi_latched, on.cpu.waits_for_sipi) == (0, 0)
 
 
 @pytest.mark.parametrize("ap", [0, 1])
