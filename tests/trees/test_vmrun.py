@@ -12,24 +12,9 @@ from iretrace.linux.tree import open_tree
 from iretrace.litmus.parse import parse
 from iretrace.verdict import Verdict
 from tests.trees.edits import SVM
+from tests.world.test_vmrun import ENTERS
 
 pytestmark = pytest.mark.trees
-
-ENTERS = """test t
-about A hypervisor enters its guest.
-vcpu plain, vnmi
-outside maybe nmi
-
-main:
-    mov rax, EFER + SVME
-    wrmsr efer
-    vmrun rax
-    mark m
-    spin
-nmi:
-    mark n
-    iretq
-"""
 
 
 @pytest.mark.parametrize(
