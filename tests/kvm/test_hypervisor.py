@@ -183,8 +183,8 @@ def test_a_trace_cites_our_own_source(kvm: BuiltinHypervisor) -> None:
 
 
 KVM_FILES = (
-    "debug", "exceptions", "kvm_host", "kvm_main", "lapic", "reset", "senders", "sev", "smm", "svm", "svm_exits", "x86",
-    "x86_run",
+    "debug", "exceptions", "kvm_host", "kvm_main", "lapic", "reset", "senders", "sev", "smm", "svm", "svm_exits",
+    "svm_h", "x86", "x86_run",
 )  # fmt: skip
 
 

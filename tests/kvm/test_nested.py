@@ -14,8 +14,9 @@ from iretrace.kvm.kvm_host import (
     Vcpu,
 )
 from iretrace.kvm.nested import set_efer, svm_recalc_instruction_intercepts, svm_set_efer, svm_set_gif
-from iretrace.kvm.svm import gif_set, svm_enable_nmi_window
+from iretrace.kvm.svm import svm_enable_nmi_window
 from iretrace.kvm.svm_exits import svm_invoke_exit_handler
+from iretrace.kvm.svm_h import gif_set
 from iretrace.machine.vmcb import (
     EFER_SVME,
     INTERCEPT_CLGI,

@@ -8,7 +8,6 @@ from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.kvm.kvm_host import KVM_REQ_EVENT, WARN_NMI_WINDOW_WITH_VNMI, Vcpu
 from iretrace.kvm.svm import (
     X86_EFLAGS_TF,
-    is_vnmi_enabled,
     svm_enable_nmi_window,
     svm_get_nmi_mask,
     svm_inject_nmi,
@@ -16,6 +15,7 @@ from iretrace.kvm.svm import (
     svm_nmi_allowed,
     svm_set_vnmi_pending,
 )
+from iretrace.kvm.svm_h import is_vnmi_enabled
 from iretrace.kvm.x86 import kvm_check_and_inject_events, kvm_get_nr_pending_nmis, kvm_vcpu_has_events, process_nmi
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import (

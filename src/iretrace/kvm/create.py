@@ -10,7 +10,8 @@ from iretrace.kvm.differences import (
 from iretrace.kvm.exceptions import AC_VECTOR, DB_VECTOR, DR6_ACTIVE_LOW, MC_VECTOR, UD_VECTOR
 from iretrace.kvm.kvm_host import KVM_REQ_EVENT, KVM_REQ_RECALC_INTERCEPTS, Vcpu, kvm_make_request, since
 from iretrace.kvm.nested import INTERCEPT_VMLOAD, INTERCEPT_VMSAVE, svm_recalc_instruction_intercepts, svm_set_efer
-from iretrace.kvm.svm import INTERCEPT_CR8_WRITE, enable_gif, svm_clr_intercept, svm_set_intercept
+from iretrace.kvm.svm import INTERCEPT_CR8_WRITE
+from iretrace.kvm.svm_h import enable_gif, svm_clr_intercept, svm_set_intercept
 from iretrace.machine.ghcb import GHCB_GPA
 from iretrace.machine.vmcb import (
     EFER_SVME,

@@ -47,7 +47,8 @@ from iretrace.kvm.kvm_host import (
     VcpuSvm,
 )
 from iretrace.kvm.revisions import Revision, find
-from iretrace.kvm.svm import gif_set, svm_enable_nmi_window, svm_get_nmi_mask
+from iretrace.kvm.svm import svm_enable_nmi_window, svm_get_nmi_mask
+from iretrace.kvm.svm_h import gif_set
 from iretrace.kvm.trace import Statements, Tracer, first_line
 from iretrace.kvm.x86 import kvm_get_nr_pending_nmis
 from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit

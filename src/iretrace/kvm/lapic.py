@@ -6,7 +6,7 @@ kvm_lapic.irr_pending is left out: it says only whether IRR is worth a look.
 from __future__ import annotations
 
 from iretrace.kvm.kvm_host import CELL_IRR, CELL_PENDING_EVENTS, READ, WRITE, Vcpu
-from iretrace.kvm.svm import gif_set
+from iretrace.kvm.svm_h import gif_set
 from iretrace.subset import shared, u8, wrap8
 
 IRQ_VECTOR = 0x30

@@ -16,16 +16,16 @@ from iretrace.kvm.kvm_host import (
     since,
 )
 from iretrace.kvm.lapic import kvm_apic_has_interrupt, kvm_apic_has_pending_init_or_sipi
-from iretrace.kvm.svm import enable_gif, svm_clear_vintr, svm_clr_intercept, svm_set_intercept
+from iretrace.kvm.svm import svm_clear_vintr
+from iretrace.kvm.svm_h import disable_gif, enable_gif, svm_clr_intercept, svm_set_intercept
 from iretrace.machine.vmcb import (
     EFER_SVME,
     INTERCEPT_CLGI,
     INTERCEPT_STGI,
     INTERCEPT_VINTR,
     SVM_EXIT_STGI,
-    V_GIF_MASK,
 )
-from iretrace.subset import u8, u64, wrap32
+from iretrace.subset import u8, u64
 
 EFER_LME = 1 << 8
 EFER_LMA = 1 << 10
@@ -36,14 +36,6 @@ INTERCEPT_RDTSCP = 135
 
 
 # GIF.
-
-
-def disable_gif(vcpu: Vcpu) -> None:
-    """Close the global interrupt flag."""
-    if vcpu.kvm.vgif:
-        vcpu.svm.vmcb.int_ctl = wrap32(vcpu.svm.vmcb.int_ctl & ~V_GIF_MASK)
-    else:
-        vcpu.svm.guest_gif = 0
 
 
 def svm_has_pending_gif_event(vcpu: Vcpu) -> bool:

@@ -13,16 +13,15 @@ from iretrace.kvm.nested import svm_set_efer
 from iretrace.kvm.svm import (
     X86_EFLAGS_IF,
     X86_EFLAGS_TF,
-    gif_set,
     kvm_get_rflags,
     kvm_set_rflags,
     kvm_write_rflags,
     svm_get_nmi_mask,
     svm_get_rflags,
-    svm_set_intercept,
     svm_set_interrupt_shadow,
     svm_set_nmi_mask,
 )
+from iretrace.kvm.svm_h import gif_set, svm_set_intercept
 from iretrace.machine.vmcb import INTERCEPT_STGI, SVM_INTERRUPT_SHADOW_MASK
 from iretrace.subset import u1, u8, u64, wrap64
 

@@ -27,6 +27,7 @@ from iretrace.kvm.kvm_host import (
     since,
     warn_on,
 )
+from iretrace.kvm.svm_h import gif_set, is_vnmi_enabled, svm_clr_intercept, svm_set_intercept
 from iretrace.machine.vmcb import (
     INTERCEPT_IRET,
     INTERCEPT_STGI,
@@ -41,12 +42,10 @@ from iretrace.machine.vmcb import (
     SVM_EVTINJ_VEC_MASK,
     SVM_GUEST_INTERRUPT_MASK,
     SVM_INTERRUPT_SHADOW_MASK,
-    V_GIF_MASK,
     V_IGN_TPR_MASK,
     V_INTR_PRIO_MASK,
     V_IRQ_MASK,
     V_NMI_BLOCKING_MASK,
-    V_NMI_ENABLE_MASK,
     V_NMI_PENDING_MASK,
     V_TPR_MASK,
 )
@@ -62,41 +61,7 @@ KVM_DEBUGREG_WONT_EXIT = 2
 V_IRQ_INJECTION_BITS_MASK = V_IRQ_MASK | V_INTR_PRIO_MASK | V_IGN_TPR_MASK
 
 
-# Intercepts.
-
-
-def svm_set_intercept(svm: VcpuSvm, number: u8) -> None:
-    """Have the guest leave when that happens. number: enum in svm.h, over all words; exceptions start at 64."""
-    bit: u32 = 1 << (number & 31)
-    if number < 32:
-        svm.vmcb.intercept_cr |= bit
-    elif number < 64:
-        svm.vmcb.intercept_dr |= bit
-    elif number < 96:
-        svm.vmcb.intercept_exception |= bit
-    elif number < 128:
-        svm.vmcb.intercept_word3 |= bit
-    elif number < 160:
-        svm.vmcb.intercept_word4 |= bit
-    else:
-        svm.vmcb.intercept_word5 |= bit
-
-
-def svm_clr_intercept(svm: VcpuSvm, number: u8) -> None:
-    """Have the guest go on when that happens."""
-    keep: u32 = wrap32(~(1 << (number & 31)))
-    if number < 32:
-        svm.vmcb.intercept_cr &= keep
-    elif number < 64:
-        svm.vmcb.intercept_dr &= keep
-    elif number < 96:
-        svm.vmcb.intercept_exception &= keep
-    elif number < 128:
-        svm.vmcb.intercept_word3 &= keep
-    elif number < 160:
-        svm.vmcb.intercept_word4 &= keep
-    else:
-        svm.vmcb.intercept_word5 &= keep
+# The intercept of IRET.
 
 
 def svm_set_iret_intercept(vcpu: Vcpu) -> None:
@@ -200,30 +165,7 @@ def svm_skip_emulated_instruction(vcpu: Vcpu) -> None:
     svm_set_interrupt_shadow(vcpu, 0)
 
 
-# GIF.
-
-
-def gif_set(vcpu: Vcpu) -> bool:
-    """The global interrupt flag: with virtual GIF the processor keeps it."""
-    if vcpu.kvm.vgif:
-        return vcpu.svm.vmcb.int_ctl & V_GIF_MASK != 0
-    return vcpu.svm.guest_gif != 0
-
-
-def enable_gif(vcpu: Vcpu) -> None:
-    """Open the global interrupt flag."""
-    if vcpu.kvm.vgif:
-        vcpu.svm.vmcb.int_ctl |= V_GIF_MASK
-    else:
-        vcpu.svm.guest_gif = 1
-
-
 # NMIs.
-
-
-def is_vnmi_enabled(vcpu: Vcpu) -> bool:
-    """Whether the processor tracks the guest's NMIs (svm.h)."""
-    return vcpu.kvm.vnmi != 0 and vcpu.svm.vmcb.int_ctl & V_NMI_ENABLE_MASK != 0
 
 
 def svm_is_vnmi_pending(vcpu: Vcpu) -> bool:
