@@ -16,7 +16,7 @@ from iretrace.mail import CLAIMS, SPIN, VCPU, Answer, Claim, Subject, ask
 from iretrace.report.terminal import Look
 from iretrace.seek import Glimpse, seek
 from iretrace.verdict import CLine
-from iretrace.world.vcpu import Phase
+from iretrace.world.core import Phase
 from tests.world.small import Small
 
 NAMES = [claim.name for claim in CLAIMS]

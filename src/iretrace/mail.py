@@ -23,8 +23,8 @@ from iretrace.machine.vmcb import (
 )
 from iretrace.seek import Condition, Glimpse, Sought, seek
 from iretrace.verdict import CLine, Result, Step, Verdict
+from iretrace.world.core import Phase
 from iretrace.world.protocol import Hypervisor
-from iretrace.world.vcpu import Phase
 
 VCPU = "sev-es"
 SPIN, HALT = "nmi-complete-then-spin", "nmi-complete-then-hlt"

@@ -11,11 +11,11 @@ from iretrace.litmus.test import Test
 from iretrace.machine.cpu import CODE_SIZE, OP_SHOW
 from iretrace.machine.vmcb import Vmcb
 from iretrace.verdict import CLine, Step
+from iretrace.world.core import Phase
 from iretrace.world.endings import point
 from iretrace.world.product import Product
 from iretrace.world.protocol import Cause, Hypervisor, View
 from iretrace.world.story import Story
-from iretrace.world.vcpu import Phase
 
 
 @dataclass(frozen=True, slots=True)

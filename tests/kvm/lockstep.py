@@ -11,9 +11,10 @@ from dataclasses import asdict
 from iretrace.litmus.test import Test
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import unpack
+from iretrace.world.core import Phase
 from iretrace.world.ioctls import by_vmm
 from iretrace.world.protocol import NO_SENDER, ComparableHypervisor, Hypervisor
-from iretrace.world.vcpu import Phase, Vcpu
+from iretrace.world.vcpu import Vcpu
 
 COMPARED = (
     "event_inj", "int_ctl", "int_vector", "int_state", "intercept_cr", "intercept_dr", "intercept_exception",

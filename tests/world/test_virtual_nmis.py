@@ -12,9 +12,10 @@ from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import V_NMI_ENABLE_MASK, V_NMI_PENDING_MASK
 from iretrace.subset import pack
 from iretrace.verdict import Result, Verdict
+from iretrace.world.core import Phase
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
-from iretrace.world.vcpu import Phase, Vcpu
+from iretrace.world.vcpu import Vcpu
 from tests.world.test_reference import History
 
 HEADER = "test t\nabout A guest with virtual NMIs.\nvcpu sev-es-vnmi\noutside nmi, nmi\n"

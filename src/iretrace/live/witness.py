@@ -14,9 +14,9 @@ from iretrace.live.observed import Run
 from iretrace.live.walk import Mark
 from iretrace.machine.cpu import SEEN_MARK
 from iretrace.verdict import Outcome
+from iretrace.world.core import UNSTARTED
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor
-from iretrace.world.vcpu import UNSTARTED
 
 SECONDS = 20.0
 """Of the processor's time, for one outcome."""

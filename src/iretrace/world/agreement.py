@@ -19,9 +19,9 @@ from iretrace.litmus.test import Test
 from iretrace.machine.cpu import Cpu
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import pack
+from iretrace.world.core import FINISHED, UNSTARTED, Phase
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Cause, ComparableHypervisor
-from iretrace.world.vcpu import FINISHED, UNSTARTED, Phase
 
 COMPARED_ALWAYS = (
     "event_inj",

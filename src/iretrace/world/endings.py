@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterator
 
 from iretrace.explore.fair import Ending
 from iretrace.explore.graph import Graph, Kind
+from iretrace.world.core import Phase
 from iretrace.world.product import GUEST_LABEL, Point, Product
 from iretrace.world.reference import HELD, Ref, loops_through
-from iretrace.world.vcpu import Phase
 
 
 def point(graph: Graph, number: int) -> Point:

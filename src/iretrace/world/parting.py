@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from iretrace.explore.graph import Edge, Kind
 from iretrace.verdict import Step
 from iretrace.world.agreement import Difference, Half, Label, Side
+from iretrace.world.core import Phase
 from iretrace.world.product import GUEST_LABEL, TICK_LABEL, WAKE_LABEL, Point
 from iretrace.world.protocol import Cause
 from iretrace.world.story import Story
-from iretrace.world.vcpu import Phase
 
 Path = list[tuple[Point | None, Edge]]
 

@@ -21,23 +21,12 @@ from iretrace.litmus.test import Arrival, Test
 from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
 from iretrace.machine.vmcb import SVM_EXIT_VMRUN
 from iretrace.subset import unpack
+from iretrace.world.core import ASKED, FINISHED, UNSTARTED, Core, Did, HostStep, Phase, Schedule, Senders, SenderStep
 from iretrace.world.debugger import ACTIONS, Attached, without_tf
 from iretrace.world.ioctls import CALLS, by_vmm
 from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState, VmmCall
 from iretrace.world.reference import WAITS_FOR_SIPI, PatientReference, Ref, ending_of
-from iretrace.world.vcpu import (
-    ASKED,
-    FINISHED,
-    UNSTARTED,
-    Core,
-    Did,
-    HostStep,
-    Phase,
-    Schedule,
-    Senders,
-    SenderStep,
-    Vcpu,
-)
+from iretrace.world.vcpu import Vcpu
 from iretrace.world.words import say, vector_name
 
 GUEST_LABEL = ("guest",)

@@ -11,11 +11,12 @@ from iretrace.machine.boundary import virtual_nmi_due
 from iretrace.machine.vmcb import SVM_EXIT_INTR, SVM_EXIT_VINTR, Vmcb
 from iretrace.subset import unpack
 from iretrace.verdict import CLine, Step
+from iretrace.world.core import UNSTARTED
 from iretrace.world.debugger import Attached
 from iretrace.world.guest import place
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Cause, Executed, Pause, PauseKind, View, VmmCall
-from iretrace.world.vcpu import EINTR, UNSTARTED
+from iretrace.world.vcpu import EINTR
 from iretrace.world.words import exit_name, vmrun
 
 BOUNDARY_EXITS = {

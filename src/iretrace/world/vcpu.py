@@ -5,15 +5,10 @@ Nothing here knows of fairness, of the reference or of what has been observed so
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
-from enum import IntEnum
-from itertools import zip_longest
-from typing import NamedTuple
+from dataclasses import replace
 
 from iretrace.explore.interned import Interned
-from iretrace.explore.monitor import Stamp
 from iretrace.litmus.test import Test
 from iretrace.machine.boundary import guest_step, virtual_nmi_due
 from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, OP_INT1, SEEN_MARK, VC_VECTOR, X86_EFLAGS_TF, Cpu
@@ -32,6 +27,7 @@ from iretrace.machine.vmcb import (
     Vmcb,
 )
 from iretrace.subset import pack, unpack
+from iretrace.world.core import ASKED, FINISHED, UNSTARTED, Core, Did, HostStep, Phase, Schedule, Senders, SenderStep
 from iretrace.world.debugger import after_stop, wanted_of
 from iretrace.world.guest import make_cpu, make_machine
 from iretrace.world.host import changed_debug, debug_of, state_of
@@ -44,14 +40,13 @@ from iretrace.world.protocol import (
     Debug,
     DebuggableHypervisor,
     Hypervisor,
-    Landing,
     Pause,
     PauseKind,
     SenderState,
-    Sent,
     VmmCall,
 )
 from iretrace.world.reference import forget_seen, observation
+from iretrace.world.schedules import differing
 
 KVM_EXIT_DEBUG = 4
 KVM_EXIT_SHUTDOWN = 8
@@ -64,75 +59,6 @@ EAGAIN = 11
 
 NO_GHCB_EVENT = {SVM_EXIT_IRET: "IRET", SVM_EXIT_ICEBP: "INT1"}
 """Instructions whose intercept an encrypted guest can do nothing about: the GHCB specification has no such event."""
-
-UNSTARTED = -2
-FINISHED = -1
-ASKED = -3
-"""A debugger's VMM has sent its signal, and KVM_SET_GUEST_DEBUG is to come when KVM_RUN has returned."""
-
-Schedule = tuple[Landing, ...]
-Senders = tuple[int, ...]
-"""For each arrival: the number of its sender's state, or UNSTARTED, ASKED or FINISHED."""
-
-
-class Phase(IntEnum):
-    """Who holds the CPU."""
-
-    GUEST = 0
-    HOST = 1
-    BLOCKED = 2
-    ENDED = 3
-    """KVM_RUN returned for good (the guest shut down)."""
-
-
-class Core(NamedTuple):
-    """Processor, guest and hypervisor. cpu, vmcb, ghcb, private and debug are numbers of interned values."""
-
-    phase: int
-    cause: int
-    cpu: int
-    vmcb: int
-    ghcb: int
-    private: int
-    debugger: int
-    """Whether the VMM has a debugger attached: world.debugger.Attached."""
-    debug: int
-    """(the physical CPU's debug registers, the host save area's): world.protocol.Debug."""
-
-
-@dataclass(slots=True)
-class Did:
-    """What one step of a guest did. mark: the number of the mark shown, or -1."""
-
-    cpu: int
-    vmcb: int
-    ghcb: int
-    exited: bool
-    shown: Hashable
-    mark: int
-    retired: bool
-    defect: str
-
-
-@dataclass(slots=True)
-class HostStep:
-    """One way for the hypervisor to get from where it runs to its next hand-over. core: -1 if the run ends here."""
-
-    label: tuple[Hashable, ...]
-    core: int
-    senders: Senders
-    log: tuple[Stamp, ...]
-    defect: str = ""
-    unmodelled: str = ""
-
-
-@dataclass(slots=True)
-class SenderStep:
-    """One step of a sender. sender: the number of its state after the step, or FINISHED."""
-
-    sent: Sent
-    core: int
-    sender: int
 
 
 class Vcpu:
@@ -315,25 +241,12 @@ class Vcpu:
         known = self._pauses.get(key)
         if known is not None:
             return known
-        results: dict[Hashable, tuple[Schedule, Pause]] = {}
-        turns: set[Hashable] = set()
-        schedules: deque[tuple[Schedule, frozenset[Landing]]] = deque([((), frozenset())])
-        while schedules:
-            schedule, instead = schedules.popleft()
+
+        def step(schedule: Schedule) -> Pause:
             state = (self.private(core), self.vmcb(core), self.ghcb(core))
-            pause = self.hypervisor.step(*state, Cause(cause), around, schedule, self.debug(core))
-            results.setdefault(_all_but_openings(pause), (schedule, pause))
-            landed = {landing[1] for landing in schedule}
-            openings = frozenset(pause.openings)
-            for landing, turn in zip_longest(pause.openings, pause.turns):
-                if _continued(schedule, landing) in instead:
-                    continue
-                if turn in turns or not (landing[1] in landed or may_land(landed, landing[1])):
-                    continue
-                if turn is not None:
-                    turns.add(turn)
-                schedules.append(((*schedule, landing), openings))
-        made = self._pauses[key] = list(results.values())
+            return self.hypervisor.step(*state, Cause(cause), around, schedule, self.debug(core))
+
+        made = self._pauses[key] = differing(step, may_land)
         return made
 
     def handed_over(self, core: int, senders: Senders, schedule: Schedule, pause: Pause) -> HostStep:
@@ -493,30 +406,3 @@ def _refusal(ghcb: Ghcb) -> str:
         return ""
     result = f"SW_EXITINFO1 {ghcb.sw_exit_info_1:#x}, SW_EXITINFO2 {ghcb.sw_exit_info_2:#x}"
     return f"the guest's VMGEXIT({ghcb.sw_exit_code:#x}) is not done but answered with an error: {result}"
-
-
-def _continued(schedule: Schedule, landing: Landing) -> Landing | None:
-    """The last landing and this one as one, if they are: the same sender at the same place."""
-    if not schedule or schedule[-1][:2] != landing[:2]:
-        return None
-    return (landing[0], landing[1], schedule[-1][2] + landing[2])
-
-
-def _all_but_openings(pause: Pause) -> Hashable:
-    """What makes a difference after a host step."""
-    return (
-        pause.kind,
-        pause.private,
-        pause.vmcb,
-        pause.ghcb,
-        pause.senders,
-        pause.log,
-        pause.ipi,
-        pause.warm,
-        pause.debug,
-        pause.host_area,
-        pause.host,
-        pause.exit_reason,
-        pause.defects,
-        pause.unmodelled,
-    )
