@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from iretrace.linux.hypervisor import State, TreeHypervisor, dry_run
-from iretrace.linux.prims import MODELS
+from iretrace.linux.models.table import MODELS
 from iretrace.linux.rules import load_rules
 from iretrace.linux.tree import open_tree
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE, Ghcb

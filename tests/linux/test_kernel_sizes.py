@@ -13,7 +13,7 @@ import pytest
 from iretrace.linux import ctree
 from iretrace.linux.index import Index
 from iretrace.linux.layout import Layout
-from iretrace.linux.prims import MODELS
+from iretrace.linux.models.table import MODELS
 from iretrace.linux.rules import load_rules
 from iretrace.linux.text import text_of
 from iretrace.linux.tree import open_tree

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from iretrace.linux.answers import Model, Neutral, Storage, Value
+from iretrace.linux.models.table import MODELS
 from iretrace.linux.options import set_options
-from iretrace.linux.prims import MODELS
 from iretrace.linux.rules import applies, load_rules
 from iretrace.verdict import InputError
 

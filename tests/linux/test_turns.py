@@ -8,8 +8,8 @@ import pytest
 
 from iretrace.check import check
 from iretrace.explore.turns import digest
-from iretrace.linux import prims
 from iretrace.linux.hypervisor import TreeHypervisor
+from iretrace.linux.models import table
 from iretrace.linux.registers import name_of, opaque
 from iretrace.linux.tree import open_tree
 from iretrace.litmus.corpus import select
@@ -74,7 +74,7 @@ def test_a_hidden_register_is_told_by_its_name_and_not_looked_at() -> None:
 
 
 def test_models_keep_nothing_that_depends_on_memory_while_they_access_shared_words() -> None:
-    models = functions([Path(prims.__file__)])
+    models = functions(sorted(Path(table.__file__).parent.glob("*.py")))
     reach = reaching(models, {"shared", "blind", "call"})
     assert "wake_up_process" in reach and "fls" not in reach
     assert kept(models, reach, {"task"}) == []

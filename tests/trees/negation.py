@@ -20,7 +20,7 @@ from iretrace.check import check
 from iretrace.explore.graph import Limits
 from iretrace.linux.answers import ConditionId
 from iretrace.linux.hypervisor import TreeHypervisor
-from iretrace.linux.prims import Bug
+from iretrace.linux.models.findings import Bug
 from iretrace.linux.tree import open_tree
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.litmus.corpus import select

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.linux.prims import MODELS
+from iretrace.linux.models.table import MODELS
 from iretrace.linux.rules import load_rules
 from iretrace.linux.tree import open_tree
 from tests.trees.edits import SEV, SVM, X86

@@ -18,8 +18,9 @@ from iretrace.linux.debugger import Debugger
 from iretrace.linux.host import HostRun, KernelRun, SenderRun
 from iretrace.linux.ioctls import Ioctls
 from iretrace.linux.machine import ACCEPT, RUN, SIGNAL, Machine, exit_handlers
+from iretrace.linux.models.findings import Bug
+from iretrace.linux.models.thread import THREAD_FLAGS, TIF_SIGPENDING
 from iretrace.linux.physical import DebugRegisters, saved_debug
-from iretrace.linux.prims import THREAD_FLAGS, TIF_SIGPENDING, Bug
 from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import WRITTEN_ON_EXIT, ghcb_record, vmcb_record
 from iretrace.linux.registers import MOVED, Found, Hidden, Memo

@@ -10,8 +10,8 @@ from iretrace.linux.answers import ConditionId
 from iretrace.linux.closure import Closure, vendor_targets
 from iretrace.linux.ctree import Pos
 from iretrace.linux.layout import Layout
+from iretrace.linux.models.table import MODELS
 from iretrace.linux.options import set_options
-from iretrace.linux.prims import MODELS
 from iretrace.linux.program import Program
 from iretrace.linux.rules import load_rules
 from iretrace.linux.sleepers import sleepers

@@ -8,7 +8,7 @@ from iretrace.linux.host import KernelRun
 from iretrace.linux.initial import Places, build, member_words
 from iretrace.linux.machine import Machine
 from iretrace.linux.memory import load, store
-from iretrace.linux.prims import MODELS
+from iretrace.linux.models.table import MODELS
 from iretrace.linux.rules import Row, load_rules
 from iretrace.linux.tree import NothingInScope
 from iretrace.linux.types import VOID, Ptr, Type

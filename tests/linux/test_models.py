@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from iretrace.linux import prims
 from iretrace.linux.answers import Site
 from iretrace.linux.ctree import Pos
 from iretrace.linux.memory import ReadCheck, Space, WriteCheck
+from iretrace.linux.models import debug, findings, frontier, memory, thread
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE
 from iretrace.linux.unmodelled import Unmodelled
@@ -72,160 +72,160 @@ def site(bits: int = 64) -> Site:
 
 def test_bits_lie_where_x86_has_them() -> None:
     run = FakeRun()
-    prims.set_bit(run, 0x63, 0x100)
+    memory.set_bit(run, 0x63, 0x100)
     assert run.m == {0x108: 1 << 0x23}
-    assert prims.test_bit(run, 0x63, 0x100) == 1
-    prims.clear_bit(run, 0x63, 0x100)
+    assert memory.test_bit(run, 0x63, 0x100) == 1
+    memory.clear_bit(run, 0x63, 0x100)
     assert run.m == {0x108: 0}
 
 
 def test_a_bitmap_may_start_in_the_middle_of_a_word() -> None:
     run = FakeRun()
-    prims.set_bit(run, 1, 0x10C)
+    memory.set_bit(run, 1, 0x10C)
     assert run.m == {0x108: 1 << 33}
 
 
 def test_a_shared_bit_is_announced_alone() -> None:
     run = FakeRun(frozenset({0x100}))
-    prims.test_bit(run, 3, 0x100)
-    prims.set_bit(run, 4, 0x100)
-    assert prims.test_and_clear_bit(run, 4, 0x100) == 1
+    memory.test_bit(run, 3, 0x100)
+    memory.set_bit(run, 4, 0x100)
+    assert memory.test_and_clear_bit(run, 4, 0x100) == 1
     assert run.announced == [(0x100, 8, "read"), (0x100, 16, "blind"), (0x100, 16, "write")]
 
 
 def test_atomic_operations_touch_32_bits() -> None:
     run = FakeRun()
     run.m[0x100] = 7 << 32
-    prims.atomic_inc(run, 0x104)
-    assert prims.atomic_xchg(run, 0x104, 0) == 8
-    prims.atomic_dec(run, 0x104)
+    memory.atomic_inc(run, 0x104)
+    assert memory.atomic_xchg(run, 0x104, 0) == 8
+    memory.atomic_dec(run, 0x104)
     assert run.m[0x100] == 0xFFFF_FFFF << 32
 
 
 def test_cmpxchg_changes_only_what_it_expects() -> None:
     run = FakeRun()
     run.m[0x100] = 1
-    assert prims.cmpxchg(run, site(32), 0x100, 0, 2) == 1
-    assert prims.cmpxchg(run, site(32), 0x100, 1, 2) == 1
+    assert memory.cmpxchg(run, site(32), 0x100, 0, 2) == 1
+    assert memory.cmpxchg(run, site(32), 0x100, 1, 2) == 1
     assert run.m[0x100] == 2
 
 
 def test_schedule_sleeps_only_while_nobody_woke_the_thread() -> None:
     run = FakeRun()
-    prims.set_current_state(run, 1)
-    assert prims.schedule(run) is PAUSE
+    thread.set_current_state(run, 1)
+    assert thread.schedule(run) is PAUSE
     assert run.paused == [PauseKind.BLOCK]
-    assert prims.wake_up_process(run, run.task) == 1
-    assert prims.schedule(run) is None
+    assert thread.wake_up_process(run, run.task) == 1
+    assert thread.schedule(run) is None
 
 
 def test_waking_a_thread_that_runs_does_nothing() -> None:
     run = FakeRun()
     run.m[0x100] = run.task
-    assert prims.rcuwait_wake_up(run, 0x100) == 0
+    assert thread.rcuwait_wake_up(run, 0x100) == 0
 
 
 def test_a_wait_that_is_over_wakes_nobody() -> None:
     run = FakeRun()
     run.m[0x100] = run.task
-    prims.set_current_state(run, 1)
-    prims.finish_rcuwait(run, 0x100)
-    assert prims.rcuwait_wake_up(run, 0x100) == 0
+    thread.set_current_state(run, 1)
+    thread.finish_rcuwait(run, 0x100)
+    assert thread.rcuwait_wake_up(run, 0x100) == 0
     assert run.m[run.task] == 0
 
 
 def test_an_interrupt_waits_until_interrupts_and_gif_are_on() -> None:
     run = FakeRun()
-    prims.irq_disable(run)
-    prims.smp_send_reschedule(run, 0)
+    thread.irq_disable(run)
+    thread.smp_send_reschedule(run, 0)
     assert run.ipi
-    prims.clgi(run)
-    prims.irq_enable(run)
+    thread.clgi(run)
+    thread.irq_enable(run)
     assert run.ipi
-    prims.stgi(run)
+    thread.stgi(run)
     assert not run.ipi
 
 
 def test_per_cpu_data_of_another_cpu_is_an_error() -> None:
     with pytest.raises(Unmodelled, match="per-CPU data of CPU 1"):
-        prims.per_cpu_ptr(FakeRun(), 0x100, 1)
+        thread.per_cpu_ptr(FakeRun(), 0x100, 1)
 
 
 def test_no_vcpu_runs_on_the_cpu_of_a_sender() -> None:
     run = FakeRun()
     run.m[0x100] = 5
-    assert prims.this_cpu_read(run, site(), 0x100) == 5
+    assert thread.this_cpu_read(run, site(), 0x100) == 5
     run.cpu = 1
-    assert prims.this_cpu_read(run, site(), 0x100) == 0
+    assert thread.this_cpu_read(run, site(), 0x100) == 0
 
 
 def test_a_warning_is_a_finding_and_keeps_its_value() -> None:
     run = FakeRun()
-    assert prims.warn_on(run, site(), 0) == 0
-    assert prims.warn_on(run, site(), 4) == 1
+    assert findings.warn_on(run, site(), 0) == 0
+    assert findings.warn_on(run, site(), 4) == 1
     assert run.findings == ["WARN"]
 
 
 def test_a_bug_ends_the_step() -> None:
     run = FakeRun()
-    prims.bug_on(run, site(), 0)
-    with pytest.raises(prims.Bug):
-        prims.bug_on(run, site(), 1)
+    findings.bug_on(run, site(), 0)
+    with pytest.raises(findings.Bug):
+        findings.bug_on(run, site(), 1)
     assert run.findings == ["BUG"]
 
 
 def test_mapping_the_ghcb_gives_its_address() -> None:
     run = FakeRun()
-    assert prims.map_ghcb(run, 0, 0x500, 0x100) == 0
+    assert frontier.map_ghcb(run, 0, 0x500, 0x100) == 0
     assert run.m[0x108] == run.ghcb
-    prims.unmap_ghcb(run, 0, 0x100)
+    frontier.unmap_ghcb(run, 0, 0x100)
     assert run.m[0x108] == 0
 
 
 def test_the_host_restores_all_its_debug_registers() -> None:
     run = FakeRun()
     for number in range(4):
-        prims.set_debugreg(run, number, 0x7000 + number)
-    prims.set_debugreg(run, 7, 0)
-    assert [prims.get_debugreg(run, number) for number in (0, 3, 7)] == [0x7000, 0x7003, 0x400]
-    prims.hw_breakpoint_restore(run)
+        debug.set_debugreg(run, number, 0x7000 + number)
+    debug.set_debugreg(run, 7, 0)
+    assert [debug.get_debugreg(run, number) for number in (0, 3, 7)] == [0x7000, 0x7003, 0x400]
+    debug.hw_breakpoint_restore(run)
     assert run.physical.now() == HOST_DEBUG
 
 
 def test_a_host_without_breakpoints_has_none_active() -> None:
     run = FakeRun()
-    assert prims.hw_breakpoint_active(run) == 1
+    assert debug.hw_breakpoint_active(run) == 1
     run.physical = DebugRegisters(NO_HOST_DEBUG, NO_HOST_DEBUG)
-    assert prims.hw_breakpoint_active(run) == 0
+    assert debug.hw_breakpoint_active(run) == 0
 
 
 def test_dr6_of_the_host_has_its_reserved_bits_and_is_reset_with_the_breakpoints() -> None:
     run = FakeRun()
-    prims.set_debugreg(run, 6, 0x4001)
-    assert prims.get_debugreg(run, 6) == 0xFFFF_4FF1
+    debug.set_debugreg(run, 6, 0x4001)
+    assert debug.get_debugreg(run, 6) == 0xFFFF_4FF1
     assert run.physical.now().dr6 == 0xFFFF_4FF1
-    prims.hw_breakpoint_restore(run)
-    assert prims.get_debugreg(run, 6) == 0xFFFF_0FF0
+    debug.hw_breakpoint_restore(run)
+    assert debug.get_debugreg(run, 6) == 0xFFFF_0FF0
 
 
 def test_dr4_of_the_host_cannot_be_read() -> None:
     with pytest.raises(Unmodelled, match="DR4"):
-        prims.get_debugreg(FakeRun(), 4)
+        debug.get_debugreg(FakeRun(), 4)
 
 
 def test_debugctl_is_the_processors() -> None:
     run = FakeRun()
-    assert prims.get_debugctl(run) == 0
-    prims.update_debugctl(run, 2)
-    assert (prims.get_debugctl(run), run.physical.now().debugctl) == (2, 2)
+    assert debug.get_debugctl(run) == 0
+    debug.update_debugctl(run, 2)
+    assert (debug.get_debugctl(run), run.physical.now().debugctl) == (2, 2)
 
 
 def test_the_host_is_itself_again_when_it_enables_interrupts_with_gif_set() -> None:
     run = FakeRun()
-    prims.clgi(run)
-    prims.irq_enable(run)
+    thread.clgi(run)
+    thread.irq_enable(run)
     assert run.itself == 0
-    prims.irq_disable(run)
-    prims.stgi(run)
-    prims.irq_enable(run)
+    thread.irq_disable(run)
+    thread.stgi(run)
+    thread.irq_enable(run)
     assert run.itself == 1
