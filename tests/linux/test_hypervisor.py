@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.linux.hypervisor import State, TreeHypervisor, dry_run
+from iretrace.linux.hypervisor import TreeHypervisor, dry_run
 from iretrace.linux.models.table import MODELS
 from iretrace.linux.rules import load_rules
+from iretrace.linux.states import State
 from iretrace.linux.tree import open_tree
 from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE, Ghcb
 from iretrace.machine.vmcb import (

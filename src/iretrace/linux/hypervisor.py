@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -15,17 +15,19 @@ from iretrace.linux.answers import ConditionId
 from iretrace.linux.changes import NotedMemory, handling, view_changes
 from iretrace.linux.comparison import Comparer
 from iretrace.linux.debugger import Debugger
-from iretrace.linux.host import HostRun, KernelRun, SenderRun
+from iretrace.linux.events import EVENTS, senders_of
+from iretrace.linux.handover import HandOver
+from iretrace.linux.host import HostRun, KernelRun
 from iretrace.linux.ioctls import Ioctls
-from iretrace.linux.machine import ACCEPT, RUN, SIGNAL, Machine, exit_handlers
+from iretrace.linux.machine import RUN, Machine, exit_handlers
 from iretrace.linux.models.findings import Bug
-from iretrace.linux.models.thread import THREAD_FLAGS, TIF_SIGPENDING
-from iretrace.linux.physical import DebugRegisters, saved_debug
+from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE, Retry
-from iretrace.linux.records import WRITTEN_ON_EXIT, ghcb_record, vmcb_record
+from iretrace.linux.records import ghcb_record, vmcb_record
 from iretrace.linux.registers import MOVED, Found, Hidden, Memo
-from iretrace.linux.sender import EventSender, Reached, Sender, Senders
-from iretrace.linux.startup import SIPI_VECTOR, Startup
+from iretrace.linux.sender import EventSender
+from iretrace.linux.startup import Startup
+from iretrace.linux.states import State, States
 from iretrace.linux.tree import Tree
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.linux.view import PENDING, Viewer
@@ -54,52 +56,11 @@ from iretrace.world.protocol import (
     VmmCall,
 )
 
-APIC_DM_FIXED = 0
-APIC_DM_SMI = 0x200
-APIC_DM_NMI = 0x400
-APIC_DM_INIT = 0x500
-APIC_DM_STARTUP = 0x600
-"""Delivery modes (arch/x86/include/asm/apicdef.h)."""
-
-MODES = {"nmi": APIC_DM_NMI, "smi": APIC_DM_SMI, "init": APIC_DM_INIT, "sipi": APIC_DM_STARTUP}
-
-IRQ_VECTOR = 0x30
-"""The vector of the device whose interrupt `irq` is."""
-
-SMRAM_RFLAGS = 0x170
-SMRAM_RIP = 0x178
-"""Offsets in the object `smram`, which begins at SMBASE + FE00h."""
-
-EVENTS = ("nmi", "irq", "smi", "init", "sipi", "signal")
-"""Kinds of senders."""
-
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
 """Operations of the vendor's table that examine a waiting event -> field of the view that says that it waits."""
 
 UNTOLD = ("requests", "nmi_queued", "mp_state")
 """Fields of the view whose changes are not worth a line of a counterexample."""
-
-EFER_IN_MAP = 0x820
-"""The byte of the MSR permission map that begins with the intercepts of EFER: read, write (APM volume 2, "MSR
-Intercepts": two bits for each MSR, those from C000_0000h on behind the first 2 KiB)."""
-
-LARGE_TABLE = 256
-"""Objects with at least so many words that are not zero are taken for tables."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
-    """Hypervisor state at a hand-over; interned, so that equal states are the same object.
-
-    words: (address, value) of memory words that differ from the first state, sorted. frames: paused C frames.
-    interrupts, gif: whether the vCPU's CPU takes interrupts.
-    """
-
-    words: tuple[tuple[int, int], ...]
-    frames: Hashable
-    interrupts: bool
-    gif: bool
-    sp: int
 
 
 class TreeHypervisor:
@@ -131,18 +92,13 @@ class TreeHypervisor:
         self._reduce = reduce
         self._merge = merge
         self._processor = self._find_processor()
-        self._states: dict[Hashable, State] = {}
         self._steps = Memo()
         self._sends: dict[tuple[Private, SenderState], Sent] = {}
         self._views: dict[Private, View] = {}
         self._blocks: set[int] = set()
-        self._base: dict[int, int] = {}
-        self._base_stack: list[int] = []
-        self._tables: dict[int, int] = {}
         run, places = self.vm.first_state()
         self._blocks.update(run.trace)
         self.places = places
-        self._base = {word: value for word, value in run.m.items() if value}
         self._svm = self.vm.address("svm")
         self._cells = frozenset(self.vm.words("shared")) | {
             self.vm.address("task"),
@@ -150,22 +106,16 @@ class TreeHypervisor:
         }
         self._vmcb = vmcb_record(lambda member: places.find(run, f"svm.vmcb->{member}"))
         self._ghcb = ghcb_record(lambda member: places.find(run, f"ghcb.{member}"))
-        self._masks = self.vm.words("masked")
-        for word, mask in self._ghcb.words.items():
-            self._masks[word] = self._masks.get(word, 0) | mask
         self._registers = {self._vmcb.fields[register][0]: register for register in MOVED}
-        self._masks.update(dict.fromkeys(self._registers, memory.MASK))
-        self._saved = self._saved_on_exit(run)
+        self._states = States(self.program.space, run.m, self._masks())
+        self._at = HandOver(self.vm, places, run, self._vmcb)
         self._guests_features = self.vm.snp_features
-        self._clear = self._cleared_on_exit(run)
-        self._exit_reason = self._spot("run.exit_reason", run)
-        self._permission_map = memory.load(run, self._spot("svm.msrpm", run), 0, 64)
         self._viewer = Viewer(places, run, self._svm, self.machine.index.function(PENDING) is not None)
         self._comparer = Comparer(self.vm, places, run)
         self._startup = Startup(places, run)
         self._debugger = Debugger(self.vm)
         self._ioctls = Ioctls(self.vm)
-        self._sender = self._senders()
+        self._sender = senders_of(self.vm, self._states, self._cells)
         self._start = self._first_pause(run.findings)
 
     # Protocol. --------------------------------------------------------------------------------------------------
@@ -192,7 +142,7 @@ class TreeHypervisor:
         run = self._quiet_run(state)
         run.frames = state.frames  # type: ignore[assignment]
         self._startup.make_ap(run)
-        return replace(self._start, private=self._intern(run))
+        return replace(self._start, private=self._states.of(run))
 
     def sender(self, kind: str) -> SenderState:
         """A fresh sender."""
@@ -215,7 +165,7 @@ class TreeHypervisor:
         key = (private, packed[1], cause, senders, schedule, debug)
         known = self._steps.find(key, packed[0])
         if known is None:
-            hidden = Hidden(self._registers, self._saved)
+            hidden = Hidden(self._registers, self._at.saved)
             known, moved, _ = self._step(private, *packed, cause, senders, schedule, debug, hidden)
             self._steps.add(key, packed[0], MOVED if known.unmodelled else hidden.looked, Found(known, moved))
         return known
@@ -242,7 +192,7 @@ class TreeHypervisor:
         packed, shared = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
         run = self._host_run((), ())
         run.physical = DebugRegisters(debug, self._processor.host_debug)
-        self._restore(run, private)
+        self._states.restore(run, private)
         self._vmcb.write(run.m, packed)
         self._ghcb.write(run.m, shared)
         try:
@@ -254,10 +204,7 @@ class TreeHypervisor:
 
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken: its task state says that it runs."""
-        assert isinstance(private, State)
-        task = self.vm.address("task")
-        value = dict(private.words).get(task, self._base.get(task, 0))
-        return value & 0xFFFF_FFFF == 0
+        return self._states.word(private, self.vm.address("task")) & 0xFFFF_FFFF == 0
 
     def view(self, private: Private) -> View:
         """The view of a state, by the tree's own functions."""
@@ -342,48 +289,21 @@ class TreeHypervisor:
         run = self._host_run((), ())
         run.physical = DebugRegisters(self._processor.host_debug, self._processor.host_debug)
         run.findings = list(found)
-        run.m = dict(self._base)
+        run.m = dict(self._states.base)
         result = run.call(RUN, self._svm)
         if result is not PAUSE:
             raise Unmodelled(f"the first KVM_RUN returns {result} without entering the guest")
-        self._base = {word: value for word, value in run.m.items() if value}
-        self._freeze_tables()
-        self._base_stack = [word for word in self._base if self._is_stack(word)]
-        run.m = dict(self._base)
+        self._states.settle(run.m)
+        run.m = dict(self._states.base)
         run.host = None
-        self._sender = self._senders()
+        self._sender = senders_of(self.vm, self._states, self._cells)
         return self._pause(run, result)
-
-    def _freeze_tables(self) -> None:
-        """Make large tables (the MSR permission map) constant: states stay small, and a write that changes one is not
-        modelled (`_intern`)."""
-        space = self.program.space
-        tables: dict[int, list[int]] = {}
-        for word in self._base:
-            found = space.find(word)
-            if found is not None:
-                tables.setdefault(found.address, []).append(word)
-        for address, words in tables.items():
-            if len(words) < LARGE_TABLE:
-                continue
-            table = space.find(address)
-            assert table is not None
-            for word in words:
-                value = self._base.pop(word)
-                table.words[word] = space.read[word] = space.write[word] = self._tables[word] = value
 
     def _host_run(self, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> HostRun:
         run = HostRun(self.program, self._sender, senders, schedule, self._reduce)
         self.vm.prepare(run)
         run.cells = self._cells
         return run
-
-    def _restore(self, run: KernelRun, private: Private) -> None:
-        assert isinstance(private, State)
-        run.m = dict(self._base)
-        run.m.update(private.words)
-        run.frames = private.frames  # type: ignore[assignment]
-        run.interrupts, run.gif, run.sp = private.interrupts, private.gif, private.sp
 
     def _step(
         self,
@@ -400,7 +320,7 @@ class TreeHypervisor:
         """The result, where registers were moved to, and the run."""
         run = self._host_run(senders, schedule)
         run.physical = DebugRegisters(debug, self._processor.host_debug)
-        self._restore(run, private)
+        self._states.restore(run, private)
         self._vmcb.write(run.m, vmcb)
         self._ghcb.write(run.m, ghcb)
         hidden.hide(run.m, stale=cause == Cause.VMEXIT)
@@ -424,16 +344,13 @@ class TreeHypervisor:
         code_base = 0
         kind = run.paused if result is PAUSE else PauseKind.USERSPACE
         if kind == PauseKind.ENTER:
-            for word, mask in self._clear:
-                run.m[word] = run.m.get(word, 0) & ~mask
-            for word in self._saved:
-                run.m[word] = self._base.get(word, 0)
-            code_base = 0 if self.vm.encrypted else self._startup.code_base(run, self._base)
+            self._at.forget(run, self._states.base)
+            code_base = 0 if self.vm.encrypted else self._startup.code_base(run, self._states.base)
         elif kind == PauseKind.USERSPACE:
-            self._handle_signal(run)
+            self._at.handle_signal(run)
         return Pause(
             kind=kind,
-            private=self._intern(run),
+            private=self._states.of(run),
             vmcb=self._vmcb.read(run.m),
             ghcb=self._ghcb.read(run.m),
             senders=tuple(run.senders),
@@ -442,36 +359,25 @@ class TreeHypervisor:
             openings=tuple(run.openings),
             turns=tuple(run.turns) if self._merge else (),
             warm=run.warm,
-            exit_reason=self._reason(run, result) if kind == PauseKind.USERSPACE else 0,
+            exit_reason=self._at.reason(run, result) if kind == PauseKind.USERSPACE else 0,
             defects=tuple(run.findings),
             debug=run.physical.now(),
-            host_area=self._host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
-            sev_features=self._of_vmsa(run, "sev_features") | self._guests_features,
-            launched=(self._of_vmsa(run, "rflags"), self._of_vmsa(run, "dr7")),
-            efer_passes=self._efer_passes(run),
-            smram=self._saved_in_smram(run),
+            host_area=self._at.host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
+            sev_features=self._at.of_vmsa(run, "sev_features") | self._guests_features,
+            launched=(self._at.of_vmsa(run, "rflags"), self._at.of_vmsa(run, "dr7")),
+            efer_passes=self._at.efer_passes(run),
+            smram=self._at.saved_in_smram(run),
             code_base=code_base,
             host=run.host,
         )
 
-    def _host_area(self, run: KernelRun) -> Debug:
-        if not self.vm.encrypted:
-            return NO_HOST_DEBUG
-        return saved_debug(run, self.vm.address("host_save_area"), self.machine.member)
-
-    def _of_vmsa(self, run: KernelRun, member: str) -> int:
-        """A member of the VMSA that the guest was launched with; 0 for a guest that has none."""
-        spot = None if not self.vm.encrypted else self.places.find(run, f"svm.sev_es.vmsa->{member}")
-        return 0 if spot is None else memory.load(run, spot.address, spot.bit, spot.width)
-
-    def _efer_passes(self, run: KernelRun) -> int:
-        """The two bits of EFER in the MSR permission map."""
-        return memory.load(run, self._permission_map + EFER_IN_MAP, 0, 2) ^ 3
-
-    def _saved_in_smram(self, run: KernelRun) -> tuple[int, int]:
-        """RIP and RFLAGS in the guest's SMM state-save area."""
-        area = self.vm.address("smram")
-        return run.m.get(area + SMRAM_RIP, 0), run.m.get(area + SMRAM_RFLAGS, 0)
+    def _masks(self) -> dict[int, int]:
+        """Word address -> bits that play no role for what KVM does, or are kept elsewhere."""
+        masks = self.vm.words("masked")
+        for word, mask in self._ghcb.words.items():
+            masks[word] = masks.get(word, 0) | mask
+        masks.update(dict.fromkeys(self._registers, memory.MASK))
+        return masks
 
     def _find_processor(self) -> Processor:
         rules = self.machine.rules
@@ -481,16 +387,6 @@ class TreeHypervisor:
         debug = debug._replace(debugctl=debugctl)
         no_nested = self.vm.feature_named("X86_FEATURE_NO_NESTED_DATA_BP")
         return Processor(not no_nested, debug, self.vm.guest_svm)
-
-    def _handle_signal(self, run: HostRun) -> None:
-        """On the way to userspace the kernel has the thread handle its signals."""
-        flags = self.vm.address("task") + THREAD_FLAGS
-        run.m[flags] = run.m.get(flags, 0) & ~TIF_SIGPENDING
-
-    def _reason(self, run: HostRun, result: Any) -> int:
-        if isinstance(result, int) and result < 0:
-            return result
-        return memory.load(run, self._exit_reason, 0, 32)
 
     def _unmodelled(self, run: HostRun, private: Private, error: Unmodelled, vmcb: Packed) -> Pause:
         self._blocks.update(run.trace)
@@ -510,59 +406,9 @@ class TreeHypervisor:
             debug=run.physical.now(),
         )
 
-    def _intern(self, run: KernelRun) -> State:
-        """The state of a run at a hand-over."""
-        base, masks, tables = self._base, self._masks, self._tables
-        words = []
-        for word, value in run.m.items():
-            original = base.get(word, 0)
-            if value != original:
-                if word in tables:
-                    if value == tables[word]:
-                        continue
-                    raise Unmodelled(f"{self.program.space.describe(word)}, a large table, changes during a run")
-                mask = masks.get(word)
-                if mask is not None:
-                    value = value & ~mask | original & mask
-                    if value == original:
-                        continue
-                words.append((word, value))
-        for word in self._base_stack:
-            if word not in run.m:
-                words.append((word, 0))
-        words.sort()
-        key = (tuple(words), run.frames, run.interrupts, run.gif, run.sp)
-        known = self._states.get(key)
-        if known is None:
-            known = self._states[key] = State(*key)
-        return known
-
-    def _cleared_on_exit(self, run: KernelRun) -> list[tuple[int, int]]:
-        """Words and bits of the VMCB that the CPU overwrites on every #VMEXIT."""
-        names = Vmcb.field_names  # type: ignore[attr-defined]
-        return [
-            (word, mask << shift)
-            for name, (word, shift, mask) in zip(names, self._vmcb.fields, strict=True)
-            if name in WRITTEN_ON_EXIT
-        ]
-
-    def _saved_on_exit(self, run: KernelRun) -> tuple[int, ...]:
-        """Words of vcpu->arch that svm_vcpu_run() writes on every #VMEXIT of a guest that is not encrypted."""
-        if self.vm.encrypted:
-            return ()
-        rax, rsp, rip = (self.machine.layout.enumerator(f"VCPU_REGS_{name}") for name in ("RAX", "RSP", "RIP"))
-        places = [f"regs[{rax}]", f"regs[{rsp}]", "rip" if rip is None else f"regs[{rip}]"]
-        return tuple(self._spot(f"svm.vcpu.arch.{place}", run) for place in places)
-
-    def _spot(self, place: str, run: KernelRun) -> int:
-        spot = self.places.find(run, place)
-        if spot is None:
-            raise Unmodelled(f"this tree has no {place}")
-        return spot.address
-
     def _quiet_run(self, private: Private) -> KernelRun:
         run = self.vm.prepare(KernelRun(self.program))
-        self._restore(run, private)
+        self._states.restore(run, private)
         run.frames = ()
         return run
 
@@ -579,29 +425,6 @@ class TreeHypervisor:
 
     # Senders. ---------------------------------------------------------------------------------------------------
 
-    def _senders(self) -> Senders:
-        def make(kind: str) -> Sender:
-            start = partial(self._run_sender, kind)
-            return Sender(start, self._base, self._is_stack, self._masks, self.program.space.describe)
-
-        return Senders({kind: make(kind) for kind in EVENTS})
-
-    def _run_sender(self, kind: str, words: dict[int, int], hook: Any) -> SenderRun:
-        run = SenderRun(self.program, hook)
-        self.vm.prepare(run)
-        run.m = words
-        run.cells = self._cells
-        run.sp = memory.stack_area(1)
-        with suppress(Reached):
-            if kind == "signal":
-                run.call(SIGNAL, self.vm.address("task"), 0)
-            elif kind == "irq":
-                run.call(ACCEPT, self.vm.address("apic"), APIC_DM_FIXED, IRQ_VECTOR, 1, 0, 0)
-            else:
-                vector = SIPI_VECTOR if kind == "sipi" else 0
-                run.call(ACCEPT, self.vm.address("apic"), MODES[kind], vector, 0, 0, 0)
-        return run
-
     def _send(self, private: Private, sender: SenderState) -> Sent:
         run = self._quiet_run(private)
         assert isinstance(private, State)
@@ -617,10 +440,7 @@ class TreeHypervisor:
         run.m[access.address] = step.word
         run.m.update(step.writes)
         self._blocks.update(step.blocks)
-        return Sent(self._intern(run), step.state(sender.kind), step.ipi, step.where.text, step.where)
-
-    def _is_stack(self, address: int) -> bool:
-        return address >= memory.STACKS
+        return Sent(self._states.of(run), step.state(sender.kind), step.ipi, step.where.text, step.where)
 
 
 def _refused(refusals: list[tuple[str, int]], waits: str, run: Any, result: Any) -> None:
