@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ TARGET = ROOT / "docs" / "bugs.md"
 CORPUS = ROOT / "src" / "iretrace" / "litmus" / "corpus"
 
 KEYS = {"id", "title", "trees", "description", "shown_by", "introduced", "fixed"}
+OPTIONAL_KEYS = {"runs", "cannot_run", "shown_live", "objection", "upstream"}
 TREE_KEYS = {"tree", "version", "state", "note"}
 RUN_KEYS = {"kernel", "machine", "state", "command"}
 RUN_STATES = {"confirmed", "absent", "refuted", "not seen"}
@@ -24,6 +26,10 @@ HEAD = """\
 
 Generated from bugs.toml; change that file, then run `python tools/bugs.py`. Each is a deviation of a real kernel
 from the processor that it imitates. A listed bug stays a violation: `iretrace check` still ends with status 1.
+
+Listed is not the same as important. Each entry names the strongest objection to it that is known here, and what
+upstream has said of it where that is known: what is left as it is on purpose, or harms nobody, is listed as what it
+is, because the guest can tell.
 """
 
 
@@ -40,7 +46,7 @@ def require(condition: bool, where: str, message: str) -> None:
 def check_bug(bug: dict[str, Any], tests: set[str]) -> None:
     """Refuse an entry with missing or unknown keys, or that names a test that is not shipped."""
     where = str(bug.get("id", "an entry without id"))
-    require(set(bug) - {"runs", "cannot_run", "shown_live"} == KEYS, where, f"the keys are {', '.join(sorted(KEYS))}")
+    require(set(bug) - OPTIONAL_KEYS == KEYS, where, f"the keys are {', '.join(sorted(KEYS))}")
     require("runs" not in bug or "cannot_run" not in bug, where, "runs, and cannot_run: one of the two")
     for run in bug.get("runs", []):
         require(set(run) == RUN_KEYS, where, f"a run's keys are {', '.join(sorted(RUN_KEYS))}")
@@ -89,11 +95,51 @@ def real(bug: dict[str, Any]) -> list[str]:
     return ["\n| real KVM of | on | | |\n|---|---|---|---|\n", *rows]
 
 
+def anchor(title: str) -> str:
+    """The fragment by which a heading is linked to, as the common renderers of Markdown make it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def seen(bug: dict[str, Any]) -> str:
+    """What running it has shown, in a word."""
+    states = {run["state"] for run in bug.get("runs", [])}
+    return next((state for state in ("confirmed", "refuted", "not seen") if state in states), "not run")
+
+
+def said(bug: dict[str, Any]) -> str:
+    """Whether upstream knows of it, in a word."""
+    if bug["fixed"]:
+        return f"fixed in {bug['fixed']['version']}"
+    if any(tree["state"] == "fixed" for tree in bug["trees"]):
+        return "fixed"
+    return "see below" if "upstream" in bug else ""
+
+
+def index(bugs: list[dict[str, Any]]) -> str:
+    """All entries as a table."""
+    rows = ["\n| bug | affected | real KVM | upstream |\n|---|---|---|---|\n"]
+    for bug in bugs:
+        affected = [".".join(t["version"].split(".")[:2]) for t in bug["trees"] if t["state"] == "affected"]
+        link = f"[{bug['id']}](#{anchor(bug['title'])})"
+        rows.append(f"| {link} | {', '.join(affected)} | {seen(bug)} | {said(bug)} |\n")
+    return "".join(rows)
+
+
+def text(bug: dict[str, Any]) -> str:
+    """The description, the objection and its answer, and what upstream has said."""
+    told = str(bug["description"]).strip() + "\n"
+    if "objection" in bug:
+        told += f"\n**What speaks against it.** {bug['objection'].strip()}\n"
+    if "upstream" in bug:
+        told += f"\n**Upstream.** {bug['upstream'].strip()}\n"
+    return told
+
+
 def render(bugs: list[dict[str, Any]]) -> str:
     """The page."""
-    parts = [HEAD]
+    parts = [HEAD, index(bugs)]
     for bug in bugs:
-        parts.append(f"\n## {bug['title']}\n\n`{bug['id']}`\n\n{bug['description'].strip()}\n")
+        parts.append(f"\n## {bug['title']}\n\n`{bug['id']}`\n\n{text(bug)}")
         fixed = any(tree["state"] == "fixed" for tree in bug["trees"])
         parts.append(f"\n- introduced: {commit(bug['introduced'], 'the commit is not known here')}\n")
         otherwise = "yes, the commit is not known here" if fixed else "not in the trees below"

@@ -48,3 +48,21 @@ def test_a_bug_that_nobody_has_run_says_so() -> None:
     (bug, *_) = load(TEXT, TESTS)
     without = {key: value for key, value in bug.items() if key != "cannot_run"}
     assert "On a real KVM: not run yet." in render([without])
+
+
+def test_each_bug_names_what_speaks_against_it() -> None:
+    """A reader who doubts an entry finds that doubt, and its answer, in the entry."""
+    bugs = load(TEXT, TESTS)
+    assert [bug["id"] for bug in bugs if not bug.get("objection", "").strip()] == []
+    (bug, *_) = bugs
+    assert f"**What speaks against it.** {bug['objection'].strip()}" in render([bug])
+
+
+def test_the_table_says_what_is_known_of_a_bug() -> None:
+    (bug, *_) = load(TEXT, TESTS)
+    run = {"kernel": "6.1.192", "machine": "QEMU", "state": "confirmed", "command": ""}
+    affected = [{**tree, "state": "affected"} for tree in bug["trees"]]
+    ran = {**bug, "runs": [run], "fixed": {}, "trees": affected, "upstream": "Left as it is."}
+    assert "| 6.1, 6.12, 7.3 | confirmed | see below |\n" in render([ran])
+    assert "**Upstream.** Left as it is.\n" in render([ran])
+    assert "| 6.1 | not run | fixed in v6.6 |\n" in render([bug])
