@@ -11,6 +11,9 @@ from iretrace.cli.stored import Used
 from iretrace.world.protocol import Hypervisor
 from tests.world.small import Small
 
+TEST = "nmi-complete-then-spin"
+"""The test that most commands run."""
+
 
 class SmallSource:
     """iretrace.cli.sources.Source of the small hypervisor with a mistake. reads: what it says that it has read."""

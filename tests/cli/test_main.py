@@ -1,9 +1,7 @@
-"""The command line: statuses, one-line errors, and what goes where. The tree is played by a small hypervisor."""
+"""The command line: statuses, one-line errors, lists. The tree is played by a small hypervisor."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import subprocess
 import sys
@@ -12,42 +10,24 @@ from pathlib import Path
 
 import pytest
 
-import iretrace.cli.demo  # noqa: F401  (bound to the real sources before a test puts others in their place)
 from iretrace.cli.driver import Request, run, scoped, tasks
-from iretrace.cli.main import main, one_line, read_patch, status_of
-from iretrace.cli.sources import AboutPatches, integer, unreadable_is_input_error
+from iretrace.cli.main import main, one_line, status_of
+from iretrace.cli.sources import integer, unreadable_is_input_error
 from iretrace.linux.ctree import Pos
 from iretrace.linux.cursor import ParseError
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.litmus.corpus import select
 from iretrace.litmus.parse import parse
 from iretrace.verdict import InputError, Result, Verdict
-from tests.cli.small_source import SmallSource
-from tests.linux.mini import SVM, write_tree
+from tests.cli.small_source import TEST, SmallSource
 
-TEST = "nmi-complete-then-spin"
+pytestmark = pytest.mark.usefixtures("no_earlier_results")
+
 MAKEFILE = "VERSION = {}\nPATCHLEVEL = 1\nSUBLEVEL = 0\n"
 
 
 def quiet(_text: str) -> None:
     """No progress."""
-
-
-@pytest.fixture(autouse=True)
-def no_earlier_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every test begins with an empty cache of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def tree(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes every tree behave like the small hypervisor with a mistake."""
-
-    def play(mistake: str) -> None:
-        monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: SmallSource(mistake))
-        monkeypatch.setattr("iretrace.cli.demo.source_of", lambda _request, _progress: SmallSource(mistake))
-
-    return play
 
 
 def result(verdict: Verdict) -> Result:
@@ -289,144 +269,6 @@ def test_text_from_a_tree_cannot_move_the_cursor() -> None:
     assert one_line("a\x1b[2Jb\nc") == "a [2Jb c"
 
 
-def test_a_patch_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("diff é".encode("latin-1"))))
-    assert read_patch("-") == [("<stdin>", "diff é")]
-
-
-def test_a_patch_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iretrace.cli.main.MAX_PATCH_BYTES", 1 << 10)
-    with pytest.raises(InputError, match="larger than"):
-        read_patch("/dev/zero")
-
-
-@pytest.fixture
-def mini(tmp_path: Path) -> Path:
-    """A small tree that is read from source."""
-    return write_tree(tmp_path / "linux", {SVM: "int of_no_use;\n"})
-
-
-@pytest.mark.parametrize("path", [SVM, "Documentation/virt/evil\x1b[2Jname.rst"])
-def test_a_patch_that_changes_nothing_modelled_is_no_pass(
-    path: str, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "a.patch").write_text(
-        f"Subject: [PATCH] \x1b[31mred\n\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-int of_no_use;\n+int of_none;\n"
-    )
-    assert main(["check", str(mini), "--patch", str(tmp_path / "a.patch")]) == 4
-    output = capsys.readouterr()
-    assert output.out == ""
-    remark, end = output.err.splitlines()
-    assert remark.startswith(f"iretrace: {tmp_path}/a.patch: [PATCH] [31mred: ")
-    assert remark.endswith(": hunk 1 not looked at: not modelled")
-    assert end == "iretrace: the patches change nothing that is modelled; no test was run"
-    assert "\x1b" not in output.err
-
-
-def test_remarks_on_patches_are_part_of_the_text(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = SmallSource("")
-    source.after = SmallSource("", {"a.c": "2"})
-    source.after.patches = AboutPatches(
-        True, ("a.patch: a.c: hunk 1 applied 2 lines further down", "\x1b[2J: not looked at")
-    )
-    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: source)
-    (tmp_path / "a.patch").write_text("")
-    assert main(["check", ".", "--test", TEST, "--patch", str(tmp_path / "a.patch")]) == 0
-    assert capsys.readouterr().out.endswith(
-        "\na.patch: a.c: hunk 1 applied 2 lines further down\n\\x1b[2J: not looked at\n"
-        "0 new, 0 known, 0 undetermined, 1 hold\n"
-    )
-
-
-def patched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: str, after: str) -> list[str]:
-    """The tree behaves so before a patch and so after it; the arguments that check it."""
-    source = SmallSource(before, {"a.c": "1"})
-    source.after = SmallSource(after, {"a.c": "2"})
-    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: source)
-    (tmp_path / "a.patch").write_text("")
-    return ["check", ".", "--test", TEST, "--patch", str(tmp_path / "a.patch"), "--color", "never"]
-
-
-def test_a_defect_that_a_patch_brings_is_new(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(patched(monkeypatch, tmp_path, "", "defer")) == 1
-    assert "violated" in (output := capsys.readouterr().out)
-    assert output.endswith("1 new, 0 known, 0 undetermined, 0 hold\n")
-
-
-def test_a_defect_that_the_tree_had_before_the_patch_is_counted_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(patched(monkeypatch, tmp_path, "defer", "defer")) == 0
-    assert capsys.readouterr().out.endswith("0 new, 1 known (1 not shown), 0 undetermined, 0 hold\n")
-
-
-@pytest.mark.parametrize("switch", ["--all", "--no-new-only"])
-def test_old_defects_are_shown_and_fail_when_asked_for(
-    switch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*patched(monkeypatch, tmp_path, "defer", "defer"), switch]) == 1
-    assert "known as in-the-tree-before" in capsys.readouterr().out
-
-
-def test_a_defect_that_a_patch_repairs_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(patched(monkeypatch, tmp_path, "defer", "")) == 0
-    assert f"small: 1 test holds that failed before: {TEST} sev-es tickless\n" in capsys.readouterr().out
-
-
-def test_another_defect_of_the_same_test_is_new(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert main(patched(monkeypatch, tmp_path, "defer", "error")) == 1
-
-
-def test_quiet_tells_only_what_does_not_hold(tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
-    tree("defer")
-    assert main(["check", ".", "--test", TEST, "--test", "nmi-never-completed", "--quiet", "--color", "never"]) == 1
-    first, last = capsys.readouterr().out.splitlines()
-    assert TEST in first
-    assert last == "1 new, 0 known, 0 undetermined, 1 hold"
-
-
-@pytest.mark.parametrize("switch", ["--diff", "--each"])
-def test_what_is_about_patches_needs_one(switch: str, mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(mini), switch]) == 2
-    assert "give --patch" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("more", [[], ["--max-states", "2"]], ids=["holds", "undetermined"])
-def test_patches_of_which_no_test_uses_anything_are_no_pass(
-    more: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = [*patched(monkeypatch, tmp_path, "", ""), *more, "--no-cache"]
-    assert main(command) == (3 if more else 0)  # the patch changes the file that the test has read
-    capsys.readouterr()
-    monkeypatch.setattr("tests.cli.small_source.SmallSource.used_so_far", lambda self: {"fact": ("1", "", ())})
-    assert main(command) == 4
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err == (
-        "iretrace: small: none of these tests uses what the patches change\n"
-        "iretrace: no test judges the patches; that is no pass\n"
-    )
-    assert main([*command, "--format", "b4"]) == 4
-    assert capsys.readouterr().out == "[]\n"
-    assert main([*command, "--no-new-only"]) == (3 if more else 0)
-
-
-def test_a_patch_that_does_not_apply_is_one_line_without_escapes(
-    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "a.patch").write_text(f"--- a/{SVM}\n+++ b/{SVM}\n@@ -1 +1 @@\n-\x1b[2J\n+b\n")
-    assert main(["check", str(mini), "--patch", str(tmp_path / "a.patch")]) == 2
-    error = capsys.readouterr().err
-    assert error.endswith(f"a.patch: {SVM}: hunk 1 (@@ -1 +1 @@) does not apply; wrong version?\n")
-    assert error.count("\n") == 1
-
-
 def test_tests_are_listed_with_one_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tests", TEST]) == 0
     assert capsys.readouterr().out.startswith(f"{TEST}  (sev-es; tickless)\n    A second NMI waits")
@@ -485,109 +327,6 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every violation is listed."""
-    monkeypatch.setattr("iretrace.cli.known.known_id", lambda _result: "listed")
-
-
-def test_a_known_defect_is_still_a_counterexample(
-    tree: Callable[[str], None], known: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tree("defer")
-    assert main(["check", ".", "--test", TEST]) == 1
-    assert capsys.readouterr().out.endswith("\n0 new, 1 known, 0 undetermined, 0 hold\n")
-
-
-def test_new_only_leaves_known_defects_out_of_output_and_status(
-    tree: Callable[[str], None], known: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tree("defer")
-    assert main(["check", ".", "--test", TEST, "--new-only"]) == 0
-    assert capsys.readouterr().out == "0 new, 1 known (1 not shown), 0 undetermined, 0 hold\n"
-
-
-def test_new_only_keeps_what_is_new(tree: Callable[[str], None]) -> None:
-    tree("defer")
-    assert main(["check", ".", "--test", TEST, "--new-only"]) == 1
-
-
-def test_all_shows_the_outcomes_of_tests_that_hold(
-    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    tree("")
-    main(["check", ".", "--test", TEST])
-    assert "States 1" not in capsys.readouterr().out
-    main(["check", ".", "--test", TEST, "--all"])
-    assert "States 1\nn n; spins\n" in capsys.readouterr().out
-
-
-def test_json_is_all_that_there_is_on_standard_output(
-    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    tree("defer")
-    assert main(["check", ".", "--test", TEST, "--format", "json"]) == 1
-    assert [result["verdict"] for result in json.loads(capsys.readouterr().out)["results"]] == ["violated"]
-
-
-def test_gcc_writes_its_summary_to_standard_error(
-    tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    tree("defer")
-    assert main(["check", ".", "--test", TEST, "--format", "gcc"]) == 1
-    output = capsys.readouterr()
-    assert f"error: [{TEST}] " in output.out
-    assert output.err.endswith("iretrace: 1 new, 0 known, 0 undetermined, 0 hold\n")
-
-
-@pytest.mark.parametrize(
-    ("form", "start"),
-    [
-        ("ktap", "KTAP version 1\n1..1\n"),
-        ("junit", '<?xml version="1.0" '),
-        ("sarif", '{\n "$schema": '),
-        ("b4", '[\n {\n  "tool": "iretrace",\n  "status": "fail"'),
-    ],
-)
-def test_a_format_is_all_that_there_is_on_standard_output(
-    form: str, start: str, tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    tree("defer")
-    assert main(["check", ".", "--test", TEST, "--format", form]) == 1
-    output = capsys.readouterr()
-    assert output.out.startswith(start)
-    assert output.err == ""
-
-
-@pytest.mark.parametrize(
-    ("mail", "status", "out"),
-    [
-        ("Subject: [PATCH 0/2] cover\n\nNo diff.\n", 4, "[]\n"),
-        (f"Subject: [PATCH] x\n\n--- a/{SVM}\n+++ b/{SVM}\n@@ -1 +1 @@\n-int of_no_use;\n+int b;\n", 4, "[]\n"),
-        (f"Subject: [PATCH] x\n\n--- a/{SVM}\n+++ b/{SVM}\n@@ -1 +1 @@\n-other\n+b\n", 2, None),
-    ],
-)
-def test_b4_gets_an_answer_to_every_mail(
-    mail: str, status: int, out: str | None, mini: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(mail.encode())))
-    assert main(["check", str(mini), "--patch", "-", "--format", "b4"]) == status
-    written = capsys.readouterr().out
-    if out is not None:
-        assert written == out
-    else:
-        (entry,) = json.loads(written)
-        assert entry["status"] == "warn"
-        assert "does not apply" in entry["summary"]
-
-
-def test_ktap_skips_what_is_not_in_scope(tree: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
-    tree("")
-    assert main(["check", ".", "--test", TEST, "--vcpu", "plain", "--format", "ktap"]) == 4
-    assert capsys.readouterr().out.startswith("KTAP version 1\n1..0 # SKIP no test is about")
 
 
 @pytest.mark.parametrize(

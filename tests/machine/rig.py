@@ -17,6 +17,7 @@ from iretrace.machine.cpu import (
     KERNEL_DS,
     MEMORY_WORDS,
     NMI_VECTOR,
+    OP_IRETQ,
     OP_NOP,
     SEEN_DELIVERY,
     STACK_WORDS,
@@ -42,6 +43,8 @@ from iretrace.machine.vmcb import (
 
 INJECT_NMI = SVM_EVTINJ_VALID | SVM_EVTINJ_TYPE_NMI | NMI_VECTOR
 Handlers = Mapping[int, Sequence[int | tuple[int, int]]]
+DB: Handlers = {DB_VECTOR: [OP_IRETQ]}
+"""#DB returns at once."""
 MAIN = 0
 HANDLER = 16
 """Where handlers start: that of vector v at HANDLER + v of Rig.handlers' order, see `rig`."""
@@ -136,6 +139,15 @@ def rig(
     on = Rig(machine, cpu(interrupts, cold), vmcb(intercepts, sev_es))
     if sev_es:
         on.cpu.efer |= EFER_SVME  # as when its state was encrypted
+    return on
+
+
+def watching(dr7: int, *addresses: int, main: tuple[int | tuple[int, int], ...] = (OP_NOP,), **how: object) -> Rig:
+    """A bench whose breakpoints are set, with a handler of #DB."""
+    on = rig(*main, **{"handlers": DB, **how})  # type: ignore[arg-type]
+    for number, address in enumerate(addresses):
+        setattr(on.cpu, f"dr{number}", address)
+    on.cpu.dr7 = DR7_RESET | dr7
     return on
 
 

@@ -27,6 +27,7 @@ from iretrace.machine import (
 )
 from tests.machine import (
     test_boundary,
+    test_breakpoints,
     test_debug,
     test_delivery,
     test_gates,
@@ -35,8 +36,10 @@ from tests.machine import (
     test_plain,
     test_privilege,
     test_smm,
+    test_stack,
     test_stepping,
     test_svm,
+    test_swap,
     test_vnmi,
 )
 from tests.machine.mutants import applied, functions, mutants
@@ -44,6 +47,7 @@ from tests.machine.mutants import applied, functions, mutants
 MACHINE = [boundary, breakpoints, cpu, debug, delivery, gates, guest, privilege, smm, stack, svm, swap, vnmi]
 TESTS = [
     test_boundary,
+    test_breakpoints,
     test_debug,
     test_delivery,
     test_gates,
@@ -52,8 +56,10 @@ TESTS = [
     test_plain,
     test_privilege,
     test_smm,
+    test_stack,
     test_stepping,
     test_svm,
+    test_swap,
     test_vnmi,
 ]
 
