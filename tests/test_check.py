@@ -10,7 +10,6 @@ import pytest
 from iretrace import check as checking
 from iretrace.check import Run, check
 from iretrace.litmus.parse import parse
-from iretrace.machine import cpu
 from iretrace.machine.cpu import KNOB_IRET_FAULT_UNMASKS, KNOB_SHADOW_BLOCKS_EXIT, KNOB_TRAP_EXIT_KEEPS_SHADOW
 from iretrace.verdict import Result, Trace, Verdict
 from tests.world.small import Small
@@ -63,10 +62,6 @@ def test_a_knob_that_is_consulted_only_with_another_one_set_is_run_too(monkeypat
     assert result.verdict is Verdict.UNDETERMINED
     reason = "holds if not iret_fault_unmasks, violated if iret_fault_unmasks (given shadow_blocks_exit)"
     assert result.reason == f"{reason}: a disputed rule of the processor"
-
-
-def test_every_knob_of_the_machine_is_varied() -> None:
-    assert {number for name, number in vars(cpu).items() if name.startswith("KNOB_")} == set(checking.UNKNOWN_KNOBS)
 
 
 def test_violated_for_every_value_is_violated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,44 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from iretrace.explore.fair import Ending, endings, loop_of
 from iretrace.explore.graph import Edge, Graph, Limits, explore
 from iretrace.litmus.test import Reach, Test
-from iretrace.machine.cpu import (
-    KNOB_CUT_OFF_INJECTION_MASKS,
-    KNOB_INIT_KEEPS_NMI_LATCH,
-    KNOB_INIT_KEEPS_NMI_MASK,
-    KNOB_INIT_KEEPS_SMI_LATCH,
-    KNOB_IRET_FAULT_UNMASKS,
-    KNOB_MOVSS_BLOCKS_NMI,
-    KNOB_RSM_LEAVES_NMIS_UNMASKED,
-    KNOB_SEV_ES_GUEST_READS_SVME,
-    KNOB_SHADOW_BLOCKS_EXIT,
-    KNOB_STEP_CLEARS_B,
-    KNOB_STI_BLOCKS_NMI,
-    KNOB_TRAP_EXIT_KEEPS_SHADOW,
-    KNOB_VGIF_DISCARDS_BREAKPOINTS,
-)
 from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
 from iretrace.world.endings import can_exit, explained, how, point
+from iretrace.world.knobs import UNKNOWN_KNOBS, Values
 from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor, View
 from iretrace.world.story import Story
-
-UNKNOWN_KNOBS = {
-    KNOB_SHADOW_BLOCKS_EXIT: "shadow_blocks_exit",
-    KNOB_IRET_FAULT_UNMASKS: "iret_fault_unmasks",
-    KNOB_TRAP_EXIT_KEEPS_SHADOW: "trap_exit_keeps_shadow",
-    KNOB_STEP_CLEARS_B: "step_clears_dr6_b",
-    KNOB_STI_BLOCKS_NMI: "sti_blocks_nmi",
-    KNOB_MOVSS_BLOCKS_NMI: "movss_blocks_nmi",
-    KNOB_CUT_OFF_INJECTION_MASKS: "cut_off_injection_masks",
-    KNOB_SEV_ES_GUEST_READS_SVME: "sev_es_guest_reads_svme",
-    KNOB_VGIF_DISCARDS_BREAKPOINTS: "vgif_discards_breakpoints",
-    KNOB_RSM_LEAVES_NMIS_UNMASKED: "rsm_leaves_nmis_unmasked",
-    KNOB_INIT_KEEPS_NMI_LATCH: "init_keeps_nmi_latch",
-    KNOB_INIT_KEEPS_NMI_MASK: "init_keeps_nmi_mask",
-    KNOB_INIT_KEEPS_SMI_LATCH: "init_keeps_smi_latch",
-}
-"""Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values. Of
-a shadow that holds NMIs or does not, the patient reference may do either."""
 
 TOLD_IN_CAUSE = (
     "nmi_queued",
@@ -113,13 +81,9 @@ def check(
     began = time.monotonic()
     limits = limits or Limits()
     runs: dict[int, Run] = {}
-    pending = [0]
-    while pending:
-        knobs = pending.pop(0)
+    for knobs in (values := Values()):
         run = runs[knobs] = _run(test, vcpu, host, hypervisor, knobs, limits, progress)
-        # Where two values differ first, the knob that makes the difference is consulted, so setting one more will do.
-        others = [knobs | 1 << number for number in UNKNOWN_KNOBS if run.consulted >> number & 1]
-        pending.extend(other for other in others if other not in runs and other not in pending)
+        values.consulted(knobs, run.consulted)
     used = tuple(
         Assumption("knob", name, "machine", "consulted; every value was run")
         for number, name in UNKNOWN_KNOBS.items()

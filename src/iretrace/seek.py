@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from iretrace.check import UNKNOWN_KNOBS
 from iretrace.explore.graph import Graph, Limits, explore
 from iretrace.litmus.test import Test
 from iretrace.machine.cpu import CODE_SIZE, OP_SHOW
@@ -13,6 +12,7 @@ from iretrace.machine.vmcb import Vmcb
 from iretrace.verdict import CLine, Step
 from iretrace.world.core import Phase
 from iretrace.world.endings import point
+from iretrace.world.knobs import Values
 from iretrace.world.product import Product
 from iretrace.world.protocol import Cause, Hypervisor, View
 from iretrace.world.story import Story
@@ -58,20 +58,15 @@ def seek(
     test: Test, vcpu: str, host: str, hypervisor: Hypervisor, condition: Condition, limits: Limits | None = None
 ) -> Sought:
     """Look at every state of every run, for every value of the disputed rules that matters, defects or not."""
-    pending, seen = [0], set[int]()
-    states, last = 0, Sought(0, 0)
-    while pending:
-        knobs = pending.pop(0)
-        seen.add(knobs)
+    states = 0
+    for knobs in (values := Values()):
         product = Product(test, vcpu, host, hypervisor, knobs)
         graph = explore(product, limits or Limits(), stop_at_defect=False)
         states += len(graph.states)
-        last = _found(product, graph, condition)
-        if last.met or last.open:
-            return last
-        consulted = product.consulted()
-        others = [knobs | 1 << number for number in UNKNOWN_KNOBS if consulted >> number & 1]
-        pending.extend(other for other in others if other not in seen and other not in pending)
+        found = _found(product, graph, condition)
+        if found.met or found.open:
+            return found
+        values.consulted(knobs, product.consulted())
     return Sought(0, states)
 
 

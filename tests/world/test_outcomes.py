@@ -10,6 +10,7 @@ from iretrace.cli.outcomes import outcomes_of
 from iretrace.litmus.corpus import shipped
 from iretrace.litmus.parse import parse
 from iretrace.litmus.test import Test as LitmusTest
+from iretrace.world.knobs import UNKNOWN_KNOBS
 
 REVIEWED = Path(__file__).parent / "outcomes"
 
@@ -39,7 +40,7 @@ def test_a_disputed_rule_that_matters_is_told_for_each_value(monkeypatch: pytest
     def allowed(_test: LitmusTest, _vcpu: str, knobs: int) -> tuple[tuple[object, ...], int]:
         return (), 1 << 31
 
-    monkeypatch.setattr("iretrace.cli.outcomes.UNKNOWN_KNOBS", {31: "disputed"})
+    monkeypatch.setitem(UNKNOWN_KNOBS, 31, "disputed")
     monkeypatch.setattr("iretrace.cli.outcomes.allowed", allowed)
     (test,) = [test for test in shipped() if test.name == "nmi-complete-then-spin"]
     assert "vcpu sev-es if not disputed, sev-es if disputed\nStates 0\n" in outcomes_of(test)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from iretrace.check import UNKNOWN_KNOBS
 from iretrace.litmus.test import Test
 from iretrace.report.outcomes import outcomes_report
 from iretrace.report.terminal import Look
 from iretrace.verdict import Outcome
 from iretrace.world.alone import allowed
+from iretrace.world.knobs import UNKNOWN_KNOBS, Values
 
 
 def cases(test: Test) -> list[tuple[str, tuple[Outcome, ...]]]:
@@ -16,13 +16,10 @@ def cases(test: Test) -> list[tuple[str, tuple[Outcome, ...]]]:
     for vcpu in test.vcpus:
         known: dict[int, tuple[Outcome, ...]] = {}
         matter = 0
-        pending = [0]
-        while pending:
-            knobs = pending.pop()
+        for knobs in (values := Values()):
             known[knobs], consulted = allowed(test, vcpu, knobs)
             matter |= consulted
-            others = (knobs | 1 << number for number in UNKNOWN_KNOBS if consulted >> number & 1)
-            pending.extend(other for other in others if other not in known and other not in pending)
+            values.consulted(knobs, consulted)
         found += [(vcpu + _values(knobs, matter), outcomes) for knobs, outcomes in sorted(known.items())]
     return found
 

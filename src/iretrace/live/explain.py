@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from iretrace.check import UNKNOWN_KNOBS
 from iretrace.explore.graph import Kind
 from iretrace.litmus.test import VECTORS, Test
 from iretrace.live.observed import Run
 from iretrace.live.walk import Delivery, Event, Mark, Shown
 from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK, SEEN_VALUE, X86_EFLAGS_TF
 from iretrace.world.alone import Alone, State
+from iretrace.world.knobs import Values
 from iretrace.world.reference import Ref
 
 UNSEEN = frozenset({VECTORS["db"]})
@@ -38,16 +38,14 @@ class Explainer:
 def for_some_value(ask: Callable[[int], tuple[str, int]]) -> str:
     """"" if there is no objection for some value of the disputed rules, else the longest. ask: for a value of all of
     them, the objection and which rules were consulted; only those are varied."""
-    objections: dict[int, str] = {}
-    pending = [0]
-    while pending:
-        knobs = pending.pop()
-        objections[knobs], consulted = ask(knobs)
-        if not objections[knobs]:
+    longest = ""
+    for knobs in (values := Values()):
+        objection, consulted = ask(knobs)
+        if not objection:
             return ""
-        others = [knobs | 1 << number for number in UNKNOWN_KNOBS if consulted >> number & 1]
-        pending.extend(other for other in others if other not in objections and other not in pending)
-    return max(objections.values(), key=len)
+        longest = max(longest, objection, key=len)
+        values.consulted(knobs, consulted)
+    return longest
 
 
 def _objection(model: Alone, run: Run) -> str:
