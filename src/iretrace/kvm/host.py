@@ -7,6 +7,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import NamedTuple
 
+from iretrace.explore.landings import Landings
 from iretrace.explore.turns import digest
 from iretrace.kvm import senders as code
 from iretrace.kvm.kvm_host import (
@@ -30,8 +31,6 @@ from iretrace.kvm.kvm_host import (
 )
 from iretrace.subset import pack, unpack
 from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, SenderState
-
-NEVER = 1 << 62
 
 FIELDS = ("nmi_queued", "requests", "mode", "sleeping", "signal_pending", "irr", "pending_events", "sipi_vector")
 CELLS = tuple(attrgetter(field) for field in FIELDS)
@@ -133,7 +132,7 @@ def conflict(how: int, other: int) -> bool:
     return how != other or how == WRITE
 
 
-class HostRun(Thread):
+class HostRun(Landings, Thread):
     """The vCPU thread during a host step. Shared accesses are counted; before the k-th one the schedule lets senders
     take their steps, and behind the schedule's last landing it is noted where a further one could matter.
 
@@ -160,10 +159,7 @@ class HostRun(Thread):
         self.found: list[int] = []
         """The cells accessed, in order, with what was in them."""
         self._reduce = reduce
-        self._schedule = schedule
-        self._last = schedule[-1][:2] if schedule else (0, -1)
-        self._landed = 0
-        self._next = schedule[0][0] if schedule else NEVER
+        self._follow(schedule)
         self._watching = watching and any(sender is not NO_SENDER for sender in senders)
 
     def perform(self, entry: Callable[[Vcpu], int]) -> int:
@@ -186,15 +182,6 @@ class HostRun(Thread):
             self._land(k)
         if self._watching and not self._reduce:
             self._open_all(k)
-
-    def _land(self, k: int) -> None:
-        while self._landed < len(self._schedule) and self._schedule[self._landed][0] == k:
-            _, number, steps = self._schedule[self._landed]
-            self._landed += 1
-            for _ in range(steps):
-                self._send(number)
-        rest = self._schedule[self._landed :]
-        self._next = rest[0][0] if rest else NEVER
 
     def _send(self, number: int) -> None:
         sender = self.senders[number]

@@ -86,17 +86,22 @@ def open_archive(archive: Path, progress: Progress) -> Path:
     return tree
 
 
+def put_in_place(made: Path, tree: Path) -> None:
+    """A directory that is whole becomes `tree`, unless somebody else was faster."""
+    try:
+        made.rename(tree)
+    except OSError:
+        if not tree.is_dir():
+            raise
+
+
 def unpack_into(archive: Path, tree: Path, progress: Progress) -> None:
     """Unpack an archive to the directory `tree`, which appears when it is whole. InputError, OSError: it does not."""
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=tree.parent))
     try:
         with open(archive, "rb") as file:
             _unpack(_Watched(file, archive.name, progress), partial)
-        try:
-            partial.rename(tree)
-        except OSError:
-            if not tree.is_dir():  # else somebody else was faster
-                raise
+        put_in_place(partial, tree)
     except NeedsProgram as error:
         raise InputError(f"{archive}: {error}") from None
     except (Damaged, tarfile.TarError, UnicodeError, ValueError) as error:

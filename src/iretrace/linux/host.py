@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from iretrace.explore.landings import Landings
 from iretrace.explore.turns import digest
 from iretrace.linux.answers import Site
 from iretrace.linux.machine import RUN
@@ -16,8 +17,6 @@ from iretrace.linux.sender import EventSender, Hook, Path, Senders
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, Debug, Landing, PauseKind, SenderState
-
-NEVER = 1 << 62
 
 MOST_ACCESSES = 2048
 """So many accesses of shared cells between two hand-overs are a loop that does not wait: the longest of other steps
@@ -90,7 +89,7 @@ class KernelRun(Run):
             self.host = self.physical.now()
 
 
-class HostRun(KernelRun):
+class HostRun(Landings, KernelRun):
     """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps.
 
     turns: for each opening everything that decides how the step goes on if that landing is made, as a digest.
@@ -112,12 +111,9 @@ class HostRun(KernelRun):
         self.turns: list[bytes] = []
         self._turned: set[bytes] = set()
         self._repeats = 0
-        self._schedule = schedule
+        self._follow(schedule)
         self._reduce = reduce
         self._count = 0
-        self._landed = 0
-        self._next = schedule[0][0] if schedule else NEVER
-        self._last = schedule[-1][:2] if schedule else (0, -1)
         self._paths: list[tuple[int, Path]] | None = None
         self._watching = any(state is not NO_SENDER for state in senders)
 
@@ -150,13 +146,7 @@ class HostRun(KernelRun):
             self._open_all(k)
 
     def _land(self, k: int) -> None:
-        while self._landed < len(self._schedule) and self._schedule[self._landed][0] == k:
-            _, number, steps = self._schedule[self._landed]
-            self._landed += 1
-            for _ in range(steps):
-                self._send(number)
-        rest = self._schedule[self._landed :]
-        self._next = rest[0][0] if rest else NEVER
+        super()._land(k)
         self._paths = None
 
     def _send(self, number: int) -> None:

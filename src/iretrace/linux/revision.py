@@ -23,6 +23,7 @@ from iretrace.linux.archive import (
     Progress,
     cache_directory,
     is_looked_at,
+    put_in_place,
 )
 from iretrace.linux.streams import CHUNK
 from iretrace.verdict import InputError
@@ -177,11 +178,7 @@ def _write(git: _Git, commit: str, tree: Path, shown: str) -> None:
                 _copy(process, blob, target, shown)
         if not (partial / "Makefile").is_file():
             raise InputError(f"{shown}: no Linux source tree in it")
-        try:
-            partial.rename(tree)
-        except OSError:
-            if not tree.is_dir():  # else somebody else was faster
-                raise
+        put_in_place(partial, tree)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
