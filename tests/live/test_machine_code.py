@@ -12,14 +12,10 @@ from iretrace.litmus.corpus import shipped
 from iretrace.litmus.parse import parse
 from iretrace.litmus.test import Instruction, Op
 from iretrace.live.guests import reason_not_to_run
+from iretrace.live.layout import ARMED, IDT, PAGE, UNMAPPED
 from iretrace.live.machine_code import (
-    ARMED,
-    IDT,
-    PAGE,
-    UNMAPPED,
     NotRunnable,
     assemble,
-    claimed_after,
     counts_spins,
     encode,
     msr_of,
@@ -151,7 +147,7 @@ def test_a_record_is_taken_by_the_second_instruction_of_a_stub() -> None:
     program = assemble(make_test(TWO_NMIS), {})
     start, _ = program.stubs[2]
     code = program.chunks[start]
-    assert code[6 : claimed_after()] == bytes.fromhex("4d0fc1c6")
+    assert code[6 : program.claimed[2] - start] == bytes.fromhex("4d0fc1c6")
 
 
 def test_a_guest_that_writes_an_msr_has_its_number_in_rcx_and_spins_without_counting() -> None:

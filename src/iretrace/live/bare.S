@@ -63,6 +63,14 @@ in_32_bits:
 
 	movl	$0x220, %eax
 	movl	%eax, %cr4
+	movdqa	digits, %xmm0		/* what marks append: N + 1 in the top byte of XMMN */
+	movdqa	digits + 16, %xmm1
+	movdqa	digits + 32, %xmm2
+	movdqa	digits + 48, %xmm3
+	movdqa	digits + 64, %xmm4
+	movdqa	digits + 80, %xmm5
+	movdqa	digits + 96, %xmm6
+	movdqa	digits + 112, %xmm7
 	movl	$PAGE_TABLES, %eax
 	movl	%eax, %cr3
 	movl	$0xc0000080, %ecx	/* EFER.LME */
@@ -106,7 +114,11 @@ in_64_bits:
 	xorl	%r15d, %r15d
 	iretq
 
-	.balign	8
+	.balign	16
+digits:
+	.irp	digit, 1, 2, 3, 4, 5, 6, 7, 8
+	.quad	0, \digit << 56
+	.endr
 boot_gdt:
 	.quad	0, 0x00cf9b000000ffff, 0x00cf93000000ffff
 boot_gdtr:

@@ -16,10 +16,12 @@ from pathlib import Path
 from iretrace.linux.debian import Unavailable
 from iretrace.litmus.test import Op
 from iretrace.live.gdb import Debugger
-from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest, efer_of
+from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest
 from iretrace.live.harness import Broken, end, last_line, spawn
-from iretrace.live.machine_code import FIXED, LOG, LOG_END, MEMORY_END, RECORD_BYTES, SELF_JUMP, VALUES, msr_of
+from iretrace.live.layout import LOG, LOG_END, LOG_NEXT, MEMORY_END, RECORD_BYTES, VALUES
+from iretrace.live.machine_code import FIXED, SELF_JUMP, efer_of, msr_of, number_of
 from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS, SHOWN_VALUES
+from iretrace.live.real_mode import lasts
 from iretrace.machine.cpu import EFER_LMA
 
 SOURCE = Path(__file__).with_name("bare.S")
@@ -31,11 +33,11 @@ MAIL, START, SHUT_DOWN = 0x8000, 1, 3
 """As in bare.S: state, RFLAGS, entry, RCX, EFER."""
 
 MSI = 0xFEE00000
-MESSAGES = {"nmi": 0x400, "irq": 0x30}
+MESSAGES = {"nmi": 0x400, "irq": 0x30, "smi": 0x200}
 """What a device writes for it. A signal is for a VMM, and here is none."""
 
-RECORD = "<QQQIIQQ16x"
-"""RIP, RFLAGS, marks, vector, error code, spins (counted down), where the next value shown goes."""
+RECORD = "<QQQIIQQ16s"
+"""RIP, RFLAGS, marks, vector, error code, spins (counted down), where the next value shown goes, lasting marks."""
 
 MASK = (1 << 64) - 1
 
@@ -58,6 +60,9 @@ class Look:
     """Where a stopped guest is."""
 
     registers: dict[str, int]
+    marks: int
+    next: int
+    """Where the next record goes."""
     log: bytes
     values: bytes
     mail: int
@@ -65,7 +70,7 @@ class Look:
     @property
     def key(self) -> tuple[object, ...]:
         """What tells that it goes on."""
-        return self.registers["r14"], self.registers["r15"], self.registers["hlt"], self.mail
+        return self.next, self.marks, self.registers["hlt"], self.mail
 
 
 def build_firmware(directory: Path) -> Path:
@@ -129,8 +134,9 @@ class _Run:
         self._after: dict[int, int] = {}
         """Of each arrival that was sent: how many deliveries the guest had logged."""
         self._taken = 0
-        """r14, the place in the log, when the last NMI was sent."""
+        """The place in the log when the last NMI was sent."""
         self._chance = chance
+        self._lasts = lasts(guest.test)
         for number, (arrival, at) in enumerate(zip(guest.test.outside, guest.cuts, strict=True)):
             if arrival.kind not in MESSAGES or not (arrival.promised or at >= 0 or chance.random() < 0.5):
                 continue
@@ -173,6 +179,7 @@ class _Run:
         rflags = RFLAGS | (RFLAGS_IF if test.interrupts else 0)
         entry = self._guest.program.entry
         debugger.write(MAIL, struct.pack("<5Q", START, rflags, entry, msr_of(test), efer_of(test) & ~EFER_LMA))
+        debugger.write(LOG_NEXT, struct.pack("<Q", LOG))
         debugger.breakpoint(entry, there=True)
         if not debugger.go(START_LIMIT):
             raise Broken("QEMU does not come as far as the guest")
@@ -198,7 +205,7 @@ class _Run:
         kind = self._guest.test.outside[number].kind
         if kind == "nmi":
             self._wait_for_the_last_nmi()
-        here = self._debugger.registers().get("r14", LOG)
+        here = self._next(self._debugger.registers()) or LOG
         self._after[number] = (here - LOG) // RECORD_BYTES
         self._debugger.write_word(MSI, MESSAGES[kind])
         self._taken = here if kind == "nmi" else self._taken
@@ -208,9 +215,15 @@ class _Run:
 
         Where it is not taken it is held, and the second merges into it, as the reference has it, too."""
         for _ in range(TRIES):
-            if self._debugger.registers().get("r14", 0) != self._taken:
+            if self._next(self._debugger.registers()) != self._taken:
                 return
             self._go(QUIET / TRIES)
+
+    def _next(self, registers: dict[str, int]) -> int:
+        """Where the next record goes."""
+        if self._lasts:
+            return int.from_bytes(self._debugger.read(LOG_NEXT, 8), "little")
+        return registers.get("r14", 0)
 
     def _settle(self) -> Look:
         """Run until looks in a row see the same, two if the guest is at rest, else more. The last look."""
@@ -230,7 +243,9 @@ class _Run:
             registers = {"rip": 0, "rfl": 0, "r14": 0, "r15": 0, "rdi": 0, "hlt": 0}
         mail = self._debugger.read(MAIL, 1)[0]
         values = self._debugger.read(VALUES, 8 * SHOWN_VALUES)
-        return Look(registers, self._debugger.read(LOG, RECORD_BYTES * SHOWN_RECORDS), values, mail)
+        log = self._debugger.read(LOG, RECORD_BYTES * SHOWN_RECORDS)
+        marks = number_of(registers.get("xmm08", 0)) if self._lasts else registers["r15"]
+        return Look(registers, marks, self._next(registers), log, values, mail)
 
     def _at_rest(self, look: Look) -> bool:
         rip = look.registers["rip"]
@@ -243,19 +258,23 @@ class _Run:
         shut_down = look.mail == SHUT_DOWN
         how = f"end=exit reason={EXIT_SHUTDOWN}" if shut_down else "end=runs reason=0"
         state = MP_STATE_HALTED if at["hlt"] else 0
-        where = f"rip={at['rip']:x} rflags={at['rfl']:x} marks={at['r15']:x} mp={state}"
+        where = f"rip={at['rip']:x} rflags={at['rfl']:x} marks={look.marks:x} mp={state}"
         records = list(struct.iter_unpack(RECORD, look.log))
         known = [record for record in records if record[0]]
-        count = -1 if self._wrapped() else len(known) if shut_down else (at["r14"] - LOG) // RECORD_BYTES
+        count = -1 if self._wrapped() else len(known) if shut_down else (look.next - LOG) // RECORD_BYTES
         log = "".join(
-            f"{vector:x}:{rip:x}:{flags:x}:{error:x}:{r15:x}:{-spins & MASK:x}:{(values - VALUES) // 8:x};"
-            for rip, flags, r15, vector, error, spins, values in known
+            f"{vector:x}:{rip:x}:{flags:x}:{error:x}:{self._marks(r15, lasting):x}:{-spins & MASK:x}:"
+            f"{(values - VALUES) // 8:x};"
+            for rip, flags, r15, vector, error, spins, values, lasting in known
         )
         head = f"run {self._guest.number} {repetition} {how} errno=0 {where}"
         after = "".join(f"{self._after.get(number, -1)}," for number in range(len(self._guest.test.outside)))
         values = "".join(f"{value:x}," for value in struct.unpack(f"<{SHOWN_VALUES}Q", look.values))
         shown = max(0, (at["rdi"] - VALUES) // 8)
         return f"{head} after={after} shown={shown} values={values} records={count} log={log}"
+
+    def _marks(self, r15: int, lasting: bytes) -> int:
+        return number_of(int.from_bytes(lasting, "little")) if self._lasts else r15
 
     def _wrapped(self) -> bool:
         return any(self._debugger.read(LOG_END - RECORD_BYTES, 8))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from iretrace.litmus.grammar import DR7_BITS
 from iretrace.litmus.test import VECTORS, Op, Test
 from iretrace.live.observed import Run
+from iretrace.live.real_mode import has_init
 from iretrace.live.walk import Delivery
 from iretrace.machine.cpu import PAGE_WORDS
 from iretrace.world.guest import VECTOR_PAGES
@@ -134,11 +135,14 @@ class Limit:
     before: tuple[int, ...]
     concerns: Callable[[Test], bool]
     in_svm: bool = False
+    alone: bool = False
+    """It concerns the machine alone."""
 
 
 UNFIT = (
     Limit("it arms no breakpoints at VMRUN, and keeps those of another guest", (11, 1), _breaks_anywhere, in_svm=True),
     Limit("it has no general detect", (11, 1), _general_detect),
+    Limit("its INIT clears XMM registers, where the marks are", (), has_init, alone=True),
 )
 BREAKS = (Limit("it aborts where a delivery or an IRETQ touches a watched word", (), _watches),)
 
@@ -155,7 +159,8 @@ def breaks(test: Test, version: str, alone: bool = False) -> str:
 
 def _limit(limits: Sequence[Limit], test: Test, version: str, alone: bool) -> str:
     for limit in limits:
-        if _has(limit.before, version) and not (alone and limit.in_svm) and limit.concerns(test):
+        elsewhere = limit.in_svm if alone else limit.alone
+        if _has(limit.before, version) and not elsewhere and limit.concerns(test):
             return f"known of QEMU {version}: {limit.reason}"
     return ""
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Hashable
 
 from iretrace.explore.graph import Kind
 from iretrace.litmus.test import VECTORS, Test
+from iretrace.live.machine_code import SMI
 from iretrace.live.observed import Run
 from iretrace.live.walk import Delivery, Event, Mark, Shown
-from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK, SEEN_VALUE, X86_EFLAGS_TF
+from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK, SEEN_SMI, SEEN_VALUE, X86_EFLAGS_TF
 from iretrace.world.alone import Alone, State
 from iretrace.world.knobs import Values
 from iretrace.world.reference import Ref
@@ -36,7 +37,7 @@ class Explainer:
 
 
 def for_some_value(ask: Callable[[int], tuple[str, int]]) -> str:
-    """"" if there is no objection for some value of the disputed rules, else the longest. ask: for a value of all of
+    """ "" if there is no objection for some value of the disputed rules, else the longest. ask: for a value of all of
     them, the objection and which rules were consulted; only those are varied."""
     longest = ""
     for knobs in (values := Values()):
@@ -114,6 +115,8 @@ def matches(event: Event, shown: Hashable) -> bool:
     seen, vector, rip, flags, error = shown
     if event.debugged:
         flags &= ~X86_EFLAGS_TF
+    if event.vector == SMI:
+        return bool((seen, rip, flags) == (SEEN_SMI, event.place, event.flags))
     told = event.error == error or event.vector in UNSEEN
     return bool(seen == SEEN_DELIVERY and (vector, rip, flags) == (event.vector, event.place, event.flags) and told)
 
@@ -140,7 +143,7 @@ def say(run: Run, event: Event) -> str:
 def say_delivery(run: Run, event: Delivery) -> str:
     """A delivery in words: where it interrupts, and the TF and IF that it pushes."""
     test = run.guest.test
-    names = {vector: name for name, vector in VECTORS.items()}
+    names = {vector: name for name, vector in VECTORS.items()} | {SMI: "smi"}
     where = test.code[event.place].text if event.place >= 0 else "a place outside the test"
     flags = " and ".join(name for bit, name in ((0x100, "TF"), (0x200, "IF")) if event.flags & bit)
     return f"{names.get(event.vector, event.vector)} at `{where}`{f' with {flags} pushed' if flags else ''}"

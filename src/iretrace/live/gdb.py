@@ -80,7 +80,10 @@ class Debugger:
     def registers(self) -> dict[str, int]:
         """rip, rfl, r14, r15, hlt and more, by QEMU's names in small letters."""
         text = self.monitor("info registers")
-        return {name.lower(): int(value, 16) for name, value in re.findall(r"\b(\w+) ?=([0-9a-f]+)\b", text)}
+        found = re.findall(r"\b(\w+) ?=([0-9a-f]+)\b", text)
+        halves = re.findall(r"\b(XMM\d+)=([0-9a-f]{16}) ?([0-9a-f]{16})\b", text)
+        wide = [(name, high + low) for name, high, low in halves]
+        return {name.lower(): int(value, 16) for name, value in found + wide}
 
     def go(self, seconds: float) -> bool:
         """Let the machine run for some time. Whether it met a breakpoint; it is stopped in either case."""

@@ -7,19 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from iretrace.litmus.test import Arrival, Op, Test
-from iretrace.live.machine_code import CODE, STACKS, NotRunnable, Program, assemble, msr_of
-from iretrace.machine.cpu import EFER_BOOTED, EFER_LMA, EFER_LME, MSR_EFER
+from iretrace.live.layout import CODE, STACKS
+from iretrace.live.machine_code import NotRunnable, Program, assemble, efer_of, has_svm, msr_of, sections_of
+from iretrace.live.real_mode import lasts
 
 MAGIC = 0x65637274
 MAX_ARRIVALS = 8
 KINDS = {"nmi": 0, "irq": 1, "signal": 2, "guest-debug": 3, "kvm-nmi": 4, "save-restore": 5}
+KINDS |= {"smi": 16, "init": 17, "sipi": 18}
 DEBUGGERS = {"off": 0, "step": 1, "break": 2}
-NOT_RAISED = {
-    "smi": "an SMI's handler begins in 16-bit mode, and live guests have 64-bit code only",
-    "init": "an INIT leads to 16-bit code, and live guests have 64-bit code only",
-    "sipi": "a SIPI leads to 16-bit code, and live guests have 64-bit code only",
-}
-"""Why the other events of the language do not come in live guests."""
 ARRIVAL = struct.Struct("<7I")
 """As in harness.c."""
 
@@ -48,9 +44,6 @@ def reason_not_to_run(test: Test) -> str:
         return f"for {' and '.join(test.vcpus)}, which needs an AMD host"
     if len(test.outside) > MAX_ARRIVALS:
         return f"more than {MAX_ARRIVALS} arrivals"
-    for arrival in test.outside:
-        if arrival.kind not in KINDS:
-            return NOT_RAISED[arrival.kind]
     places: dict[int, int] = {}
     if any(at in breakpoints(test) for at in _bound(test)):
         return "an event cannot be placed where a breakpoint is, which comes before the fetch"
@@ -130,18 +123,7 @@ def _one_of_each_kind(outside: Sequence[Arrival]) -> list[int]:
 
 def _section(test: Test, index: int) -> int:
     """The first instruction of the section that an instruction belongs to."""
-    starts = [test.main, *(start for _, start in test.handlers)]
-    return max((start for start in starts if start <= index), default=-1)
-
-
-def has_svm(test: Test) -> bool:
-    """Whether the guest's CPUID has SVM: as in the model, if it accesses EFER."""
-    return msr_of(test) == MSR_EFER
-
-
-def efer_of(test: Test) -> int:
-    """EFER when main begins."""
-    return EFER_BOOTED if has_svm(test) else EFER_LME | EFER_LMA
+    return max((start for start in sections_of(test) if start <= index), default=-1)
 
 
 def pack(guests: Sequence[Guest], seed: int) -> bytes:
@@ -153,9 +135,9 @@ def _pack(guest: Guest, seed: int) -> bytes:
     test, program = guest.test, guest.program
     rflags = RFLAGS | (RFLAGS_IF if test.interrupts else 0)
     head = struct.pack(
-        "<10I",
+        "<12I",
         *(MAGIC, guest.number, guest.repeat, seed + guest.number, program.entry, rflags),
-        *(msr_of(test), efer_of(test), int(has_svm(test)), len(test.outside)),
+        *(msr_of(test), efer_of(test), int(has_svm(test)), int(lasts(test)), int(test.ap), len(test.outside)),
     )
     for number, (arrival, at) in enumerate(zip(test.outside, guest.cuts, strict=True)):
         cut = program.addresses[at] if at >= 0 else 0

@@ -31,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The guest's memory; machine_code.py builds what is in it. */
+/* The guest's memory; layout.py has the same numbers. */
 #define MEMORY_SIZE 0x80000
 #define PAGE 0x1000
 #define PAGE_TABLES 0x1000
@@ -44,6 +44,10 @@
 #define LOG 0x40000
 #define LOG_END 0x44000
 #define VALUES 0x46000
+#define LOG_NEXT 0x6008
+#define FIRMWARE 0x3a000
+#define RESET_PAGE 0xfffff000
+#define RESET_VECTOR 0xff0 /* in that page */
 #define NOT_CANONICAL 0x800000000000
 #define MAIN_STUB 11 /* bytes in front of main's first instruction */
 #define CODE_SELECTOR 0x10
@@ -55,10 +59,14 @@
 #define SHOWN_RECORDS 48
 #define SHOWN_VALUES 64
 
-enum kind { NMI, IRQ, SIGNAL, GUEST_DEBUG, KVM_NMI_CALL, SAVE_RESTORE };
+enum kind { NMI, IRQ, SIGNAL, GUEST_DEBUG, KVM_NMI_CALL, SAVE_RESTORE, SMI = 16, INIT, SIPI };
 enum debugger { OFF, STEP, BREAK };
 #define IRQ_VECTOR 0x30
+/* The delivery mode of a message, and what goes with it. */
+#define MSI_SMI 0x200
 #define MSI_NMI 0x400
+#define MSI_INIT 0x500
+#define MSI_SIPI (0x600 | FIRMWARE >> 12)
 
 #define MS 1000000ull
 #define QUIET (8 * MS)
@@ -89,6 +97,8 @@ struct guest {
 	uint32_t rcx;
 	uint32_t efer;
 	uint32_t svm; /* its CPUID has SVM */
+	uint32_t lasting; /* log and marks are where RSM and INIT do not come to: real_mode.py */
+	uint32_t ap;	  /* it is no bootstrap processor */
 	uint32_t arrivals;
 	struct arrival arrival[MAX_ARRIVALS];
 	uint32_t cold; /* bit n: page MAIN_STACK_TOP - PAGE + 2 * n * PAGE has never been touched */
@@ -103,17 +113,24 @@ struct chunk {
 struct record {
 	uint64_t rip;
 	uint64_t rflags;
-	uint64_t marks;
+	uint64_t marks; /* of a guest that is not lasting */
 	uint32_t vector;
 	uint32_t error;
 	uint64_t spins; /* counted down from 0 */
 	uint64_t values; /* where the next one goes */
-	uint64_t unused[2];
+	uint8_t lasting_marks[16];
 };
+
+#define MARKS_REGISTER 8 /* XMM8; those below are what marks append */
+#define XMM(n) (160 + 16 * (n)) /* in the layout of XSAVE */
+#define XSTATE_BV 512
+#define XSTATE_SSE 2
+#define BASE 9
+#define TOO_MANY (~0ull) /* marks: more digits than any number that is known to be whole */
 
 static int kvm, vm, vcpu, run_size;
 static struct kvm_run *run;
-static uint8_t *memory;
+static uint8_t *memory, *reset_page;
 static const struct guest *guest;
 static pthread_t vcpu_thread;
 static volatile int stop, stopped;
@@ -344,14 +361,51 @@ static void enable_apic(void)
 	must(ioctl(vcpu, KVM_SET_LAPIC, &lapic), "KVM_SET_LAPIC");
 }
 
+static void add_memory(uint32_t slot, uint64_t address, uint64_t size, void *at)
+{
+	struct kvm_userspace_memory_region region = {
+		.slot = slot, .guest_phys_addr = address, .memory_size = size, .userspace_addr = (uintptr_t)at,
+	};
+
+	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+}
+
+/* The same memory for SMM, which KVM has in an address space of its own, and the page where INIT leads. */
+static void add_firmware(void)
+{
+	uint8_t jump[] = { 0xea, 0, 0, FIRMWARE >> 4 & 0xff, FIRMWARE >> 12 }; /* ljmp FIRMWARE */
+
+	must(ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_X86_SMM) > 0 ? 0 : -1, "KVM_CAP_X86_SMM");
+	memcpy(reset_page + RESET_VECTOR, jump, sizeof jump);
+	add_memory(1, RESET_PAGE, PAGE, reset_page);
+	add_memory(1 << 16, 0, MEMORY_SIZE, memory);
+}
+
+/* What marks append, each in the top byte of a register that neither RSM nor INIT changes. */
+static void load_digits(void)
+{
+	struct kvm_xsave xsave;
+	uint8_t *bytes = (uint8_t *)&xsave;
+
+	must(ioctl(vcpu, KVM_GET_XSAVE, &xsave), "KVM_GET_XSAVE");
+	for (unsigned n = 0; n < MARKS_REGISTER; n++)
+		bytes[XMM(n) + 15] = n + 1;
+	bytes[XSTATE_BV] |= XSTATE_SSE;
+	must(ioctl(vcpu, KVM_SET_XSAVE, &xsave), "KVM_SET_XSAVE");
+}
+
 static void make_vm(void)
 {
-	struct kvm_userspace_memory_region region = { .memory_size = MEMORY_SIZE, .userspace_addr = (uintptr_t)memory };
+	struct kvm_mp_state runnable = { KVM_MP_STATE_RUNNABLE };
 	struct kvm_sregs sregs;
 
 	must(vm = ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
 	must(ioctl(vm, KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP");
-	must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+	add_memory(0, 0, MEMORY_SIZE, memory);
+	if (guest->lasting)
+		add_firmware();
+	if (guest->ap)
+		must(ioctl(vm, KVM_SET_BOOT_CPU_ID, 1), "KVM_SET_BOOT_CPU_ID");
 	must(vcpu = ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
 	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 	if (run == MAP_FAILED)
@@ -366,6 +420,9 @@ static void make_vm(void)
 	set_segments(&sregs);
 	must(ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
 	enable_apic();
+	must(ioctl(vcpu, KVM_SET_MP_STATE, &runnable), "KVM_SET_MP_STATE");
+	if (guest->lasting)
+		load_digits();
 }
 
 static void drop_vm(void)
@@ -504,7 +561,7 @@ static void save_and_restore(void)
 
 static int by_vmm(unsigned i)
 {
-	return guest->arrival[i].kind >= GUEST_DEBUG;
+	return guest->arrival[i].kind >= GUEST_DEBUG && guest->arrival[i].kind < SMI;
 }
 
 /* What was asked of the VMM, in the order of the list. */
@@ -550,10 +607,21 @@ static void ask(unsigned i)
 	pthread_kill(vcpu_thread, SIGUSR1);
 }
 
+static uint32_t message(enum kind kind)
+{
+	switch (kind) {
+	case NMI: return MSI_NMI;
+	case SMI: return MSI_SMI;
+	case INIT: return MSI_INIT;
+	case SIPI: return MSI_SIPI;
+	default: return IRQ_VECTOR;
+	}
+}
+
 /* spins: of the guest until now, -1 if that cannot be known because it runs. */
 static void send(unsigned i, int64_t spins)
 {
-	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = guest->arrival[i].kind == NMI ? MSI_NMI : IRQ_VECTOR };
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = message(guest->arrival[i].kind) };
 
 	for (unsigned earlier = 0; earlier < i && by_vmm(i); earlier++)
 		if (by_vmm(earlier) && !fired[earlier])
@@ -756,10 +824,32 @@ static void send_all(void)
 /* What came out. ---------------------------------------------------------------------------------------------------- */
 
 struct seen {
+	uint64_t marks; /* as a number of base 9 */
+	uint64_t next;	/* where the next record goes */
 	struct kvm_regs regs;
 	struct kvm_mp_state mp;
 	struct kvm_vcpu_events events;
 };
+
+/* The first mark is the highest of the bytes that are not 0. */
+static uint64_t number_of(const uint8_t *bytes)
+{
+	uint64_t number = 0;
+
+	if (bytes[15])
+		return TOO_MANY;
+	for (int i = 14; i >= 0; i--)
+		number = number * BASE + bytes[i];
+	return number;
+}
+
+static uint64_t lasting_marks(void)
+{
+	struct kvm_xsave xsave;
+
+	must(ioctl(vcpu, KVM_GET_XSAVE, &xsave), "KVM_GET_XSAVE");
+	return number_of((const uint8_t *)&xsave + XMM(MARKS_REGISTER));
+}
 
 static void look(struct seen *seen)
 {
@@ -767,6 +857,8 @@ static void look(struct seen *seen)
 	must(ioctl(vcpu, KVM_GET_REGS, &seen->regs), "KVM_GET_REGS");
 	must(ioctl(vcpu, KVM_GET_MP_STATE, &seen->mp), "KVM_GET_MP_STATE");
 	must(ioctl(vcpu, KVM_GET_VCPU_EVENTS, &seen->events), "KVM_GET_VCPU_EVENTS");
+	seen->marks = guest->lasting ? lasting_marks() : seen->regs.r15;
+	seen->next = guest->lasting ? *(volatile uint64_t *)(memory + LOG_NEXT) : seen->regs.r14;
 }
 
 static void start_vcpu(void)
@@ -800,8 +892,8 @@ static void stop_vcpu(void)
 
 static int same(const struct seen *a, const struct seen *b)
 {
-	return !memcmp(&a->events, &b->events, sizeof a->events) && a->regs.r14 == b->regs.r14 &&
-	       a->regs.r15 == b->regs.r15 && a->mp.mp_state == b->mp.mp_state;
+	return !memcmp(&a->events, &b->events, sizeof a->events) && a->next == b->next && a->marks == b->marks &&
+	       a->mp.mp_state == b->mp.mp_state;
 }
 
 /* The guest is halted, or at `jmp .` or `loop .`, and nothing waits: if it stands still, it is not for lack of time. */
@@ -809,9 +901,9 @@ static int at_rest(const struct seen *seen)
 {
 	uint64_t rip = seen->regs.rip;
 
-	if (seen->events.nmi.pending || seen->events.nmi.injected || seen->events.interrupt.injected)
+	if (seen->events.nmi.pending || seen->events.nmi.injected || seen->events.interrupt.injected || seen->events.smi.pending)
 		return 0;
-	return seen->mp.mp_state == KVM_MP_STATE_HALTED ||
+	return seen->mp.mp_state == KVM_MP_STATE_HALTED || seen->mp.mp_state == KVM_MP_STATE_INIT_RECEIVED ||
 	       (rip < MEMORY_SIZE - 1 && !denied[rip / PAGE] && (memory[rip] == 0xeb || memory[rip] == 0xe2) && memory[rip + 1] == 0xfe);
 }
 
@@ -836,13 +928,13 @@ static int settle(struct seen *seen)
 static void print_log(const struct seen *seen)
 {
 	const struct record *record = (const void *)(memory + LOG), *end = (const void *)(memory + LOG_END);
-	const struct record *last = (const void *)(memory + (seen->regs.r14 & (MEMORY_SIZE - 1)));
+	const struct record *last = (const void *)(memory + (seen->next & (MEMORY_SIZE - 1)));
 	int wrapped = end[-1].rip != 0;
 
 	put(" records=%d log=", wrapped ? -1 : (int)(last - record));
 	for (int i = 0; i < SHOWN_RECORDS && record < end && record->rip; i++, record++)
 		put("%x:%llx:%llx:%x:%llx:%llx:%x;", record->vector, (unsigned long long)record->rip,
-		    (unsigned long long)record->rflags, record->error, (unsigned long long)record->marks,
+		    (unsigned long long)record->rflags, record->error, (unsigned long long)(guest->lasting ? number_of(record->lasting_marks) : record->marks),
 		    -(unsigned long long)record->spins, (unsigned)(record->values - VALUES) / 8);
 	put("\n");
 }
@@ -851,7 +943,7 @@ static void print_log(const struct seen *seen)
 static void print_values(const struct seen *seen)
 {
 	const uint64_t *value = (const void *)(memory + VALUES);
-	unsigned count = (seen->regs.rdi - VALUES) / 8;
+	unsigned count = seen->regs.rdi < VALUES ? 0 : (seen->regs.rdi - VALUES) / 8; /* 0: behind an INIT */
 
 	put(" shown=%u values=", count);
 	for (unsigned i = 0; i < SHOWN_VALUES && (i < count || value[i]); i++)
@@ -867,7 +959,7 @@ static void print_run(unsigned repetition, const struct seen *seen, int rounds)
 		sent |= fired[i] << i;
 	put("run %u %u end=%s reason=%u errno=%d rip=%llx rflags=%llx marks=%llx mp=%u rounds=%d sent=%x",
 	    guest->number, repetition, end, run->exit_reason, refused, (unsigned long long)seen->regs.rip,
-	    (unsigned long long)seen->regs.rflags, (unsigned long long)seen->regs.r15, seen->mp.mp_state, rounds, sent);
+	    (unsigned long long)seen->regs.rflags, (unsigned long long)seen->marks, seen->mp.mp_state, rounds, sent);
 	put(" after=");
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		put("%d,", fired[i] ? (int)sent_after[i] : -1);
@@ -1021,6 +1113,9 @@ static void prepare(void)
 	if (memory == MAP_FAILED)
 		fail("mmap");
 	madvise(memory, MEMORY_SIZE, MADV_NOHUGEPAGE);
+	reset_page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (reset_page == MAP_FAILED)
+		fail("mmap");
 }
 
 int main(int count, char **arguments)

@@ -7,8 +7,8 @@ guest has begun, and in front of each handler a few instructions that log the de
 A mark is `lea r15, [r15+r15*8+N]`: it appends the digit N to a number of base 9. One instruction, no memory, no flags.
 `show rax` is `stosq`: it appends rax to a list in memory. The stack pointer, r14 (next record of the log), r15, rcx
 (spins, counted down), rdi (next value shown), rsi (a selector for SS) and r13 (an address that is not canonical) are
-taken; in a test with CPUID, which overwrites rax, rbp is the 0 that `push rax` pushes. The constants of the layout are
-those of harness.c.
+taken; in a test with CPUID, which overwrites rax, rbp is the 0 that `push rax` pushes. Where SMM or INIT changes all of
+these, log and marks are elsewhere: real_mode.py, which also has what is 16-bit code.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iretrace.litmus.test import VECTORS, Instruction, Op, Test
-from iretrace.machine.cpu import PAGE_WORDS, STACK_WORDS
-
-PAGE = 0x1000
-PAGE_TABLES, GDT, TSS, IDT, ARMED, WARM_UP, PAGE_TABLE = 0x1000, 0x4000, 0x4100, 0x5000, 0x6000, 0x7000, 0xB000
-MEMORY_END = 0x48000
-STACKS = {"main": 0x11000, "nmi": 0x13000, "vc": 0x15000, "df": 0x17000, "db": 0x19000}
-"""Tops of the stack pages, in the order of the model's; around each lies a page that is not there."""
-
-HOLES = tuple(range(0xF000, 0x1A000, 2 * PAGE))
-UNMAPPED = HOLES[-1]
-
-CODE = 0x20000
-SECTION_SPACE = 0x2000
-"""Distance of the sections; in each a page boundary can lie in front of any one instruction."""
-
-CODE_SELECTOR, TSS_SELECTOR = 0x10, 0x20
-RECORD_BYTES = 64
-LOG, LOG_END = 0x40000, 0x44000
-WRAP_BIT = 14
-"""Clearing this bit of a pointer behind the log's end leads to its beginning."""
-
-VALUES = 0x46000
-"""What `show` has shown, 8 bytes each."""
+from iretrace.live.layout import (
+    ARMED,
+    CODE,
+    CODE_END,
+    CODE_SELECTOR,
+    GDT,
+    HOLES,
+    IDT,
+    MEMORY_END,
+    PAGE,
+    PAGE_TABLE,
+    PAGE_TABLES,
+    RECORD_BYTES,
+    SECTION_SPACE,
+    STACKS,
+    TSS,
+    UNMAPPED,
+    WARM_UP,
+    WRAP_BIT,
+)
+from iretrace.live.real_mode import claim, firmware, init_stub, lasting_mark, lasts, log_smi, smi_stub, store_marks
+from iretrace.machine.cpu import EFER_BOOTED, EFER_LMA, EFER_LME, MSR_EFER, PAGE_WORDS, STACK_WORDS
 
 MAX_MARK = 8
 BASE = MAX_MARK + 1
 MAX_DIGITS = 20
 """9 ** 20 < 2 ** 64."""
+LASTING_MARKS = 16
+"""The bytes of an XMM register."""
 
 ERROR_CODE_VECTORS = frozenset(VECTORS[name] for name in ("df", "np", "ss", "gp", "pf", "vc"))
 
@@ -97,7 +98,10 @@ class Program:
     chunks: Mapping[int, bytes]
     addresses: tuple[int, ...]
     stubs: Mapping[int, tuple[int, int]]
-    """Of each vector: from where to where the instructions that log its delivery lie; main's under 0x100."""
+    """Of each vector: from where to where the instructions that log its delivery lie; those in front of main, `smi:`
+    and `init:` under the numbers MAIN_STUB, SMI and INIT."""
+    claimed: Mapping[int, int]
+    """Of each vector, and of SMI: behind which instruction of its stub it has a record of its own."""
     entry: int
 
     def place(self, rip: int) -> int:
@@ -108,15 +112,39 @@ class Program:
         return self.addresses.index(rip) if rip in self.addresses else -1
 
 
-MAIN_STUB = 0x100
+MAIN_STUB, SMI, INIT = 0x100, 0x101, 0x102
 USE_RAX = frozenset({Op.MOV_RAX, Op.TO_DR, Op.FROM_DR, Op.LOAD, Op.LOAD_BAD, Op.SHOW})
 
 
 def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
     """The guest of a test. cuts: section start -> instruction index that begins a page (its section's first if absent).
 
-    NotRunnable for what only an encrypted guest can do, and for more marks than a digit can tell.
+    NotRunnable for what only an encrypted guest can do, and for what else live guests do not have.
     """
+    _refuse(test)
+    sections = sections_of(test)
+    starts = sorted(sections)
+    labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
+    stubs = {start: _stub(vector, test) for start, vector in sections.items()}
+    addresses = _addresses(test, starts, cuts)
+    chunks = dict(_tables(test, addresses))
+    where: dict[int, tuple[int, int]] = {}
+    claimed: dict[int, int] = {}
+    for start, vector in sections.items():
+        end = _end(test, starts, start)
+        body = b"".join(_one(test, index, addresses, labels) for index in range(start, end))
+        stub = stubs[start]
+        first = addresses[start] - len(stub.code)
+        chunks[first] = stub.code + body
+        where[vector] = (first, addresses[start])
+        if stub.claimed:
+            claimed[vector] = first + stub.claimed
+    chunks |= firmware({vector: first for vector, (first, _) in where.items()}, SMI, INIT, efer_of(test))
+    return Program(chunks, tuple(addresses), where, claimed, where[MAIN_STUB][0])
+
+
+def _refuse(test: Test) -> None:
+    """NotRunnable for a test that no guest can be made of."""
     if len(test.marks) > MAX_MARK:
         raise NotRunnable(f"more than {MAX_MARK} marks")
     if test.cpl or test.syscall >= 0:
@@ -129,20 +157,16 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
         raise NotRunnable("an instruction on a cold page is not in live guests yet")
     if any(instruction.op is Op.ADD_RSP and instruction.arg > STACK_WORDS // 2 for instruction in test.code):
         raise NotRunnable("RSP goes to another stack, which lies elsewhere in a live guest")
-    starts = sorted([test.main, *(start for _, start in test.handlers)])
-    labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
-    stubs = {start: _entry_stub(vector, test) for vector, start in test.handlers} | {test.main: _main_stub()}
-    addresses = _addresses(test, starts, cuts)
-    chunks = dict(_tables(test, addresses))
-    where: dict[int, tuple[int, int]] = {}
-    for start in starts:
-        end = _end(test, starts, start)
-        body = b"".join(_one(test, index, addresses, labels) for index in range(start, end))
-        first = addresses[start] - len(stubs[start])
-        chunks[first] = stubs[start] + body
-        vector = next((vector for vector, at in test.handlers if at == start), MAIN_STUB)
-        where[vector] = (first, addresses[start])
-    return Program(chunks, tuple(addresses), where, where[MAIN_STUB][0])
+    if test.init >= 0 and _has(test, Op.SHOW):
+        raise NotRunnable("INIT clears the register that counts the values shown")
+    if lasts(test) and CODE + len(sections_of(test)) * SECTION_SPACE > CODE_END:
+        raise NotRunnable("more sections than there is room for in front of SMRAM")
+
+
+def sections_of(test: Test) -> dict[int, int]:
+    """Of each section: its first instruction, and its vector, or MAIN_STUB, SMI or INIT."""
+    others = {MAIN_STUB: test.main, SMI: test.smi, INIT: test.init}
+    return {start: vector for vector, start in test.handlers} | {at: what for what, at in others.items() if at >= 0}
 
 
 def _end(test: Test, starts: list[int], start: int) -> int:
@@ -155,8 +179,8 @@ def _has(test: Test, op: Op) -> bool:
 
 
 def counts_spins(test: Test) -> bool:
-    """Whether rcx tells how often the guest has spun."""
-    return not any(_has(test, op) for op in (Op.CPUID, *MSRS))
+    """Whether rcx tells how often the guest has spun. INIT clears it."""
+    return test.init < 0 and not any(_has(test, op) for op in (Op.CPUID, *MSRS))
 
 
 def msr_of(test: Test) -> int:
@@ -164,11 +188,33 @@ def msr_of(test: Test) -> int:
     return next((instruction.arg for instruction in test.code if instruction.op in MSRS), 0)
 
 
-def _one(test: Test, index: int, addresses: list[int], labels: Mapping[str, int]) -> bytes:
+def has_svm(test: Test) -> bool:
+    """Whether the guest's CPUID has SVM: as in the model, if it accesses EFER."""
+    return msr_of(test) == MSR_EFER
+
+
+def efer_of(test: Test) -> int:
+    """EFER when main begins, and in 64-bit mode behind an SMI, an INIT or a SIPI."""
+    return EFER_BOOTED if has_svm(test) else EFER_LME | EFER_LMA
+
+
+def number_of(lasting: int) -> int:
+    """Lasting marks, a byte each, as the number that marks are otherwise; where some may be lost, no such number."""
+    if lasting >> 8 * (LASTING_MARKS - 1):
+        return (1 << 64) - 1
+    number = 0
+    for byte in lasting.to_bytes(LASTING_MARKS, "big"):
+        number = number * BASE + byte
+    return number
+
+
+def _one(test: Test, index: int, addresses: list[int], labels: Mapping[str, int] | None) -> bytes:
     if test.code[index].op is Op.SPIN and not counts_spins(test):
         return SELF_JUMP
     if test.code[index].op is Op.PUSH and _has(test, Op.CPUID):
         return PUSH_0
+    if test.code[index].op is Op.MARK and lasts(test):
+        return lasting_mark(test.code[index].arg)
     return encode(test.code[index], index, addresses, labels)
 
 
@@ -179,7 +225,7 @@ def _addresses(test: Test, starts: list[int], cuts: Mapping[int, int]) -> list[i
         end = _end(test, starts, start)
         offsets = [0]
         for index in range(start, end):
-            offsets.append(offsets[-1] + _size(test.code[index]))
+            offsets.append(offsets[-1] + _size(test, index))
         boundary = CODE + number * SECTION_SPACE + PAGE
         base = boundary - offsets[cuts.get(start, start) - start]
         for index in range(start, end):
@@ -187,9 +233,9 @@ def _addresses(test: Test, starts: list[int], cuts: Mapping[int, int]) -> list[i
     return addresses
 
 
-def _size(instruction: Instruction) -> int:
+def _size(test: Test, index: int) -> int:
     """The bytes of an instruction; jumps are always long."""
-    return JMP_BYTES if instruction.op == Op.JMP else len(encode(instruction, 0, [0] * 256, None))
+    return JMP_BYTES if test.code[index].op == Op.JMP else len(_one(test, index, [0] * 256, None))
 
 
 def encode(instruction: Instruction, index: int, addresses: list[int], labels: Mapping[str, int] | None) -> bytes:
@@ -253,16 +299,60 @@ def stack_word(address: int) -> int:
 # What the test does not notice. -----------------------------------------------------------------------------------
 
 
-def _main_stub() -> bytes:
+@dataclass(frozen=True, slots=True)
+class Stub:
+    """What runs in front of a section. claimed: after how many bytes it has a record of the log; 0: it takes none."""
+
+    code: bytes
+    claimed: int = 0
+
+
+def _stub(vector: int, test: Test) -> Stub:
+    """In front of the section of this vector, or of main, `smi:` or `init:`."""
+    if vector == MAIN_STUB:
+        return Stub(_begun())
+    if vector == INIT:
+        return Stub(init_stub(msr_of(test)) + _begun())
+    return _log_smi() if vector == SMI else _log_delivery(vector, test)
+
+
+def _begun() -> bytes:
     """mov dword [ARMED], 1"""
     return b"\xc7\x04\x25" + struct.pack("<II", ARMED, 1)
 
 
-def _entry_stub(vector: int, test: Test) -> bytes:
+def _log_smi() -> Stub:
+    """In registers that RSM brings back; nothing that needs them comes between."""
+    before = smi_stub()
+    taken = _claim(2, lasting=True)
+    return Stub(before + taken.code + log_smi(2, 3) + _log_registers(2, SMI, lasting=True), len(before) + taken.claimed)
+
+
+def _claim(pointer: int, lasting: bool) -> Stub:
+    """Take the next record. One XADD does it, so a delivery that comes in between takes another."""
+    code = bytes([0x41, 0xB8 + pointer]) + struct.pack("<I", RECORD_BYTES)  # mov pointer, RECORD_BYTES
+    if lasting:
+        xadd, wrap = claim(pointer, WRAP_BIT)
+    else:
+        xadd = b"\x4d\x0f\xc1" + bytes([0xC6 | pointer << 3])  # xadd r14, pointer
+        wrap = b"\x49\x0f\xba\xf6" + bytes([WRAP_BIT])  # btr r14, WRAP_BIT
+    return Stub(code + xadd + wrap, len(code + xadd))
+
+
+def _log_registers(pointer: int, vector: int, lasting: bool) -> bytes:
+    """The marks so far, the vector, the counts of spins and of values shown."""
+    marks = store_marks(pointer) if lasting else b"\x4d\x89" + bytes([0x78 | pointer, 16])  # mov [pointer+16], r15
+    code = marks + b"\x49\x89" + bytes([0x48 | pointer, 32])  # mov [pointer+32], rcx
+    code += b"\x49\x89" + bytes([0x78 | pointer, 40])  # mov [pointer+40], rdi
+    code += b"\x41\xc7" + bytes([0x40 | pointer, 24])  # mov dword [pointer+24], vector
+    return code + struct.pack("<I", vector)
+
+
+def _log_delivery(vector: int, test: Test) -> Stub:
     """Log a delivery: RIP, RFLAGS, the marks so far, vector, error code, the counts of spins and of values shown.
 
-    One XADD takes a record, so a delivery that comes in between takes another. NMIs, which may come between any two of
-    these instructions, use registers of their own (r8, r9; the others r10, r11), and the stack is only read.
+    NMIs, which may come between any two of these instructions, use registers of their own (r8, r9; the others r10,
+    r11), and the stack is only read.
     """
     pointer, value = (0, 1) if vector == VECTORS["nmi"] else (2, 3)
     frame = 8 if vector in ERROR_CODE_VECTORS else 0
@@ -270,25 +360,15 @@ def _entry_stub(vector: int, test: Test) -> bytes:
     def load(offset: int) -> bytes:
         return b"\x4c\x8b" + bytes([0x44 | value << 3, 0x24, offset])  # mov value, [rsp+offset]
 
-    def store(offset: int, register: int) -> bytes:
-        return b"\x4d\x89" + bytes([0x40 | register << 3 | pointer, offset])  # mov [pointer+offset], register
+    def store(offset: int) -> bytes:
+        return b"\x4d\x89" + bytes([0x40 | value << 3 | pointer, offset])  # mov [pointer+offset], value
 
-    code = bytes([0x41, 0xB8 + pointer]) + struct.pack("<I", RECORD_BYTES)  # mov pointer, RECORD_BYTES
-    code += b"\x4d\x0f\xc1" + bytes([0xC6 | pointer << 3])  # xadd r14, pointer
-    code += b"\x49\x0f\xba\xf6" + bytes([WRAP_BIT])  # btr r14, WRAP_BIT
-    code += load(frame) + store(0, value) + load(frame + 16) + store(8, value)
-    code += store(16, 7)  # r15
-    code += b"\x49\x89" + bytes([0x48 | pointer, 32])  # mov [pointer+32], rcx
-    code += b"\x49\x89" + bytes([0x78 | pointer, 40])  # mov [pointer+40], rdi
-    code += b"\x41\xc7" + bytes([0x40 | pointer, 24]) + struct.pack("<I", vector)  # mov dword [pointer+24], vector
+    taken = _claim(pointer, lasts(test))
+    code = taken.code + load(frame) + store(0) + load(frame + 16) + store(8)
+    code += _log_registers(pointer, vector, lasts(test))
     if frame:
         code += load(0) + b"\x45\x89" + bytes([0x40 | value << 3 | pointer, 28])  # mov [pointer+28], value (32 bits)
-    return code
-
-
-def claimed_after() -> int:
-    """How many bytes of a handler's stub run before its record is taken."""
-    return 6 + 4
+    return Stub(code, taken.claimed)
 
 
 def _warm_up() -> bytes:
@@ -353,7 +433,7 @@ def _idt(test: Test, addresses: list[int]) -> bytes:
     idt = bytearray(struct.pack("<HHBBHII", 0, CODE_SELECTOR, 0, 0x0E, 0, 0, 0) * 256)
     names = {vector: name for name, vector in VECTORS.items()}
     for vector, start in test.handlers:
-        address = addresses[start] - len(_entry_stub(vector, test))
+        address = addresses[start] - len(_stub(vector, test).code)
         ist = IST_SLOTS[names[vector]] if vector in test.ist else 0
         gate = struct.pack("<HHBBHII", address & 0xFFFF, CODE_SELECTOR, ist, 0x8E, address >> 16, 0, 0)
         idt[vector * 16 : vector * 16 + 16] = gate

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from iretrace.litmus.test import VECTORS, Op, Test
 from iretrace.live.guests import Guest
-from iretrace.live.machine_code import BASE, MAIN_STUB, MAX_DIGITS, Program, claimed_after, counts_spins
+from iretrace.live.machine_code import BASE, MAX_DIGITS, Program, counts_spins
 from iretrace.live.walk import Delivery, Event, Mark, Walk
 from iretrace.verdict import Outcome
 
-MP_STATE_HALTED = 3
+MP_STATE_INIT_RECEIVED, MP_STATE_HALTED = 2, 3
 EXIT_SHUTDOWN, EXIT_INTERNAL_ERROR = 8, 17
 SHOWN_RECORDS = 48
 SHOWN_VALUES = 64
@@ -139,6 +139,8 @@ def _ending(guest: Guest, end: str, reason: int, mp_state: int, rip: int) -> str
         return "internal error of KVM" if reason == EXIT_INTERNAL_ERROR else f"exit {reason} to userspace"
     if mp_state == MP_STATE_HALTED:
         return "halted"
+    if mp_state == MP_STATE_INIT_RECEIVED:
+        return "waits"
     return "spins" if _spins(guest.test, guest.program, rip) else "loops"
 
 
@@ -263,7 +265,7 @@ def _in_order(program: Program, records: list[tuple[int, ...]]) -> tuple[list[in
 
 def _not_logged_at(program: Program, rip: int) -> int:
     """The vector whose delivery has not taken its record yet where this RIP is, or -1."""
-    for vector, (start, _) in program.stubs.items():
-        if vector != MAIN_STUB and start <= rip < start + claimed_after():
+    for vector, claimed in program.claimed.items():
+        if program.stubs[vector][0] <= rip < claimed:
             return vector
     return -1

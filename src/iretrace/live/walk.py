@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iretrace.litmus.test import Instruction, Op, Test
-from iretrace.live.machine_code import Program, stack_word
+from iretrace.live.machine_code import Program, sections_of, stack_word
 
 LOST = -1
 """A place that the walk does not know, or from which it does not go on."""
@@ -20,7 +20,8 @@ MAX_STEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A delivery through the IDT. place: the instruction that the saved RIP means, or -1. flags: pushed TF, IF.
+    """A delivery through the IDT, or an SMI. place: the instruction that the saved RIP means, or -1. flags: TF and IF
+    as saved.
 
     debugged: a debugger of the VMM was attached; whose TF was pushed is not known, so it is not in flags."""
 
@@ -54,7 +55,7 @@ class Walk:
     def __init__(self, test: Test) -> None:
         self._test = test
         self._labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
-        self._starts = frozenset({test.main, *(start for _, start in test.handlers)})
+        self._sections = sections_of(test)
         self._at = test.main
         self._returns: list[tuple[int, int]] = []
         """(vector, place) of each delivery that has not been returned from."""
@@ -69,10 +70,10 @@ class Walk:
         self._at = self._handler(vector)
 
     def _handler(self, vector: int) -> int:
-        return next((start for handled, start in self._test.handlers if handled == vector), LOST)
+        return next((start for start, handled in self._sections.items() if handled == vector), LOST)
 
     def _section(self, place: int) -> int:
-        return max((start for start in self._starts if start <= place), default=LOST)
+        return max((start for start in self._sections if start <= place), default=LOST)
 
     def between(self, marks: Sequence[int], values: Sequence[int], program: Program) -> list[Event] | None:
         """These marks and values in the order in which they came; None if the text does not tell."""
@@ -98,11 +99,11 @@ class Walk:
 
     def _step(self, instruction: Instruction) -> None:
         behind = self._at + 1
-        if instruction.op is Op.IRETQ:
+        if instruction.op in (Op.IRETQ, Op.RSM):
             self._at = self._returns.pop()[1] if self._returns else LOST
         elif instruction.op is Op.JMP:
             self._at = instruction.arg
-        elif instruction.op is Op.SPIN or behind in self._starts or behind == len(self._test.code):
+        elif instruction.op is Op.SPIN or behind in self._sections or behind == len(self._test.code):
             self._at = LOST
         else:
             self._change_frame(instruction.op, instruction.text)
