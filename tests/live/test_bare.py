@@ -31,7 +31,7 @@ nmi:
     iretq
 """
 
-TESTS = ("two-nmis-at-once", "nmi-and-signal", "nmi-and-irq", "hlt-in-nmi-for-ever", "iret-sets-tf")
+TESTS = ("two-nmis-at-once", "nmi-and-signal", "nmi-and-irq", "hlt-in-nmi-for-ever", "iret-sets-tf", "nmi-in-smm")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,10 @@ def test_events_come_in_more_than_one_order(seen: list[Seen]) -> None:
 
 def test_a_masked_nmi_does_not_end_hlt(seen: list[Seen]) -> None:
     assert list(of(seen, "hlt-in-nmi-for-ever").outcomes) == [Outcome(("n",), "halted")]
+
+
+def test_an_nmi_waits_for_rsm(seen: list[Seen]) -> None:
+    assert list(of(seen, "nmi-in-smm").outcomes) == [Outcome(("s", "t", "n"), "spins")]
 
 
 def test_a_guest_that_shuts_down_is_seen_to(seen: list[Seen]) -> None:

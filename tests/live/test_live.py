@@ -25,6 +25,8 @@ TESTS = (
     "two-nmis-at-once",
     "irq-at-sti",
     "nmi-redone-on-cold-stack",
+    "init-in-smm",
+    "smi-at-iret",
 )
 
 
@@ -90,3 +92,12 @@ def test_a_masked_nmi_ends_hlt(live: Live) -> None:
 
 def test_what_is_not_known_of_qemu_is_no_defect_of_an_interrupt(live: Live) -> None:
     assert live.defects("irq-at-sti") == []
+
+
+def test_an_init_waits_for_the_end_of_smm(live: Live) -> None:
+    assert [outcome.marks for outcome in live.seen("init-in-smm").outcomes] == [("s", "t", "i")]
+    assert live.defects("init-in-smm") == []
+
+
+def test_an_smi_before_an_intercepted_iret_lets_an_nmi_into_smm(live: Live) -> None:
+    assert any("the guest shutdown" in why for why in live.defects("smi-at-iret"))

@@ -160,10 +160,7 @@ class _Run:
             self._send(number)
         while self._places and self._go(REACH):
             pass
-        for address, numbers in list(self._places.items()):
-            # What the test binds to a place comes there or not at all; the rest is only late.
-            if all(self._guest.test.outside[number].at < 0 for number in numbers):
-                self._arrive_at(address)
+        self._send_what_is_late()
         look = self._settle()
         for address in self._places:
             self._debugger.breakpoint(address, there=False)
@@ -195,11 +192,20 @@ class _Run:
         return True
 
     def _arrive_at(self, address: int) -> None:
-        numbers = self._places.pop(address, [])
-        if numbers:
+        if address in self._places:
             self._debugger.breakpoint(address, there=False)
-        for number in numbers:
+        for number in self._places.pop(address, []):
             self._send(number)
+
+    def _send_what_is_late(self) -> None:
+        """What the test binds to a place comes there or not at all; the rest is only late."""
+        for address, numbers in list(self._places.items()):
+            late = [number for number in numbers if self._guest.test.outside[number].at < 0]
+            self._places[address] = [number for number in numbers if number not in late]
+            if not self._places[address]:
+                self._arrive_at(address)
+            for number in late:
+                self._send(number)
 
     def _send(self, number: int) -> None:
         kind = self._guest.test.outside[number].kind

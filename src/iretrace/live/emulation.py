@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from iretrace.litmus.grammar import DR7_BITS
 from iretrace.litmus.test import VECTORS, Op, Test
+from iretrace.live.machine_code import SMI
 from iretrace.live.observed import Run
 from iretrace.live.real_mode import has_init
 from iretrace.live.walk import Delivery
@@ -34,6 +35,12 @@ class Fault:
     """Whether a run that the processor could not show may come from this."""
     in_svm: bool = False
     """It is a fault of the emulated virtualisation: the machine alone does not have it."""
+    alone: bool = False
+    """The machine alone has it: what it is a fault of KVM does itself."""
+
+    def concerns(self, alone: bool) -> bool:
+        """Whether it can show here."""
+        return not (self.in_svm if alone else self.alone)
 
 
 def _in_shadow(test: Test, place: int) -> bool:
@@ -54,6 +61,17 @@ def _irq_in_shadow(run: Run) -> bool:
 
 def _nmi_in_shadow(run: Run) -> bool:
     return _taken_in_shadow(run, VECTORS["nmi"])
+
+
+def _smi_in_shadow(run: Run) -> bool:
+    return _taken_in_shadow(run, SMI)
+
+
+def _smi_ends_hlt(run: Run) -> bool:
+    """An SMI came behind HLT, where a halted processor is."""
+    code = run.guest.test.code
+    smis = (event.place for event in run.history if isinstance(event, Delivery) and event.vector == SMI)
+    return any(place > 0 and code[place - 1].op is Op.HLT for place in smis)
 
 
 def _steps_over_sti(run: Run) -> bool:
@@ -124,6 +142,8 @@ FAULTS = (
     ),
     Fault("QEMU loses a delivery whose frame touches a watched word, or its #DB", (), _frame_is_watched),
     Fault("QEMU drops the RF that an IRETQ pops, if it runs with RF set itself", (), _rf_is_dropped),
+    Fault("QEMU's RSM does not go back into HLT", (), _smi_ends_hlt, alone=True),
+    Fault("QEMU's RSM does not go back into an interrupt shadow", (), _smi_in_shadow, alone=True),
 )
 
 
@@ -173,6 +193,6 @@ def _has(before: tuple[int, ...], version: str) -> bool:
 def excuse(run: Run, version: str, alone: bool = False) -> str:
     """The known fault of this version of QEMU that may be behind a run; "" if there is none. alone: without KVM."""
     for fault in FAULTS:
-        if _has(fault.before, version) and not (alone and fault.in_svm) and fault.excuses(run):
+        if _has(fault.before, version) and fault.concerns(alone) and fault.excuses(run):
             return f"known of QEMU {version}: {fault.name}"
     return ""
