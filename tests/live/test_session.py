@@ -119,6 +119,19 @@ def test_behind_an_arrival_that_is_bound_to_a_place_another_comes_inside_the_ire
     assert [guest.test.code[guest.inside].text for guest in guests] == ["iretq"]
 
 
+def test_an_interrupts_sender_is_held_up_where_the_guest_halts() -> None:
+    halting = SHADOW.replace("    nop", "    hlt")
+    assert [guest.held for guest in make_guests(make_test(halting), 10, 0) if guest.held >= 0] == [0]
+    assert [guest.held for guest in make_guests(make_test(SHADOW), 10, 0) if guest.held >= 0] == []
+    bound = halting.replace("outside irq", "outside at here: irq").replace("    hlt", "    here: hlt")
+    assert [guest.held for guest in make_guests(make_test(bound), 10, 0) if guest.held >= 0] == []
+
+
+def test_guests_are_numbered_one_after_the_other() -> None:
+    numbers = [guest.number for guest in make_guests(make_test(SHADOW.replace("    nop", "    hlt")), 10, 7)]
+    assert numbers == list(range(7, 7 + len(numbers)))
+
+
 def test_guests_are_packed_one_behind_the_other_in_words() -> None:
     guest = first_guest()
     assert len(pack([guest, guest], 1)) == 2 * len(pack([guest], 1))

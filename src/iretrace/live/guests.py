@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iretrace.litmus.test import Arrival, Op, Test
 from iretrace.live.layout import CODE, STACKS
@@ -16,7 +16,10 @@ MAX_ARRIVALS = 8
 KINDS = {"nmi": 0, "irq": 1, "signal": 2, "guest-debug": 3, "kvm-nmi": 4, "save-restore": 5}
 KINDS |= {"smi": 16, "init": 17, "sipi": 18}
 DEBUGGERS = {"off": 0, "step": 1, "break": 2}
-ARRIVAL = struct.Struct("<7I")
+HELD = frozenset({"irq"})
+"""Whose sender can be held up: it goes through the function that hold.h names."""
+
+ARRIVAL = struct.Struct("<8I")
 """As in harness.c."""
 
 RFLAGS, RFLAGS_IF = 0x2, 0x200
@@ -36,6 +39,8 @@ class Guest:
     inside: int = -1
     """The IRETQ behind the place inside which the placed arrival comes, when its intercept is handled and before it
     executes; -1 if it comes at the place."""
+    held: int = -1
+    """The arrival whose sender is held up inside KVM while the vCPU halts, or -1."""
 
 
 def reason_not_to_run(test: Test) -> str:
@@ -92,7 +97,16 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
             for inside in insides:
                 times = max(1 if inside < 0 else 3, repeat // 10)
                 guests.append(_guest(test, first + len(guests), cuts, times, number, inside))
-    return guests
+    return guests + _held(test, repeat, first + len(guests))
+
+
+def _held(test: Test, repeat: int, first: int) -> list[Guest]:
+    """With a sender that is held up while the vCPU halts: of each kind that may be."""
+    if all(instruction.op is not Op.HLT for instruction in test.code):
+        return []
+    numbers = [number for number in _one_of_each_kind(test.outside) if test.outside[number].kind in HELD]
+    guest = _guest(test, first, _bound(test), repeat)
+    return [replace(guest, number=first + n, held=number) for n, number in enumerate(numbers)]
 
 
 def directed(test: Test, wanted: Sequence[int], repeat: int, first: int) -> Guest:
@@ -146,7 +160,8 @@ def _pack(guest: Guest, seed: int) -> bytes:
         stops_at = max(arrival.target, arrival.at if at < 0 else -1)
         target = program.addresses[stops_at] if stops_at >= 0 else 0
         bound = int(arrival.at >= 0)
-        head += ARRIVAL.pack(KINDS[arrival.kind], int(arrival.promised), cut, bound, inside, debugger, target)
+        held = int(number == guest.held)
+        head += ARRIVAL.pack(KINDS[arrival.kind], int(arrival.promised), cut, bound, inside, debugger, target, held)
     head += bytes(ARRIVAL.size * (MAX_ARRIVALS - len(test.outside)))
     head += struct.pack("<2I", _cold(test), len(program.chunks))
     return head + b"".join(_chunk(address, data) for address, data in program.chunks.items())

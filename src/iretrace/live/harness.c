@@ -85,6 +85,7 @@ struct arrival {
 	uint32_t inside; /* of an IRETQ behind the cut: comes when its intercept is handled and before it executes */
 	uint32_t debugger; /* what the VMM does with its debugger, for GUEST_DEBUG */
 	uint32_t target;   /* where it stops the guest, for BREAK; where it goes, for OFF behind a STEP */
+	uint32_t held;	   /* its sender is held up inside KVM, while the vCPU halts */
 };
 
 struct guest {
@@ -133,6 +134,7 @@ static struct kvm_run *run;
 static uint8_t *memory, *reset_page;
 static const struct guest *guest;
 static pthread_t vcpu_thread;
+static pid_t vcpu_thread_number;
 static volatile int stop, stopped;
 static volatile int refused; /* errno of KVM_RUN, 0 if it went well */
 static volatile int exited;  /* KVM_RUN came back by itself */
@@ -550,6 +552,8 @@ static void set_debugger(unsigned i, enum debugger what, uint64_t target)
 
 static void send(unsigned i, int64_t spins);
 
+#include "hold.h"
+
 /* As a VMM that saves a vCPU and restores it. */
 static void save_and_restore(void)
 {
@@ -637,8 +641,9 @@ static void send(unsigned i, int64_t spins)
 		pthread_kill(vcpu_thread, SIGUSR1);
 	else if (by_vmm(i))
 		ask(i);
-	else if (ioctl(vm, KVM_SIGNAL_MSI, &msi) < 0)
-		fail("KVM_SIGNAL_MSI");
+	else
+		must(guest->arrival[i].held && can_hold ? signal_msi_held(&msi) : ioctl(vm, KVM_SIGNAL_MSI, &msi),
+		     "KVM_SIGNAL_MSI");
 }
 
 static uint8_t denied[MEMORY_SIZE / PAGE];
@@ -731,6 +736,8 @@ static void run_guest(void)
 static void *vcpu_loop(void *unused)
 {
 	(void)unused;
+	vcpu_thread_number = syscall(SYS_gettid);
+	sem_post(&done);
 	for (;;) {
 		while (sem_wait(&go))
 			;
@@ -809,6 +816,8 @@ static void send_all(void)
 		wait_cut(CUT_LIMIT / 4);
 	for (unsigned n = 0; n < count; n++) {
 		sleep_until(now() + random_delay());
+		if (guest->arrival[order[n]].held)
+			wait_asleep();
 		if (!fired[order[n]])
 			send(order[n], -1);
 	}
@@ -1106,6 +1115,8 @@ static void prepare(void)
 	sem_init(&done, 0, 0);
 	if (pthread_create(&vcpu_thread, NULL, vcpu_loop, NULL))
 		fail("pthread_create");
+	wait_vcpu();
+	find_hold(vcpu_thread_number);
 	go_first();
 	must(kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	must(run_size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");

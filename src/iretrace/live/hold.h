@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A sender that is held up inside KVM: between the bit that it sets in the local APIC of a halted vCPU, and the request
+ * that goes with it.
+ *
+ * There is one processor, so the vCPU has to get it while the sender is in between. The kernel is made to preempt itself
+ * anywhere (preempt=full), and the sender's thread is of a class that gives way to any other. A kprobe at the function
+ * that comes behind the bit takes stack traces, which needs time; meanwhile a timer signals the thread of the vCPU. As
+ * for any signal that comes back to userspace, and calls KVM_RUN again: the bit is there, the request is not. Nothing of
+ * KVM is changed but how long a function takes.
+ */
+#define HELD_AT "svm_complete_interrupt_delivery"
+#define HELD_PROBES 4
+#define HELD_FOR (MS / 4) /* from the beginning of the call: until then the signal comes */
+#define PREEMPT "/sys/kernel/debug/sched/preempt"
+
+static timer_t recall; /* signals the thread of the vCPU */
+static int can_hold;
+
+static int append_file(const char *name, const char *text)
+{
+	int file = open(name, O_WRONLY | O_APPEND);
+	int done = file >= 0 && write(file, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (file >= 0)
+		close(file);
+	return done;
+}
+
+/* Several at one place, so that it takes longer. */
+static int add_probes(void)
+{
+	char text[128];
+
+	for (int i = 0; i < HELD_PROBES; i++) {
+		snprintf(text, sizeof text, "p:iretrace/held%d " HELD_AT "\n", i);
+		if (!append_file(TRACING "kprobe_events", text))
+			return 0;
+		snprintf(text, sizeof text, TRACING "events/iretrace/held%d/trigger", i);
+		if (!append_file(text, "stacktrace\n"))
+			return 0;
+	}
+	return 1;
+}
+
+/* Whether this kernel can do it. On a host it is not tried: other guests would wait, too. */
+static void find_hold(pid_t vcpu_thread_number)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR1 };
+
+	event._sigev_un._tid = vcpu_thread_number;
+	if (!is_init)
+		return;
+	mount("debug", "/sys/kernel/debug", "debugfs", 0, NULL);
+	can_hold = write_file(PREEMPT, "full\n") && add_probes() && !timer_create(CLOCK_MONOTONIC, &event, &recall);
+}
+
+static void enable_probes(const char *on)
+{
+	char name[128];
+
+	for (int i = 0; i < HELD_PROBES; i++) {
+		snprintf(name, sizeof name, TRACING "events/iretrace/held%d/enable", i);
+		write_file(name, on);
+	}
+}
+
+static void wait_asleep(void)
+{
+	struct wait wait = begin_wait();
+
+	while (!count(&blocking) && !stopped && !has_had_time(&wait, QUIET, TICKS))
+		rest(MS / 2);
+}
+
+/* The result of KVM_SIGNAL_MSI. */
+static int signal_msi_held(struct kvm_msi *msi)
+{
+	struct itimerspec soon = { .it_value.tv_nsec = 1 + random_number() % HELD_FOR };
+	struct sched_param gives_way = { 0 };
+
+	enable_probes("1");
+	sched_setscheduler(0, SCHED_IDLE, &gives_way);
+	timer_settime(recall, 0, &soon, NULL);
+	int result = ioctl(vm, KVM_SIGNAL_MSI, msi);
+	go_first();
+	enable_probes("0");
+	return result;
+}
