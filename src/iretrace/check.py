@@ -38,6 +38,7 @@ DOING = {
     "loops": "loops",
     "shutdown": "is shut down",
     "held": "is held in delivery",
+    "kept": "is kept out of guest mode, as the vCPU thread goes in a circle,",
 }
 """How a run goes on for ever, by the first word of its ending, in a sentence about the guest."""
 

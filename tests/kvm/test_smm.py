@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from iretrace.kvm.host import DROPPED_SMI, Sender, send
+from iretrace.kvm import host
+from iretrace.kvm.host import DROPPED_SMI, HostRun, Sender, send
 from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.kvm.kvm_host import (
     AGAIN,
@@ -16,6 +17,8 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
     NOT_MODELLED_LOOP,
+    ROUND,
+    VMRUN,
     Vcpu,
 )
 from iretrace.kvm.reset import kvm_apic_accept_events
@@ -193,8 +196,41 @@ def test_an_init_makes_a_sipi_void_that_came_before_it() -> None:
     assert vcpu.pending_events == 1 << KVM_APIC_INIT
 
 
-def test_a_thread_whose_vcpu_waits_for_a_sipi_does_not_sleep_while_an_nmi_is_requested() -> None:
+def kept_awake() -> Vcpu:
+    """A vCPU that waits for a SIPI, and an NMI has come."""
     vcpu = running_ap()
-    vcpu.mp_state, vcpu.requests = KVM_MP_STATE_INIT_RECEIVED, 1 << KVM_REQ_NMI
-    vcpu_run(vcpu, AGAIN)
-    assert vcpu.thread.unmodelled == NOT_MODELLED_LOOP
+    vcpu.mp_state, vcpu.requests, vcpu.nmi_queued = KVM_MP_STATE_INIT_RECEIVED, 1 << KVM_REQ_NMI, 1
+    return vcpu
+
+
+def test_a_thread_whose_vcpu_waits_for_a_sipi_does_not_sleep_while_an_nmi_is_requested() -> None:
+    vcpu = kept_awake()
+    assert (vcpu_run(vcpu), vcpu.mp_state, vcpu.sleeping) == (AGAIN, KVM_MP_STATE_INIT_RECEIVED, 0)
+    assert HostRun(vcpu, (), (), True).perform(vcpu_run) == ROUND
+
+
+def test_a_thread_that_goes_in_a_circle_leaves_it_for_whatever_lands_there() -> None:
+    vcpu = kept_awake()
+    run = vcpu.thread = HostRun(vcpu, (Sender("sipi", 0),), (), True)
+    assert run.perform(vcpu_run) == ROUND
+    wakes = [opening for opening in run.openings if opening[2] == 2]
+    assert wakes
+    for landing in wakes:
+        again = kept_awake()
+        again.thread = HostRun(again, (Sender("sipi", 0),), (landing,), True)
+        assert again.thread.perform(vcpu_run) == VMRUN
+        assert (again.mp_state, again.rip, again.svm.nmi_masked) == (KVM_MP_STATE_RUNNABLE, 0, 1)
+
+
+def test_a_loop_that_counts_is_no_circle() -> None:
+    vcpu = running_ap()
+
+    def counts(vcpu: Vcpu) -> int:
+        vcpu.rip += 1
+        return AGAIN
+
+    run = vcpu.thread = HostRun(vcpu, (), (), True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "vcpu_run", counts)
+        run.perform(counts)
+    assert run.unmodelled == NOT_MODELLED_LOOP

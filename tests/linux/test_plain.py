@@ -314,10 +314,18 @@ def test_an_init_starts_the_bootstrap_processor_at_once(guest: Guest) -> None:
     assert (guest.pause.kind, guest.vmcb.rip, guest.pause.code_base) == (PauseKind.ENTER, 0xFFF0, 0xFFFF_0000)
 
 
-def test_a_thread_that_goes_round_and_round_is_told(guest: Guest) -> None:
+def test_a_thread_that_an_nmi_keeps_awake_goes_in_a_circle_until_a_sipi_comes(guest: Guest) -> None:
     guest = waiting_ap(guest.linux)
     guest.send("nmi")
     around: tuple[tuple[SenderState, ...], ...] = ((), (guest.linux.sender("sipi"),))
-    for senders in around:
-        pause = guest.linux.step(guest.pause.private, guest.vmcb, Ghcb(), Cause.WAKE, senders, ())
-        assert "round and round" in pause.unmodelled
+    pauses = [
+        guest.linux.step(guest.pause.private, guest.vmcb, Ghcb(), Cause.WAKE, senders, ()) for senders in around
+    ]
+    assert [(pause.kind, guest.linux.view(pause.private).mp_state) for pause in pauses] == [(PauseKind.LOOP, 2)] * 2
+    openings = pauses[1].openings
+    after = [
+        guest.linux.step(guest.pause.private, guest.vmcb, Ghcb(), Cause.WAKE, around[1], (landing,))
+        for landing in openings
+        if landing[2] == max(opening[2] for opening in openings)
+    ]
+    assert after and all(pause.kind == PauseKind.ENTER and pause.code_base == 0x9A000 for pause in after)

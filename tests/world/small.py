@@ -72,6 +72,9 @@ MISTAKES = {
     "sleep": "a halted vCPU sleeps without a look at pending NMIs",
     "race": "a halted vCPU looks for NMIs, then sleeps without a second look",
     "insomnia": "HLT ends without an event",
+    "poll": "the thread of a halted vCPU goes in a circle until an NMI comes (right)",
+    "circle": "the thread of a halted vCPU goes in a circle without a look at pending NMIs",
+    "kept": "behind the first NMI the thread goes in a circle",
     "iret": "IRET is intercepted",
     "stall": "the first NMI makes the hypervisor interrupt itself at every entry",
     "busy": "the first NMI makes KVM_RUN return -EINTR for ever",
@@ -161,7 +164,10 @@ class Small:
             reason = -EINTR if self.mistake == "busy" else KVM_EXIT_SHUTDOWN
             return run.pause(PauseKind.USERSPACE, vmcb, ghcb, reason=reason)
         if state.halted and self._sleeps(run):
-            return run.pause(PauseKind.BLOCK, vmcb, ghcb)
+            circles = self.mistake in ("poll", "circle")
+            return run.pause(PauseKind.LOOP if circles else PauseKind.BLOCK, vmcb, ghcb)
+        if state.delivered and self.mistake == "kept":
+            return run.pause(PauseKind.LOOP, vmcb, ghcb)
         return self._enter(run, vmcb, ghcb, warm)
 
     def _handle_exit(self, state: State, vmcb: Vmcb, ghcb: Ghcb) -> None:
@@ -186,11 +192,13 @@ class Small:
     def _sleeps(self, run: Run[State]) -> bool:
         """Whether a halted vCPU sleeps. It looks for an NMI, goes to sleep, and looks again before it really does."""
         state = run.state
-        if self.mistake != "sleep":
+        for _ in range({"sleep": 0, "circle": 0, "poll": 2}.get(self.mistake, 1)):
             self._fold(run)
             if (state.pending and not state.masked) or self.mistake == "insomnia":
                 state.halted = 0
                 return False
+        if self.mistake in ("poll", "circle"):
+            return True
         run.access("wake")
         state.asleep = 1
         if self.mistake not in ("sleep", "race"):

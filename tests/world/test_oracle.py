@@ -250,6 +250,21 @@ def test_a_loop_in_which_no_guest_instruction_retires_is_convicted() -> None:
     assert judged("stall", "nmi").reason == "no guest instruction ever retires again"
 
 
+def test_a_thread_in_a_circle_keeps_no_guest_out_for_ever() -> None:
+    reason = judged("kept", "nmi").reason
+    assert reason.startswith("the guest is kept out of guest mode, as the vCPU thread goes in a circle, for ever")
+
+
+def test_a_thread_that_goes_in_a_circle_while_the_guest_is_halted_is_acquitted() -> None:
+    result = judged("poll", "nmi", HLT)
+    assert result.verdict is Verdict.HOLDS
+    assert result.outcomes == judged("", "nmi", HLT).outcomes
+
+
+def test_a_circle_that_an_nmi_does_not_end_is_convicted() -> None:
+    assert "sleeps for ever" in judged("circle", "nmi", HLT).reason
+
+
 def test_a_loop_between_kernel_and_userspace_is_convicted() -> None:
     assert judged("busy", "nmi, nmi").reason == "no guest instruction ever retires again"
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import NamedTuple
 
-from iretrace.explore.landings import Landings
+from iretrace.explore.landings import NEVER, Landings
 from iretrace.explore.turns import digest
 from iretrace.kvm import senders as code
 from iretrace.kvm.kvm_host import (
+    AGAIN,
     CELL_IRR,
     CELL_MODE,
     CELL_NMI_QUEUED,
@@ -22,15 +23,22 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
     KVM_REQ_SMI,
+    NOT_MODELLED_LOOP,
     READ,
+    ROUND,
     SET,
     WRITE,
     DebugRegisters,
     Thread,
     Vcpu,
+    not_modelled,
 )
+from iretrace.kvm.x86_run import vcpu_run
 from iretrace.subset import pack, unpack
 from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, SenderState
+
+MOST_PASSES = 64
+"""So many passes between two hand-overs, none like another, are a loop that counts."""
 
 FIELDS = ("nmi_queued", "requests", "mode", "sleeping", "signal_pending", "irr", "pending_events", "sipi_vector")
 CELLS = tuple(attrgetter(field) for field in FIELDS)
@@ -163,8 +171,22 @@ class HostRun(Landings, Thread):
         self._watching = watching and any(sender is not NO_SENDER for sender in senders)
 
     def perform(self, entry: Callable[[Vcpu], int]) -> int:
-        """The step, from where the thread goes on."""
-        return entry(self.vcpu)
+        """The step, from where the thread goes on: passes through KVM_RUN's loop up to a hand-over.
+
+        If nothing lands any more and a pass begins as an earlier one, the thread goes in a circle. It has passed all
+        places in it since the last landing by then, so that its openings are noted."""
+        been: list[object] = []
+        result = entry(self.vcpu)
+        while result == AGAIN:
+            if self._next == NEVER:
+                now = self._packed(self.vcpu)
+                if now in been:
+                    return ROUND
+                if len(been) == MOST_PASSES:
+                    return not_modelled(self.vcpu, NOT_MODELLED_LOOP)
+                been.append(now)
+            result = vcpu_run(self.vcpu)
+        return result
 
     def access(self, cell: int, bits: int, how: int) -> None:
         """A shared cell is about to be accessed: `shared()` of the restricted Python."""
@@ -226,10 +248,14 @@ class HostRun(Landings, Thread):
         senders = (*self.senders[:number], sender, *self.senders[number + 1 :])
         events = (("start", before.at == 0), ("end", sender is NO_SENDER))
         log = (*self.log, *((what, number) for what, happens in events if happens))
-        svm, cpu = vcpu.svm, (self.cpu, self.itself, self.wanted)
-        packed = [pack(each) for each in (vcpu, svm, svm.vmcb, svm.ghcb, vcpu.debug, self, *cpu)]
+        packed = self._packed(vcpu)
         # Of this run's own frames _turn(), _open() and access() are no part of where it stands.
         return digest(sys._getframe(3), HostRun.perform.__code__, packed, (senders, log, ipi))
+
+    def _packed(self, vcpu: Vcpu) -> list[tuple[int, ...]]:
+        """All that the thread goes by, with this vCPU."""
+        svm, cpu = vcpu.svm, (self.cpu, self.itself, self.wanted)
+        return [pack(each) for each in (vcpu, svm, svm.vmcb, svm.ghcb, vcpu.debug, self, *cpu)]
 
     def _open_all(self, k: int) -> None:
         for number, sender in enumerate(self.senders):

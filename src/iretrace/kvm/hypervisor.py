@@ -36,6 +36,7 @@ from iretrace.kvm.kvm_host import (
     NOT_MODELLED_LOOP,
     NOT_MODELLED_VMGEXIT,
     OUTSIDE_GUEST_MODE,
+    ROUND,
     SLEEP,
     TO_USERSPACE,
     VMRUN,
@@ -127,7 +128,7 @@ UNMODELLED = {
     NOT_MODELLED_EXIT: "our KVM has no handler for this #VMEXIT (kvm/svm_exits.py); a Linux tree may have",
     NOT_MODELLED_VMGEXIT: "our KVM does not know this VMGEXIT (kvm/sev.py); a Linux tree may",
     NOT_MODELLED_EXCEPTIONS: "our KVM does not combine two exceptions (kvm/exceptions.py); a Linux tree does",
-    NOT_MODELLED_LOOP: "our KVM goes round and round without a hand-over",
+    NOT_MODELLED_LOOP: "our KVM does not come to a hand-over: its loop neither waits nor goes in a circle",
     NOT_MODELLED_L2: "our KVM has no nested_svm_vmrun() (kvm/nested.py): no L2 is modelled, in a Linux tree neither",
 }
 
@@ -402,7 +403,7 @@ class BuiltinHypervisor:
 
     def _pause(self, vcpu: Vcpu, run: HostRun, result: int) -> Pause:
         run.hand_over()
-        kind = {VMRUN: PauseKind.ENTER, SLEEP: PauseKind.BLOCK}.get(result, PauseKind.USERSPACE)
+        kind = {VMRUN: PauseKind.ENTER, SLEEP: PauseKind.BLOCK, ROUND: PauseKind.LOOP}.get(result, PauseKind.USERSPACE)
         vmcb, code_base = vcpu.svm.vmcb, vcpu.cs_base
         if kind is PauseKind.USERSPACE:
             vcpu.signal_pending = 0  # on the way there the thread handles its signals

@@ -46,6 +46,8 @@ TO_USERSPACE = 0
 AGAIN = 1
 VMRUN = 2
 SLEEP = 3
+ROUND = 5
+"""No pass ends so: the driver says it of passes that go in a circle."""
 EINTR = 4
 """KVM_RUN fails with -EINTR."""
 EINVAL = 22

@@ -32,7 +32,6 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_NMI,
     KVM_REQ_RECALC_INTERCEPTS,
     KVM_REQ_SMI,
-    NOT_MODELLED_LOOP,
     OUTSIDE_GUEST_MODE,
     READ,
     TO_USERSPACE,
@@ -43,7 +42,6 @@ from iretrace.kvm.kvm_host import (
     kvm_request_pending,
     local_irq_disable,
     local_irq_enable,
-    not_modelled,
     set_mode,
     vcpu_signal_pending,
 )
@@ -63,10 +61,7 @@ from iretrace.kvm.svm_exits import (
 )
 from iretrace.kvm.x86 import kvm_arch_vcpu_runnable, kvm_check_and_inject_events, kvm_vcpu_running, process_nmi
 from iretrace.machine.vmcb import SVM_EXIT_ERR, SVM_EXIT_VMGEXIT
-from iretrace.subset import shared, u8, wrap8
-
-MOST_PASSES = 64
-"""So many passes between two hand-overs have a cause outside of the thread: a handful of senders has far fewer."""
+from iretrace.subset import shared, u8
 
 
 def kvm_vcpu_exit_request(vcpu: Vcpu) -> bool:
@@ -171,29 +166,26 @@ def vcpu_pass(vcpu: Vcpu) -> u8:
     return vcpu_enter_guest(vcpu) if kvm_vcpu_running(vcpu) else vcpu_block(vcpu)
 
 
-def vcpu_run(vcpu: Vcpu, r: u8) -> u8:
-    """KVM_RUN's loop. r: how the pass ended that is over."""
-    passes: u8 = 0
-    while passes < MOST_PASSES and r == AGAIN:
-        passes = wrap8(passes + 1)
-        if vcpu_signal_pending(vcpu):
-            vcpu.thread.exit_reason = KVM_EXIT_INTR
-            return EINTR
-        r = vcpu_pass(vcpu)
-    return r if r != AGAIN else not_modelled(vcpu, NOT_MODELLED_LOOP)
+def vcpu_run(vcpu: Vcpu) -> u8:
+    """KVM_RUN's loop goes on: a pass is over that ended with AGAIN. The driver calls it for each pass, and so can tell
+    a loop that goes in a circle."""
+    if vcpu_signal_pending(vcpu):
+        vcpu.thread.exit_reason = KVM_EXIT_INTR
+        return EINTR
+    return vcpu_pass(vcpu)
 
 
 def kvm_arch_vcpu_ioctl_run(vcpu: Vcpu) -> u8:
     """The VMM calls KVM_RUN."""
     vcpu.thread.exit_reason = KVM_EXIT_UNKNOWN
-    return vcpu_run(vcpu, vcpu_pass(vcpu))
+    return vcpu_pass(vcpu)
 
 
 def vcpu_resume_after_vmexit(vcpu: Vcpu) -> u8:
     """The thread goes on where it called VMRUN."""
-    return vcpu_run(vcpu, vcpu_exit_guest(vcpu))
+    return vcpu_exit_guest(vcpu)
 
 
 def vcpu_resume_after_sleep(vcpu: Vcpu) -> u8:
     """The thread goes on where it called schedule()."""
-    return vcpu_run(vcpu, vcpu_woken(vcpu))
+    return vcpu_woken(vcpu)

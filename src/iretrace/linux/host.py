@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from types import FrameType
 from typing import Any
 
-from iretrace.explore.landings import Landings
+from iretrace.explore.landings import NEVER, Landings
 from iretrace.explore.turns import digest
 from iretrace.linux.answers import Site
 from iretrace.linux.machine import RUN
 from iretrace.linux.physical import DebugRegisters
-from iretrace.linux.program import Program, Run
+from iretrace.linux.program import PAUSE, Program, Run
 from iretrace.linux.registers import name_of
 from iretrace.linux.sender import EventSender, Hook, Path, Senders
 from iretrace.linux.unmodelled import Unmodelled
@@ -22,17 +23,21 @@ MOST_ACCESSES = 2048
 """So many accesses of shared cells between two hand-overs are a loop that does not wait: the longest of other steps
 have some three hundred."""
 
-MOST_REPEATS = 64
-"""A step in which so many landings come to what an earlier one of the same step comes to goes in a circle."""
+MANY_ACCESSES = 400
+"""From so many accesses on it is looked whether the step goes in a circle."""
 
-CIRCLE = "the vCPU thread goes round and round without a hand-over: its loop does not wait"
+ENDLESS = "the vCPU thread does not come to a hand-over: its loop neither waits nor goes in a circle"
 
 NO_STATE = frozenset(
     "program m trace read write fuel cells allocator features members lines physical sender senders log ipi openings"
     " turns _schedule _reduce _count _landed _next _last _paths _watching _turned"
-    " _repeats".split()
+    " _been _suspect".split()
 )
 """What of a run plays no role for how it goes on, or is told apart (HostRun._turn)."""
+
+
+class Circle(Exception):
+    """The vCPU thread is where it has been before, in the state that it had there."""
 
 
 class KernelRun(Run):
@@ -110,7 +115,8 @@ class HostRun(Landings, KernelRun):
         self.openings: list[Landing] = []
         self.turns: list[bytes] = []
         self._turned: set[bytes] = set()
-        self._repeats = 0
+        self._been: set[bytes] = set()
+        self._suspect = False
         self._follow(schedule)
         self._reduce = reduce
         self._count = 0
@@ -118,17 +124,24 @@ class HostRun(Landings, KernelRun):
         self._watching = any(state is not NO_SENDER for state in senders)
 
     def perform(self, vcpu: int, again: bool) -> Any:
-        """The step: KVM_RUN from its start, or on from where the thread paused."""
-        return self.call(RUN, vcpu) if again else self.resume()
+        """The step: KVM_RUN from its start, or on from where the thread paused. A thread that goes in a circle for ever
+        is not resumed, so that of its C frames nothing is kept."""
+        try:
+            return self.call(RUN, vcpu) if again else self.resume()
+        except Circle:
+            self.frames, self.paused = (), PauseKind.LOOP
+            return PAUSE
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         """A shared word is about to be accessed: senders land, and openings are noted."""
         k = self._count
         self._count = k + 1
         if k >= MOST_ACCESSES:
-            raise Unmodelled(CIRCLE)
+            raise Unmodelled(ENDLESS)
         if k == self._next:
             self._land(k)
+        if (self._suspect or k >= MANY_ACCESSES) and self._next == NEVER:
+            self._look_for_circle()
         if not self._watching or k < self._last[0]:
             return
         if not self._reduce:
@@ -180,16 +193,19 @@ class HostRun(Landings, KernelRun):
                 if access.conflicts(address, mask, write):
                     self.openings.append((k, number, steps))
                     self.turns.append(self._turn(number, path[:steps]))
-                    self._look_for_circle(self.turns[-1])
+                    self._suspect |= self.turns[-1] in self._turned
+                    self._turned.add(self.turns[-1])
         if write:
             self._paths = None
 
-    def _look_for_circle(self, turn: bytes) -> None:
-        """Nothing has landed since the step's first opening: a turn that was there before is a state that was."""
-        self._repeats += turn in self._turned
-        self._turned.add(turn)
-        if self._repeats >= MOST_REPEATS:
-            raise Unmodelled(CIRCLE)
+    def _look_for_circle(self) -> None:
+        """Nothing lands any more: a state that was there before comes again for ever. To be called by shared().
+
+        Every place in the circle has been passed since the last landing, so that its openings are noted."""
+        here = self._place(dict(self.m), (tuple(self.senders), self.ipi), sys._getframe(2))
+        if here in self._been:
+            raise Circle
+        self._been.add(here)
 
     def _turn(self, number: int, landing: Path) -> bytes:
         """See turns: the thread's state, memory and senders as they are after a landing. To be called by _open()."""
@@ -204,11 +220,15 @@ class HostRun(Landings, KernelRun):
         senders = (*self.senders[:number], (done.log, done.after is None), *self.senders[number + 1 :])
         events = (("start", not state.log), ("end", done.after is None))
         log = (*self.log, *((what, number) for what, happens in events if happens))
-        own = (self.physical.now(), *(item for item in vars(self).items() if item[0] not in NO_STATE))
         # Of this run's own frames _turn(), _open() and shared() are no part of where it stands.
+        return self._place(memory, (senders, log, ipi), sys._getframe(3))
+
+    def _place(self, memory: dict[int, int], state: Hashable, frame: FrameType) -> bytes:
+        """Where the thread stands, with what memory and in what state, as a digest."""
+        own = (self.physical.now(), *(item for item in vars(self).items() if item[0] not in NO_STATE))
         words = [(word, value if type(value) is int else name_of(value)) for word, value in memory.items()]
         words.sort()
-        return digest(sys._getframe(3), HostRun.perform.__code__, words, (senders, log, ipi, own), name_of)
+        return digest(frame, HostRun.perform.__code__, words, (state, own), name_of)
 
     def _remaining(self) -> list[tuple[int, Path]]:
         """What each unfinished sender would do if it went on now. Of started ones that are equally far one will

@@ -28,6 +28,8 @@ class Phase(IntEnum):
     BLOCKED = 2
     ENDED = 3
     """KVM_RUN returned for good (the guest shut down)."""
+    LOOPS = 4
+    """The vCPU thread goes in a circle for ever; what it does if another CPU acts, other schedules have shown."""
 
 
 class Core(NamedTuple):

@@ -33,6 +33,9 @@ GUEST_LABEL = ("guest",)
 TICK_LABEL = ("tick",)
 WAKE_LABEL = ("wake",)
 
+KEPT_OUT = "kept out"
+"""The ending of a guest that could run and whose hypervisor's thread goes in a circle: no processor ends so."""
+
 
 class Point(NamedTuple):
     """One product state. core, monitor and each sender are numbers of interned values."""
@@ -289,11 +292,13 @@ class Product:
 
     def ending(self, state: Point) -> str:
         """How the guest goes on for ever if it stays in this state. A vCPU that sleeps has executed HLT, or waits for a
-        SIPI."""
+        SIPI; to the guest it is the same if its thread goes in a circle instead."""
         core = self.core(state)
-        if core.phase == Phase.BLOCKED:
+        if core.phase in (Phase.BLOCKED, Phase.LOOPS):
             if self.test.ap and self.vcpu.waits_for_sipi(state.core):
                 return WAITS_FOR_SIPI
+            if core.phase == Phase.LOOPS and not self.vcpu.is_halted(state.core):
+                return KEPT_OUT
             return f"halted at {self.vcpu.halted_at(state.core)}"
         return ending_of(self.vcpu.machine, unpack(Cpu, self.vcpu.cpus.values[core.cpu]))
 

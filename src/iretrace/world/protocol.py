@@ -104,6 +104,9 @@ class PauseKind(IntEnum):
     """The vCPU thread sleeps until `runnable(private)`."""
     USERSPACE = 2
     """KVM_RUN returned; exit_reason says why."""
+    LOOP = 3
+    """The vCPU thread goes in a circle: it is where it was before, in the same state, and goes on so for ever unless
+    another CPU acts. Where one can the openings say: what becomes of it then, other schedules of this step show."""
 
 
 Landing = tuple[int, int, int]

@@ -177,6 +177,8 @@ class Story:
             return self._step("KVM", sentence, line, view, edge.defect)
         if pause.kind == PauseKind.BLOCK:
             return self._step("KVM", "puts the vCPU thread to sleep", "schedule()", view)
+        if pause.kind == PauseKind.LOOP:
+            return self._step("KVM", "goes in a circle, without sleeping", "vcpu_run()", view)
         if pause.kind == PauseKind.USERSPACE:
             return self._step("KVM", _to_userspace(pause.exit_reason), "KVM_RUN", view, edge.defect)
         what = vmrun(unpack(Vmcb, pause.vmcb), bool(self._product.vcpu.machine.sev_es))

@@ -52,6 +52,7 @@ KVM_EXIT_DEBUG = 4
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTERNAL_ERROR = 17
+HALTED = 1
 INIT_RECEIVED = 2
 """View.mp_state of a vCPU that waits for a SIPI: the others have nothing but 0 and 1."""
 EINTR = 4
@@ -169,6 +170,10 @@ class Vcpu:
         rip = self.cpu(core).rip
         return rip + 1 if not self.machine.sev_es and self.machine.ops[rip] == OP_HLT else rip
 
+    def is_halted(self, core: int) -> bool:
+        """Whether the guest has executed HLT, and nothing has ended it."""
+        return self.hypervisor.view(self.private(core)).mp_state == HALTED
+
     def waits_for_sipi(self, core: int) -> bool:
         """Whether the vCPU has taken an INIT, and no SIPI yet."""
         return self.hypervisor.view(self.private(core)).mp_state == INIT_RECEIVED
@@ -285,6 +290,8 @@ class Vcpu:
             self._enter(core, made, pause.smram, pause.code_base)
         elif pause.kind == PauseKind.BLOCK:
             made.core = self.cores(core._replace(phase=Phase.BLOCKED))
+        elif pause.kind == PauseKind.LOOP:
+            made.core = self.cores(core._replace(phase=Phase.LOOPS))
         else:
             self._to_userspace(core, pause.exit_reason, made)
         return made
