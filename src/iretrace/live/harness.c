@@ -860,12 +860,25 @@ static uint64_t lasting_marks(void)
 	return number_of((const uint8_t *)&xsave + XMM(MARKS_REGISTER));
 }
 
-static void look(struct seen *seen)
+/* `jmp .` or `loop .` */
+static int is_spin(uint64_t rip)
+{
+	return rip < MEMORY_SIZE - 1 && !denied[rip / PAGE] && (memory[rip] == 0xeb || memory[rip] == 0xe2) &&
+	       memory[rip + 1] == 0xfe;
+}
+
+/*
+ * KVM_GET_MP_STATE has KVM take an INIT that it has forgotten, and KVM_GET_VCPU_EVENTS has it look for events again. So where
+ * that may show, a guest that spins, and was not asleep, is not asked for them.
+ */
+static void look(struct seen *seen, int asleep)
 {
 	memset(seen, 0, sizeof *seen);
 	must(ioctl(vcpu, KVM_GET_REGS, &seen->regs), "KVM_GET_REGS");
-	must(ioctl(vcpu, KVM_GET_MP_STATE, &seen->mp), "KVM_GET_MP_STATE");
-	must(ioctl(vcpu, KVM_GET_VCPU_EVENTS, &seen->events), "KVM_GET_VCPU_EVENTS");
+	if (!guest->lasting || asleep || !is_spin(seen->regs.rip)) {
+		must(ioctl(vcpu, KVM_GET_MP_STATE, &seen->mp), "KVM_GET_MP_STATE");
+		must(ioctl(vcpu, KVM_GET_VCPU_EVENTS, &seen->events), "KVM_GET_VCPU_EVENTS");
+	}
 	seen->marks = guest->lasting ? lasting_marks() : seen->regs.r15;
 	seen->next = guest->lasting ? *(volatile uint64_t *)(memory + LOG_NEXT) : seen->regs.r14;
 }
@@ -908,12 +921,10 @@ static int same(const struct seen *a, const struct seen *b)
 /* The guest is halted, or at `jmp .` or `loop .`, and nothing waits: if it stands still, it is not for lack of time. */
 static int at_rest(const struct seen *seen)
 {
-	uint64_t rip = seen->regs.rip;
-
 	if (seen->events.nmi.pending || seen->events.nmi.injected || seen->events.interrupt.injected || seen->events.smi.pending)
 		return 0;
 	return seen->mp.mp_state == KVM_MP_STATE_HALTED || seen->mp.mp_state == KVM_MP_STATE_INIT_RECEIVED ||
-	       (rip < MEMORY_SIZE - 1 && !denied[rip / PAGE] && (memory[rip] == 0xeb || memory[rip] == 0xe2) && memory[rip + 1] == 0xfe);
+	       is_spin(seen->regs.rip);
 }
 
 /* Run until looks in a row see the same: two if the guest is at rest, else more. Returns the number of looks. */
@@ -924,9 +935,10 @@ static int settle(struct seen *seen)
 
 	for (;;) {
 		wait_quiet();
+		int asleep = blocking.at < 0 || count(&blocking);
 		stop_vcpu();
 		before = *seen;
-		look(seen);
+		look(seen, asleep);
 		equal = rounds++ && same(&before, seen) ? equal + 1 : 0;
 		if (exited || refused || equal == (at_rest(seen) ? 1 : 4) || rounds == MAX_ROUNDS)
 			return rounds;
