@@ -23,6 +23,7 @@ from iretrace.machine.cpu import (
     OP_SPIN,
     OP_STI,
     SEEN_MARK,
+    SEEN_NOTHING,
     SEEN_SMI,
     SHADOW_STI,
     STACK_WORDS,
@@ -44,7 +45,7 @@ from iretrace.machine.smm import (
     take_sipi,
     take_sipi_alone,
 )
-from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_RSM, SVM_EXIT_RSM
+from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_RSM, SVM_EXIT_RSM, SVM_EXIT_SHUTDOWN
 from tests.machine.rig import HANDLER, INJECT_NMI, Rig, put, rig
 
 SMI = 40
@@ -255,15 +256,14 @@ def test_vmrun_at_the_entry_of_smm_is_an_smi_to_the_guest() -> None:
     assert (on.cpu.smm_found, on.cpu.smm_rip) == (0, 0)
 
 
-def test_the_guest_is_in_smm_before_what_is_injected_there() -> None:
+def test_what_is_injected_before_the_first_instruction_in_smm_finds_no_idt() -> None:
     on = bench(OP_SPIN)
     on.cpu.rip = SMM_ENTRY
     on.enter(INJECT_NMI)
     find_firmware(on.m, on.cpu)
     on.guest()
-    assert on.cpu.seen == SEEN_SMI
-    on.guest()
-    assert (on.delivered(), on.cpu.seen_rip) == (NMI_VECTOR, SMI)
+    assert (on.cpu.seen, on.cpu.smm_found, on.cpu.event_inj) == (SEEN_NOTHING, 0, 0)
+    assert (on.vmcb.exit_code, on.cpu.guest_mode) == (SVM_EXIT_SHUTDOWN, 0)
 
 
 def test_vmrun_at_the_reset_vector_goes_to_the_firmware() -> None:

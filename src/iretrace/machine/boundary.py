@@ -24,7 +24,16 @@ from iretrace.machine.cpu import (
 from iretrace.machine.delivery import INTR, NMI, SOFT, TRAP, deliver, raise_exception
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.guest import execute
-from iretrace.machine.smm import find_itself_in_smm, init_due, sipi_due, smi_due, take_init, take_sipi, take_smi
+from iretrace.machine.smm import (
+    delivery_at_smm_entry,
+    find_itself_in_smm,
+    init_due,
+    sipi_due,
+    smi_due,
+    take_init,
+    take_sipi,
+    take_smi,
+)
 from iretrace.machine.svm import intr_exit_due, take_intr_exit, vintr_exits, virtual_gif_holds, virtual_intr_due
 from iretrace.machine.vmcb import (
     SVM_EVTINJ_TYPE_EXEPT,
@@ -166,12 +175,15 @@ def next_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
 
 @rule("AMD64 APM vol. 2", "Priorities: External Interrupts; Single Stepping; Injecting Virtual (INTR) Interrupts")
 def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
-    """One step of a guest: its way into SMM, if the hypervisor has put it there; the injected event, else the trap of
-    the instruction before, else a physical event that exits, else the virtual NMI, else the virtual interrupt, else the
-    next instruction."""
+    """One step of a guest: its way into SMM, if the hypervisor has put it there, on which nothing may be delivered; the
+    injected event, else the trap of the instruction before, else a physical event that exits, else the virtual NMI,
+    else the virtual interrupt, else the next instruction."""
     see_nothing(cpu)
     if cpu.smm_found != 0:
-        find_itself_in_smm(cpu)
+        if cpu.event_inj != 0 or virtual_nmi_due(m, cpu, vmcb):
+            delivery_at_smm_entry(m, cpu, vmcb)
+        else:
+            find_itself_in_smm(cpu)
     elif cpu.event_inj != 0:
         take_injected(m, cpu, vmcb)
     elif cpu.trap != 0:

@@ -19,7 +19,7 @@ from iretrace.machine.cpu import (
     knob,
     see_smi,
 )
-from iretrace.machine.delivery import raise_fault
+from iretrace.machine.delivery import raise_fault, shut_down
 from iretrace.machine.svm import exits_instead
 from iretrace.machine.vmcb import INTERCEPT_RSM, Vmcb
 from iretrace.subset import rule, u32, wrap16
@@ -119,6 +119,17 @@ def find_itself_in_smm(cpu: Cpu) -> None:
     see_smi(cpu, cpu.smm_rip, cpu.smm_rflags)
     cpu.smm_found = 0
     forget_save_area(cpu)
+
+
+@rule("Linux", "arch/x86/kvm/smm.c:enter_smm: IDT limit is set to zero on entry to SMM", "read")
+def delivery_at_smm_entry(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """An event that is delivered before the first instruction in SMM finds no IDT, which the handler has yet to set up:
+    the guest shuts down, and has seen nothing of the SMI."""
+    cpu.event_inj = 0
+    cpu.event_inj_err = 0
+    cpu.smm_found = 0
+    forget_save_area(cpu)
+    shut_down(m, cpu, vmcb)
 
 
 def latch_init(cpu: Cpu) -> None:

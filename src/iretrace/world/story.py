@@ -94,6 +94,9 @@ class Story:
         vmcb = unpack(Vmcb, product.vcpu.vmcbs.values[done.vmcb])
         here = place(product.test, before.rip)
         exits = f"#VMEXIT({exit_name(vmcb)})"
+        if before.smm_found and done.exited:
+            what = f"delivering an event at the first instruction in SMM, without an IDT: {exits}"
+            return self._step("cpu", what, "delivery_at_smm_entry: SMM Execution Environment", note=edge.defect)
         if before.smm_found:
             return self._step("cpu", product.say(done.shown), "find_itself_in_smm: SMM Execution Environment")
         if before.event_inj or before.trap:
