@@ -166,6 +166,10 @@ MISTAKES = [
     ),
     ("about x", "ist df", "2:5: there is no section 'df:'; write it, or drop it from ist"),
     ("about x", "cold nmi", "2:6: handler 'nmi' has no stack of its own; write 'ist nmi', or 'cold main'"),
+    ("about x", "frame nmi: here", "2:7: handler 'nmi' has no stack of its own; write 'ist nmi'"),
+    ("about x", "frame here: nmi", "2:7: unknown stack 'here'; write one of: main, rsp0, nmi, vc, df, db"),
+    ("about x", "frame main here", "2:12: unexpected 'here'; write 'frame STACK: LABEL'"),
+    ("about x", "frame main: x", "2:13: label 'x' is not defined; write 'x:' in front of an instruction"),
     (
         "always n",
         "vc:\nmark v\nspin\nalways v",

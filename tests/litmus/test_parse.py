@@ -68,6 +68,12 @@ def test_header_lines_become_fields() -> None:
     assert (test.ist, test.cold, test.interrupts) == (frozenset({2, 29}), frozenset({"main", "nmi"}), True)
 
 
+def test_a_frame_is_a_stack_and_where_it_returns_to() -> None:
+    test = parse.parse(small("spin\nback: spin", header="ist nmi\nframe nmi: back"), "t.litmus")
+    assert test.frame == ("nmi", test.main + 1)
+    assert parse.parse(small("spin"), "t.litmus").frame is None
+
+
 def test_arrivals_are_promised_possible_or_tied_to_a_label() -> None:
     test = parse.parse(FULL, "full.litmus")
     assert test.outside == (

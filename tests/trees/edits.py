@@ -304,3 +304,18 @@ WINDOW_LOST_WITH_SVME = (
 
 IRQ_WINDOW_LOST_WITH_CLGI = (Edit(SVM, "svm_set_gif", "if (!vgif) svm_clear_vintr(svm);", "svm_clear_vintr(svm);"),)
 """With virtual GIF, too, CLGI takes the interrupt window away; it is never an exit then."""
+
+IRET_DONE_AT_ANY_EXIT = (
+    Edit(
+        SVM,
+        "svm_complete_interrupts",
+        "svm->awaiting_iret_completion && kvm_rip_read(vcpu) != svm->nmi_iret_rip",
+        "svm->awaiting_iret_completion",
+    ),
+)
+"""Any exit behind the intercept counts as the end of the IRET, also one for a page that the IRET could not read."""
+
+IRET_DONE_AT_ITS_INTERCEPT = (
+    Edit(SVM, "iret_interception", "svm->awaiting_iret_completion = true;", "svm->nmi_masked = false;"),
+)
+"""The intercept of IRET, at which it has not executed, opens the gate."""

@@ -162,3 +162,17 @@ def test_a_window_that_is_taken_away_only_where_it_does_not_matter_is_acquitted(
     tree = patched(tree_6_12, "harmless.patch", edits.IRQ_WINDOW_LOST_WITH_CLGI)
     hypervisor = TreeHypervisor(tree, vcpu="plain")
     assert check(shipped("irq-window-under-gif"), "plain", "tickless", hypervisor).verdict is Verdict.HOLDS
+
+
+@trees
+@pytest.mark.parametrize(
+    ("series", "change"),
+    [("tree_6_12", edits.IRET_DONE_AT_ITS_INTERCEPT), ("tree_7_3", edits.IRET_DONE_AT_ANY_EXIT)],
+)
+def test_an_iret_that_counts_as_done_before_it_has_read_its_frame_is_convicted(
+    request: pytest.FixtureRequest, series: str, change: tuple[Edit, ...]
+) -> None:
+    tree = patched(request.getfixturevalue(series), "mutant.patch", change)
+    result = check(shipped("iret-reads-a-cold-frame"), "plain", "tickless", TreeHypervisor(tree, vcpu="plain"))
+    assert result.verdict is Verdict.VIOLATED
+    assert "the guest sees an NMI at nmi+4" in result.reason

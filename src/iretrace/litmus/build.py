@@ -82,6 +82,7 @@ class _Builder:
             cpl=draft.cpl,
             syscall=self.starts.get("syscall", -1),
             cold_code=self.cold_code(),
+            frame=self.frame(),
             smi=self.starts.get("smi", -1),
             init=self.starts.get("init", -1),
             ap=draft.ap,
@@ -316,6 +317,14 @@ class _Builder:
             if token.text in STACKS and token.text not in own:
                 what = f"handler '{token.text}' has no stack of its own; write 'ist {token.text}', or 'cold main'"
                 self.source.fail_at(token, what)
+        if self.draft.frame and self.draft.frame[0].text in set(STACKS) - own:
+            stack = self.draft.frame[0]
+            what = f"handler '{stack.text}' has no stack of its own; write 'ist {stack.text}'"
+            self.source.fail_at(stack, what)
+
+    def frame(self) -> tuple[str, int] | None:
+        """The stack that `frame` names, and the instruction to which its frame returns."""
+        return (self.draft.frame[0].text, self.resolve(self.draft.frame[1])) if self.draft.frame else None
 
     def cold_code(self) -> int:
         """The instruction of the label that `cold` names, or -1."""

@@ -64,6 +64,8 @@ class Draft:
     outside: list[Coming] = field(default_factory=list)
     ist: list[Token] = field(default_factory=list)
     cold: list[Token] = field(default_factory=list)
+    frame: tuple[Token, Token] | None = None
+    """The stack and the label of `frame`."""
     interrupts: bool = False
     cpl: int = 0
     ap: bool = False

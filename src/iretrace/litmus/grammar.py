@@ -64,7 +64,7 @@ STACKS = ("nmi", "vc", "df", "db")
 SHARED_STACKS = ("main", "rsp0")
 """Stacks that are no handler's own: main's, and that on which user mode's events begin."""
 
-HEADERS = ("test", "about", "vcpu", "host", "outside", "ist", "cold", "interrupts", "cpl", "processor")
+HEADERS = ("test", "about", "vcpu", "host", "outside", "ist", "cold", "frame", "interrupts", "cpl", "processor")
 CLAUSES = ("always", "sometimes", "never")
 FOOTERS = ("reach", *CLAUSES)
 

@@ -24,6 +24,7 @@ from iretrace.litmus.grammar import (
     NOTHING,
     PROCESSORS,
     SECTIONS,
+    SHARED_STACKS,
     STACKS,
     VCPUS,
     VIEW_FIELDS,
@@ -84,6 +85,7 @@ class _Reader:
             "outside": self.read_outside,
             "ist": self.read_ist,
             "cold": self.read_cold,
+            "frame": self.read_frame,
             "interrupts": self.read_interrupts,
             "cpl": self.read_cpl,
             "processor": self.read_processor,
@@ -178,6 +180,11 @@ class _Reader:
             self.draft.cold.append(token)
             if not words.comma():
                 return
+
+    def read_frame(self, words: Words) -> None:
+        stack = words.one_of((*SHARED_STACKS, *STACKS), "stack")
+        words.sign(":", "'frame STACK: LABEL'")
+        self.draft.frame = (stack, words.new_name("label"))
 
     def read_interrupts(self, words: Words) -> None:
         self.draft.interrupts = words.one_of(("on", "off"), "setting").text == "on"

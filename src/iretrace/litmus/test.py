@@ -177,6 +177,8 @@ class Test:
     """The instruction index of `syscall:`, or -1."""
     cold_code: int = -1
     """The instruction whose page nested paging has not mapped yet, or -1."""
+    frame: tuple[str, int] | None = None
+    """(stack page, instruction): the frame at the top of that stack is there before main; IRETQ returns by it."""
     smi: int = -1
     """Instruction index of the SMI handler; -1: there is none."""
     init: int = -1

@@ -155,6 +155,8 @@ def _refuse(test: Test) -> None:
         raise NotRunnable("VMRUN of a guest that writes EFER has no contract")
     if test.cold_code >= 0:
         raise NotRunnable("an instruction on a cold page is not in live guests yet")
+    if test.frame:
+        raise NotRunnable("a frame that is there before main is not in live guests yet")
     if any(instruction.op is Op.ADD_RSP and instruction.arg > STACK_WORDS // 2 for instruction in test.code):
         raise NotRunnable("RSP goes to another stack, which lies elsewhere in a live guest")
     if test.init >= 0 and _has(test, Op.SHOW):

@@ -9,6 +9,7 @@ from iretrace.machine.cpu import (
     DR6_RESET,
     DR7_RESET,
     EFER_BOOTED,
+    KERNEL_CS,
     KERNEL_DS,
     MEMORY_WORDS,
     PAGE_CODE,
@@ -18,6 +19,7 @@ from iretrace.machine.cpu import (
     PAGE_NMI,
     PAGE_RSP0,
     PAGE_VC,
+    PAGE_WORDS,
     STACK_WORDS,
     USER_DS,
     VC_VECTOR,
@@ -118,9 +120,20 @@ def make_cpu(test: Test, vcpu: str = "plain") -> Cpu:
         seen_rip=0,
         seen_rflags=0,
         seen_error=0,
-        memory=[0] * MEMORY_WORDS,
+        memory=_memory(test),
         efer=EFER_BOOTED | (EFER_SVME if vcpu.startswith("sev-es") else 0),
     )
+
+
+def _memory(test: Test) -> list[int]:
+    """The stacks before main: empty, but for the frame that a test finds there. It returns to the kernel, on the top of
+    main's stack, with no flags."""
+    memory = [0] * MEMORY_WORDS
+    if test.frame:
+        page, rip = test.frame
+        top = STACK_PAGES[page] * PAGE_WORDS + STACK_WORDS
+        memory[top - 5 : top] = [rip, KERNEL_CS, X86_EFLAGS_FIXED, STACK_WORDS, KERNEL_DS]
+    return memory
 
 
 def place(test: Test, rip: int) -> str:
