@@ -69,6 +69,7 @@ class Place:
             lambda run: excuse(run, qemu, alone),
             lambda test: unfit(test, qemu, alone),
             lambda test: breaks(test, qemu, alone),
+            any_place=alone,
         )
 
 

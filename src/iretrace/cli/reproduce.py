@@ -9,6 +9,7 @@ from iretrace.cli.outcomes import cases
 from iretrace.litmus.test import Test
 from iretrace.live.guests import KINDS, RFLAGS, RFLAGS_IF, reason_not_to_run
 from iretrace.live.machine_code import assemble
+from iretrace.live.real_mode import lasts
 from iretrace.verdict import InputError, Outcome
 
 KIND = "plain"
@@ -29,6 +30,8 @@ def reason_for_no_program(test: Test) -> str:
         return "its events are bound to places of the guest, which needs `iretrace run`"
     if test.cold:
         return "it needs pages that were never touched, which needs `iretrace run`"
+    if lasts(test):
+        return "it goes to SMM or is reset, which needs `iretrace run`"
     reason = reason_not_to_run(test)
     if reason:
         return reason

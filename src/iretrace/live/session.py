@@ -37,12 +37,14 @@ def _nothing(_: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What runs guests. unfit: why it cannot run a test; breaks: why a test may break it; "" if nothing is known."""
+    """What runs guests. unfit: why it cannot run a test; breaks: why a test may break it; "" if nothing is known.
+    any_place: as for reason_not_to_run."""
 
     start: Start
     excuse: Excuse = _nothing
     unfit: Callable[[Test], str] = _nothing
     breaks: Callable[[Test], str] = _nothing
+    any_place: bool = False
 
 
 @dataclass(slots=True)
@@ -67,7 +69,8 @@ class Session:
 
 def run_tests(tests: Sequence[Test], repeat: int, machine: Machine, progress: Say) -> Session:
     """Run every test that can be run. Unavailable if not even the first virtual machine comes up."""
-    left_out = [(test.name, why) for test in tests if (why := reason_not_to_run(test) or machine.unfit(test))]
+    whys = [(test.name, reason_not_to_run(test, machine.any_place) or machine.unfit(test)) for test in tests]
+    left_out = [(name, why) for name, why in whys if why]
     names = {name for name, _ in left_out}
     session = Session([Seen(test) for test in tests if test.name not in names], left_out)
     guests: list[Guest] = []
