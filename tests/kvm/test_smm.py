@@ -76,6 +76,16 @@ def test_rsm_brings_back_registers_and_the_mask(masked: int) -> None:
     assert vcpu.requests >> KVM_REQ_EVENT & 1
 
 
+def test_smm_keeps_cpl_as_that_of_ss() -> None:
+    vcpu = make_vcpu()
+    vmcb = vcpu.svm.vmcb
+    vmcb.cpl, vmcb.ss = 3, 0x33
+    enter_smm(vcpu)
+    assert (vmcb.cpl, vmcb.ss) == (0, 0)
+    rsm_interception(vcpu)
+    assert (vmcb.cpl, vmcb.ss) == (3, 0x33)
+
+
 @pytest.mark.parametrize(("revision", "behind"), [("v6.1", 0), ("v6.12", SVM_INTERRUPT_SHADOW_MASK)])
 def test_the_shadow_outlives_smm_since_it_is_saved(revision: str, behind: int) -> None:
     vcpu = in_smm(revision, shadow=SVM_INTERRUPT_SHADOW_MASK)

@@ -51,11 +51,6 @@ MISTAKES = [
         "outside sipi",
         "4:9: sipi to an encrypted guest is not supported yet; drop 'sev-es' from vcpu",
     ),
-    (
-        "vcpu sev-es\noutside nmi",
-        "vcpu plain\nprocessor ap\noutside irq\nirq:\n    iretq",
-        "5:9: irq to an application processor is not supported yet; drop 'processor ap'",
-    ),
     ("about x", "processor app", "2:11: unknown processor 'app'; write 'ap'"),
     ("nmi:\n", "smi:\niretq\nnmi:\n", "8:1: iretq in smi: finds no frame to pop; end smi: with rsm"),
     ("nmi:\n", "init:\niretq\nnmi:\n", "8:1: iretq in init: finds no frame to pop; end init: with spin or hlt"),

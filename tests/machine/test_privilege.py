@@ -134,11 +134,12 @@ def test_vmrun_loads_the_privilege_level() -> None:
     """APM vol. 2, VMRUN Instruction: Loading Guest State."""
     on = rig(OP_SPIN)
     save_guest_state(on.cpu, on.vmcb)
-    assert on.vmcb.cpl == 0
+    assert (on.vmcb.cpl, on.vmcb.ss) == (0, KERNEL_DS)
     on.vmcb.efer |= EFER_SVME
-    on.vmcb.cpl = 3
+    on.vmcb.cpl, on.vmcb.ss = 3, USER_DS
     vmrun(on.m, on.cpu, on.vmcb)
-    assert (on.cpu.cpl, on.vmcb.cpl) == (3, 0)
+    assert (on.cpu.cpl, on.cpu.ss) == (3, USER_DS)
+    assert (on.vmcb.cpl, on.vmcb.ss) == (0, 0)
 
 
 # What user mode may not do. -------------------------------------------------------------------------------------

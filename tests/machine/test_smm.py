@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from iretrace.machine.boundary import latch_irq
 from iretrace.machine.cpu import (
     DR6_BS,
     DR6_RESET,
     DR7_RESET,
     EFER_BOOTED,
+    KERNEL_DS,
     KNOB_INIT_KEEPS_NMI_LATCH,
     KNOB_INIT_KEEPS_NMI_MASK,
     KNOB_INIT_KEEPS_SMI_LATCH,
@@ -28,9 +32,12 @@ from iretrace.machine.cpu import (
     SHADOW_STI,
     STACK_WORDS,
     UD_VECTOR,
+    USER_DS,
     X86_EFLAGS_FIXED,
     X86_EFLAGS_IF,
     X86_EFLAGS_TF,
+    Cpu,
+    Machine,
 )
 from iretrace.machine.smm import (
     RESET_VECTOR,
@@ -44,8 +51,10 @@ from iretrace.machine.smm import (
     take_init,
     take_sipi,
     take_sipi_alone,
+    take_sipi_without_both,
+    take_sipi_without_smi,
 )
-from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_RSM, SVM_EXIT_RSM, SVM_EXIT_SHUTDOWN
+from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_RSM, SVM_EXIT_RSM, SVM_EXIT_SHUTDOWN, Vmcb
 from tests.machine.rig import HANDLER, INJECT_NMI, Rig, put, rig
 
 SMI = 40
@@ -71,7 +80,7 @@ def saved(on: Rig) -> tuple[int, ...]:
     """The state-save area."""
     cpu = on.cpu
     registers = (cpu.smm_rip, cpu.smm_rsp, cpu.smm_rflags, cpu.smm_rax, cpu.smm_dr6, cpu.smm_dr7, cpu.smm_efer)
-    return (*registers, cpu.smm_shadow, cpu.smm_halted, cpu.smm_nmi_masked)
+    return (*registers, cpu.smm_cpl, cpu.smm_ss, cpu.smm_shadow, cpu.smm_halted, cpu.smm_nmi_masked)
 
 
 def test_an_smi_goes_before_an_nmi_and_shows_where_it_came() -> None:
@@ -96,7 +105,52 @@ def test_rsm_brings_back_what_was() -> None:
     assert (on.cpu.rip, on.cpu.rsp, on.cpu.rax) == (0, STACK_WORDS, 7)
     assert (on.cpu.rflags, on.cpu.shadow) == (X86_EFLAGS_FIXED | X86_EFLAGS_IF, SHADOW_STI)
     assert (on.cpu.dr6, on.cpu.dr7) == (DR6_RESET | 1, DR7_RESET | 1)
-    assert (on.cpu.smm, saved(on)) == (0, (0,) * 10)
+    assert (on.cpu.smm, saved(on)) == (0, (0,) * 12)
+
+
+def in_user_mode(on: Rig) -> Rig:
+    on.cpu.cpl, on.cpu.ss = 3, USER_DS
+    return on
+
+
+def test_an_smi_to_a_user_program_runs_in_kernel_mode_and_rsm_goes_back() -> None:
+    on = with_smi(in_user_mode(bench(OP_NOP))).bare()
+    assert (on.cpu.cpl, on.cpu.ss, on.cpu.rsp) == (0, KERNEL_DS, STACK_WORDS)
+    on.bare(2)
+    assert (on.cpu.rip, on.cpu.cpl, on.cpu.ss, on.cpu.smm) == (0, 3, USER_DS, 0)
+
+
+def test_rsm_brings_the_null_ss_of_a_handler_back() -> None:
+    on = bench(OP_NOP)
+    on.cpu.ss = 0
+    with_smi(on).bare(3)
+    assert (on.cpu.rip, on.cpu.cpl, on.cpu.ss) == (0, 0, 0)
+
+
+def test_init_ends_user_mode() -> None:
+    on = in_user_mode(bench(OP_NOP))
+    latch_init(on.cpu)
+    on.bare()
+    assert (on.cpu.rip, on.cpu.cpl, on.cpu.ss) == (INIT, 0, KERNEL_DS)
+
+
+@pytest.mark.parametrize(("rip", "at"), [(SMM_ENTRY, SMI), (RESET_VECTOR, INIT)])
+def test_a_guest_in_real_mode_is_no_user_program_whatever_its_vmcb_says(rip: int, at: int) -> None:
+    on = in_user_mode(bench(OP_NOP))
+    on.cpu.rip = rip
+    find_firmware(on.m, on.cpu)
+    assert (on.cpu.rip, on.cpu.cpl, on.cpu.ss) == (at, 0, KERNEL_DS)
+
+
+def test_init_clears_the_local_apic_which_accepts_no_interrupt_then() -> None:
+    on = bench(OP_NOP)
+    latch_irq(on.cpu)
+    on.cpu.isr = 1
+    latch_init(on.cpu)
+    on.bare()
+    assert (on.cpu.irr, on.cpu.isr, on.cpu.apic_off) == (0, 0, 1)
+    latch_irq(on.cpu)
+    assert on.cpu.irr == 0
 
 
 def test_svm_is_off_in_smm() -> None:
@@ -123,7 +177,7 @@ def test_rsm_goes_back_into_hlt() -> None:
     on.bare()
     assert not on.cpu.halted
     on.bare(2)
-    assert (on.cpu.halted, on.cpu.rip, saved(on)) == (1, 1, (0,) * 10)
+    assert (on.cpu.halted, on.cpu.rip, saved(on)) == (1, 1, (0,) * 12)
 
 
 def test_the_flags_that_rsm_brings_back_trap_behind_the_next_instruction() -> None:
@@ -156,7 +210,7 @@ def test_iret_unmasks_nmis_in_smm_too() -> None:
 
 def test_rsm_leaves_nmis_masked_where_smm_was_entered_so() -> None:
     on = with_smi(bench(OP_SPIN).nmi().bare()).bare(3)
-    assert (on.cpu.rip, on.cpu.nmi_masked, saved(on)) == (HANDLER, 1, (0,) * 10)
+    assert (on.cpu.rip, on.cpu.nmi_masked, saved(on)) == (HANDLER, 1, (0,) * 12)
 
 
 def test_what_an_iret_unmasked_in_smm_is_no_question_where_it_was_unmasked_before() -> None:
@@ -345,6 +399,18 @@ def test_an_nmi_that_came_while_the_processor_waited_is_held_or_lost() -> None:
     on.cpu.waits_for_sipi = 1
     take_sipi_alone(on.m, on.cpu, on.vmcb)
     assert (on.cpu.nmi_latched, on.cpu.waits_for_sipi) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "nmi", "smi"),
+    [(take_sipi, 1, 1), (take_sipi_alone, 0, 1), (take_sipi_without_smi, 1, 0), (take_sipi_without_both, 0, 0)],
+)
+def test_so_is_an_smi(start: Callable[[Machine, Cpu, Vmcb], None], nmi: int, smi: int) -> None:
+    on = waiting_ap()
+    on.cpu.nmi_latched = on.cpu.smi_latched = on.cpu.sipi_latched = 1
+    start(on.m, on.cpu, on.vmcb)
+    assert (on.cpu.nmi_latched, on.cpu.smi_latched) == (nmi, smi)
+    assert (on.cpu.waits_for_sipi, on.cpu.sipi_latched) == (0, 0)
 
 
 @pytest.mark.parametrize("ap", [0, 1])

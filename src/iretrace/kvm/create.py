@@ -84,6 +84,7 @@ def init_vmcb(vcpu: Vcpu) -> None:
     svm.vmcb.nested_ctl = SVM_NESTED_CTL_NP_ENABLE
     svm.vmcb.pause_filter_count = vcpu.kvm.pause_filter_count & 0xFFFF
     svm.vmcb.asid = 1
+    svm.vmcb.ss = 0
     if vcpu.kvm.vgif:
         svm.vmcb.int_ctl |= V_GIF_ENABLE_MASK
     if since(vcpu, SINCE_SVM_INSTRUCTIONS_EXIT_WITHOUT_SVME):

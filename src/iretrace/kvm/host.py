@@ -12,6 +12,7 @@ from iretrace.explore.turns import digest
 from iretrace.kvm import senders as code
 from iretrace.kvm.kvm_host import (
     AGAIN,
+    CELL_APIC_ENABLED,
     CELL_IRR,
     CELL_MODE,
     CELL_NMI_QUEUED,
@@ -40,7 +41,10 @@ from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, Se
 MOST_PASSES = 64
 """So many passes between two hand-overs, none like another, are a loop that counts."""
 
-FIELDS = ("nmi_queued", "requests", "mode", "sleeping", "signal_pending", "irr", "pending_events", "sipi_vector")
+FIELDS = (
+    "nmi_queued", "requests", "mode", "sleeping", "signal_pending", "irr", "pending_events", "sipi_vector",
+    "apic_enabled",
+)  # fmt: skip
 CELLS = tuple(attrgetter(field) for field in FIELDS)
 """What is in each cell (CELL_*)."""
 
@@ -92,6 +96,7 @@ STEPS: dict[str, tuple[SenderStep, ...]] = {
         *_KICK,
     ),
     "irq": (
+        SenderStep(code.look_whether_apic_is_enabled, CELL_APIC_ENABLED, 1, READ),
         SenderStep(code.set_irr, CELL_IRR, 1, WRITE),
         SenderStep(code.request_event, CELL_REQUESTS, 1 << KVM_REQ_EVENT, SET),
         *_KICK,
@@ -193,7 +198,7 @@ class HostRun(Landings, Thread):
         k = len(self.found)
         if k == self._next:
             self._land(k)
-        self.found.append(CELLS[cell](self.vcpu) << 3 | cell)
+        self.found.append(CELLS[cell](self.vcpu) << 4 | cell)
         if self._watching and k >= self._last[0]:
             self._open(k, cell, bits, how)
 
@@ -242,7 +247,8 @@ class HostRun(Landings, Thread):
         before = sender = self.senders[number]
         assert isinstance(before, Sender)
         for _ in range(taken):
-            assert isinstance(sender, Sender)
+            if not isinstance(sender, Sender):
+                break  # it was done earlier
             sender, sent = send(vcpu, sender)
             ipi = 1 if sent and not self.interrupts else ipi
         senders = (*self.senders[:number], sender, *self.senders[number + 1 :])

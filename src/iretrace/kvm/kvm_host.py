@@ -10,7 +10,7 @@ from typing import Annotated
 
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
-from iretrace.subset import Array, record, shared, u1, u8, u32, u64, wrap8
+from iretrace.subset import Array, record, shared, u1, u8, u16, u32, u64, wrap8
 
 # KVM_REQ_*: bit numbers in Vcpu.requests (ours: only what this KVM makes).
 KVM_REQ_EVENT = 0
@@ -67,6 +67,7 @@ CELL_THREAD_FLAGS = 4
 CELL_IRR = 5
 CELL_PENDING_EVENTS = 6
 CELL_SIPI_VECTOR = 7
+CELL_APIC_ENABLED = 8
 
 # How a cell is accessed. The order of two reads does not matter, nor that of two SETs of one bit.
 READ = 0
@@ -238,6 +239,8 @@ class Vcpu:
     smram_rflags: u64 = 0
     smram_rsp: u64 = 0
     smram_rax: u64 = 0
+    smram_cpl: u8 = 0
+    smram_ss: u16 = 0
     smram_dr6: u64 = 0
     smram_dr7: u64 = 0
     smram_efer: u64 = 0

@@ -7,6 +7,7 @@ from iretrace.kvm.debug import DR7_FIXED_1, kvm_update_dr0123, kvm_update_dr7
 from iretrace.kvm.differences import SINCE_NMI_MASK_OUTLIVES_INIT, SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD
 from iretrace.kvm.exceptions import DR6_ACTIVE_LOW, kvm_clear_exception_queue, kvm_clear_interrupt_queue
 from iretrace.kvm.kvm_host import (
+    CELL_APIC_ENABLED,
     CELL_IRR,
     CELL_NMI_QUEUED,
     CELL_SIPI_VECTOR,
@@ -38,10 +39,11 @@ from iretrace.subset import shared, u8
 
 def kvm_lapic_reset(vcpu: Vcpu) -> None:
     """The local APIC forgets its interrupts, and is not enabled by software any more."""
+    shared(vcpu.thread, CELL_APIC_ENABLED, 1, WRITE)
+    vcpu.apic_enabled = 0
     shared(vcpu.thread, CELL_IRR, 1, WRITE)
     vcpu.irr = 0
     vcpu.isr = 0
-    vcpu.apic_enabled = 0
 
 
 def kvm_reset_events(vcpu: Vcpu) -> None:
@@ -109,6 +111,7 @@ def clear_page(vmcb: Vmcb) -> None:
     vmcb.vmsa_pa = 0
     vmcb.allowed_sev_features = 0
     vmcb.cpl = 0
+    vmcb.ss = 0
     vmcb.efer = 0
     vmcb.dr6 = 0
     vmcb.dr7 = 0

@@ -5,7 +5,7 @@
             of an encrypted guest, since v7.3: drop_smi
     init    __apic_accept_irq()     set_init, request_event   and kvm_vcpu_kick()
     sipi    __apic_accept_irq()     set_sipi_vector, set_sipi, request_event   and kvm_vcpu_kick()
-    irq     svm_deliver_interrupt() set_irr, request_event    and kvm_vcpu_kick()
+    irq     __apic_accept_irq()     look_whether_apic_is_enabled, set_irr, request_event    and kvm_vcpu_kick()
     signal  signal_wake_up_state()  set_signal, signal_wake_up
 
 A step says whether there is another one, and whether it sends an interrupt to the vCPU's CPU.
@@ -73,6 +73,11 @@ def set_sipi(vcpu: Vcpu) -> u8:
     """set_bit(KVM_APIC_SIPI, &apic->pending_events)"""
     vcpu.pending_events = wrap8(vcpu.pending_events | 1 << KVM_APIC_SIPI)
     return GO_ON
+
+
+def look_whether_apic_is_enabled(vcpu: Vcpu) -> u8:
+    """if (unlikely(!apic_enabled(apic)))"""
+    return GO_ON if vcpu.apic_enabled else DONE
 
 
 def set_irr(vcpu: Vcpu) -> u8:

@@ -23,7 +23,7 @@ from iretrace.kvm.svm import (
 )
 from iretrace.kvm.svm_h import gif_set, svm_set_intercept
 from iretrace.machine.vmcb import INTERCEPT_STGI, SVM_INTERRUPT_SHADOW_MASK
-from iretrace.subset import u1, u8, u64, wrap64
+from iretrace.subset import u1, u8, u16, u64, wrap64
 
 X86_EFLAGS_FIXED = 0x2
 SMM_ENTRY = 0x8000
@@ -52,10 +52,12 @@ def svm_enable_smi_window(vcpu: Vcpu) -> None:
 
 
 def enter_smm_save_state_64(vcpu: Vcpu) -> None:
-    """What RSM will bring back goes into the guest's memory."""
+    """What RSM will bring back goes into the guest's memory. CPL is there as DPL of SS."""
     vmcb = vcpu.svm.vmcb
     vcpu.smram_rsp = vmcb.rsp
     vcpu.smram_rax = vmcb.rax
+    vcpu.smram_cpl = vmcb.cpl
+    vcpu.smram_ss = vmcb.ss
     vcpu.smram_rip = vcpu.rip
     vcpu.smram_rflags = kvm_get_rflags(vcpu)
     vcpu.smram_dr6 = vcpu.dr6
@@ -64,6 +66,12 @@ def enter_smm_save_state_64(vcpu: Vcpu) -> None:
     vcpu.smram_int_shadow = 0
     if since(vcpu, SINCE_SMRAM_HAS_THE_SHADOW) and vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK != 0:
         vcpu.smram_int_shadow = 1
+
+
+def svm_set_ss(vcpu: Vcpu, selector: u16, dpl: u8) -> None:
+    """svm_set_segment() of SS, whose DPL is the guest's CPL."""
+    vcpu.svm.vmcb.ss = selector
+    vcpu.svm.vmcb.cpl = dpl
 
 
 def enter_smm(vcpu: Vcpu) -> None:
@@ -79,6 +87,7 @@ def enter_smm(vcpu: Vcpu) -> None:
     if since(vcpu, SINCE_SMRAM_HAS_THE_SHADOW):
         svm_set_interrupt_shadow(vcpu, 0)
     kvm_set_dr(vcpu, 7, DR7_FIXED_1)
+    svm_set_ss(vcpu, 0, 0)
     svm_set_efer(vcpu, 0)
 
 
@@ -100,6 +109,7 @@ def emulator_leave_smm(vcpu: Vcpu) -> None:
     kvm_set_dr(vcpu, 6, vcpu.smram_dr6)
     kvm_set_dr(vcpu, 7, vcpu.smram_dr7)
     svm_set_efer(vcpu, vcpu.smram_efer)
+    svm_set_ss(vcpu, vcpu.smram_ss, vcpu.smram_cpl)
     if since(vcpu, SINCE_SMRAM_HAS_THE_SHADOW):
         svm_set_interrupt_shadow(vcpu, 0)
 

@@ -18,6 +18,7 @@ VMCB_FIELDS: dict[str, str] = {
     "intercept_word5": "control.intercepts[5]",
     "vmsa_pa": "control.vmsa_pa",
     "allowed_sev_features": "control.allowed_sev_features",
+    "ss": "save.ss.selector",
     **{
         name: f"control.{name}"
         for name in (

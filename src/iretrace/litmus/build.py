@@ -19,7 +19,6 @@ from iretrace.litmus.grammar import (
     MSR_ACCESS,
     NEEDS_SVME,
     NOT_ENCRYPTED,
-    NOT_FOR_AP,
     NOT_IN_IDT,
     NOTHING,
     RAISES_OWN_VC,
@@ -342,7 +341,7 @@ class _Builder:
             self.source.fail_at(event, what)
         if event.text in NOT_IN_IDT:
             self.check_not_in_idt(event)
-        self.check_ap(event)
+        self.check_sipi(event)
         at = self.resolve(coming.label) if coming.label is not None else -1
         target = self.resolve(coming.target) if coming.target is not None else -1
         return Arrival(event.text, coming.promised, at, event.line, coming.action.text if coming.action else "", target)
@@ -361,21 +360,12 @@ class _Builder:
             what = f"{event.text} to an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
             what = what if event.text == "init" else f"an encrypted guest has no SMM; drop '{encrypted[0]}' from vcpu"
             self.source.fail_at(event, what)
-        if self.draft.cpl != 0:
-            self.source.fail_at(event, f"{event.text} to a user program is not supported yet; drop 'cpl'")
-        refused = "irq" if event.text == "init" else "guest-debug"
-        if any(other.event.text == refused for other in self.draft.outside):
-            self.source.fail_at(event, f"{event.text} and {refused} in one test are not supported yet; write two tests")
 
-    def check_ap(self, event: Token) -> None:
-        """What an application processor can be sent here. What becomes of an SMI that it gets while it waits for a SIPI
-        no manual says."""
+    def check_sipi(self, event: Token) -> None:
+        """An encrypted guest's processors are started otherwise."""
         encrypted = self.kinds(encrypted=True)
         if event.text == "sipi" and encrypted:
             what = f"sipi to an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
-            self.source.fail_at(event, what)
-        if self.draft.ap and event.text in NOT_FOR_AP:
-            what = f"{event.text} to an application processor is not supported yet; drop 'processor ap'"
             self.source.fail_at(event, what)
 
     def visible_marks(self) -> list[str]:

@@ -47,9 +47,6 @@ VMM_EVENTS = ("guest-debug", "kvm-nmi", "save-restore")
 HANDLED_EVENTS = {"nmi": "nmi", "irq": "irq", "kvm-nmi": "nmi"}
 """Events that the guest takes. A signal is for the thread that runs the vCPU: the guest must not notice."""
 
-NOT_FOR_AP = ("smi", "irq", "guest-debug", "kvm-nmi", "save-restore")
-"""Events that a test with an application processor cannot have."""
-
 NOT_IN_IDT = ("smi", "init")
 """Events that go through no gate: each needs the section of its name, and there is none for encrypted guests."""
 

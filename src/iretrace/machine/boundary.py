@@ -96,10 +96,12 @@ def take_debug_trap(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     raise_exception(m, cpu, vmcb, TRAP, DB_VECTOR, 0, cpu.rip)
 
 
-@rule("AMD64 APM vol. 2", "Local APIC: Interrupt Request Register; edge-triggered interrupts merge", "memory")
+@rule("AMD64 APM vol. 2", "Local APIC: Interrupt Request Register; APIC Software Enable", "memory")
 def latch_irq(cpu: Cpu) -> None:
-    """The device's interrupt waits in the local APIC; another one that finds it waiting merges into it."""
-    cpu.irr = 1
+    """The device's interrupt waits in the local APIC; another one that finds it waiting merges into it. A local APIC
+    that software has not enabled accepts none: it is lost."""
+    if cpu.apic_off == 0:
+        cpu.irr = 1
 
 
 @rule("AMD64 APM vol. 2", "External Interrupts; Local APIC: In-Service Register; Interrupt Shadows; GIF", "memory")

@@ -266,12 +266,16 @@ class Cpu:
     sipi_latched: u1 = 0
     waits_for_sipi: u1 = 0
     """On bare metal: an INIT was taken, and no SIPI yet. Nothing else is."""
+    apic_off: u1 = 0
+    """On bare metal: software has not enabled the local APIC since an INIT."""
     smm: u1 = 0
     """On bare metal: the processor is in system-management mode. A guest's SMM is its hypervisor's affair."""
     smm_found: u1 = 0
     """In a guest: VMRUN has begun at the first instruction of its SMI handler."""
     smm_rip: u16 = 0
     smm_rsp: u16 = 0
+    smm_cpl: u8 = 0
+    smm_ss: u16 = 0
     smm_rflags: u32 = 0
     smm_rax: u64 = 0
     smm_dr6: u32 = 0

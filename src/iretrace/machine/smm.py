@@ -6,6 +6,7 @@ from iretrace.machine.cpu import (
     DR6_RESET,
     DR7_RESET,
     EFER_BOOTED,
+    KERNEL_DS,
     KNOB_INIT_KEEPS_NMI_LATCH,
     KNOB_INIT_KEEPS_NMI_MASK,
     KNOB_INIT_KEEPS_SMI_LATCH,
@@ -42,12 +43,14 @@ def smi_due(cpu: Cpu) -> bool:
 def take_smi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """Enter SMM: what RSM brings back is saved in SMRAM, the mask of NMIs and whether the processor was halted with it;
     NMIs, interrupts, SMIs and INITs are held, RFLAGS is empty, SVM is off, no breakpoint is enabled and no shadow is
-    cast. EFER is what the handler sets for long mode."""
+    cast. CPL is 0, whoever was interrupted. EFER and SS are what the handler sets for long mode."""
     see_smi(cpu, cpu.rip, cpu.rflags)
     cpu.smi_latched = 0
     cpu.smm = 1
     cpu.smm_rip = cpu.rip
     cpu.smm_rsp = cpu.rsp
+    cpu.smm_cpl = cpu.cpl
+    cpu.smm_ss = cpu.ss
     cpu.smm_rflags = cpu.rflags
     cpu.smm_rax = cpu.rax
     cpu.smm_dr6 = cpu.dr6
@@ -57,6 +60,7 @@ def take_smi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.smm_halted = cpu.halted
     cpu.smm_nmi_masked = cpu.nmi_masked
     cpu.rip = wrap16(m.smi - 1)
+    leave_user_mode(cpu)
     cpu.rflags = X86_EFLAGS_FIXED
     cpu.dr7 = DR7_RESET
     cpu.efer = EFER_BOOTED
@@ -67,9 +71,9 @@ def take_smi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 3", "RSM; APM vol. 2: Leaving SMM; Auto-Halt Restart", "memory")
 def rsm(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """Leave SMM for the state saved: halted if it was, and in the shadow that it was in, since STI holds interrupts
-    until the instruction behind it has executed. Outside of SMM: #UD. The TF that comes back traps behind the next
-    instruction."""
+    """Leave SMM for the state saved: in user mode if it was there, halted if it was, and in the shadow that it was in,
+    since STI holds interrupts until the instruction behind it has executed. Outside of SMM: #UD. The TF that comes back
+    traps behind the next instruction."""
     if exits_instead(m, cpu, vmcb, INTERCEPT_RSM):
         return
     if cpu.smm == 0:
@@ -78,6 +82,8 @@ def rsm(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.smm = 0
     cpu.rip = cpu.smm_rip
     cpu.rsp = cpu.smm_rsp
+    cpu.cpl = cpu.smm_cpl
+    cpu.ss = cpu.smm_ss
     cpu.rflags = cpu.smm_rflags
     cpu.rax = cpu.smm_rax
     cpu.dr6 = cpu.smm_dr6
@@ -102,6 +108,8 @@ def forget_save_area(cpu: Cpu) -> None:
     """No litmus guest reads SMRAM: what was saved there makes no difference after RSM."""
     cpu.smm_rip = 0
     cpu.smm_rsp = 0
+    cpu.smm_cpl = 0
+    cpu.smm_ss = 0
     cpu.smm_rflags = 0
     cpu.smm_rax = 0
     cpu.smm_dr6 = 0
@@ -147,8 +155,9 @@ def init_due(cpu: Cpu) -> bool:
 
 @rule("AMD64 APM vol. 2", "Processor Initialization State: Initial Processor State after INIT", "memory")
 def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """INIT: registers, flags and debug registers as after RESET, the local APIC too; the processor is not halted, and a
-    trap that was due is gone. What becomes of a latched NMI or SMI and of NMIs' mask is not documented (knobs)."""
+    """INIT: registers, flags and debug registers as after RESET, the local APIC too, which is not enabled then; the
+    processor is not halted, and a trap that was due is gone. What becomes of a latched NMI or SMI and of NMIs' mask is
+    not documented (knobs)."""
     cpu.init_latched = 0
     cpu.waits_for_sipi = m.ap
     cpu.trap = 0
@@ -165,6 +174,7 @@ def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.efer = EFER_BOOTED
     cpu.irr = 0
     cpu.isr = 0
+    cpu.apic_off = 1
     if cpu.nmi_latched != 0 and not knob(m, KNOB_INIT_KEEPS_NMI_LATCH):
         cpu.nmi_latched = 0
     if cpu.nmi_masked != 0 and not knob(m, KNOB_INIT_KEEPS_NMI_MASK):
@@ -202,11 +212,33 @@ def take_sipi_alone(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.nmi_latched = 0
 
 
+@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+def take_sipi_without_smi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """The same on a processor that has lost the SMI which came while it waited, but no NMI."""
+    take_sipi(m, cpu, vmcb)
+    cpu.smi_latched = 0
+
+
+@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+def take_sipi_without_both(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
+    """The same on a processor that has lost both."""
+    take_sipi_alone(m, cpu, vmcb)
+    cpu.smi_latched = 0
+
+
 def begin_firmware(m: Machine, cpu: Cpu) -> None:
     """`init:` stands for what the code at the reset vector, or where a SIPI says, starts once it has set up a stack and
     an IDT."""
     cpu.rip = wrap16(m.init - 1)
     cpu.rsp = STACK_WORDS
+    leave_user_mode(cpu)
+
+
+@rule("AMD64 APM vol. 2", "VMRUN Instruction: Loading Guest State: CPL in real mode; Initial SMM State", "memory")
+def leave_user_mode(cpu: Cpu) -> None:
+    """SMM, and what INIT starts, begin in real mode, where CPL is 0, whatever a VMCB says. They set up SS."""
+    cpu.cpl = 0
+    cpu.ss = KERNEL_DS
 
 
 @rule("AMD64 APM vol. 2", "SMM Execution Environment; Processor Initialization State: the first instruction", "memory")
@@ -216,6 +248,7 @@ def find_firmware(m: Machine, cpu: Cpu) -> None:
         return
     if m.smi != 0 and cpu.rip == SMM_ENTRY:
         cpu.rip = wrap16(m.smi - 1)
+        leave_user_mode(cpu)
         cpu.smm_found = 1
     elif m.init != 0 and cpu.rip == RESET_VECTOR:
         begin_firmware(m, cpu)

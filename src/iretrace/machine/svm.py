@@ -144,7 +144,7 @@ def vmrun(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 2", "VMRUN Instruction: Loading Guest State; Single Stepping")
 def load_guest_state(cpu: Cpu, vmcb: Vmcb) -> None:
-    """RIP, RSP, RFLAGS, CPL, RAX, EFER, DR6 and DR7 come from the VMCB; no trap is pending, whatever TF says. SEV-ES
+    """RIP, RSP, RFLAGS, CPL, SS, RAX, EFER, DR6, DR7 come from the VMCB; no trap is pending, whatever TF says. SEV-ES
     guests load them from the VMSA, so that nothing which the hypervisor writes into the save area has any effect.
 
     What the next #VMEXIT writes in any case is cleared here, so that it makes no difference while the guest runs."""
@@ -152,6 +152,7 @@ def load_guest_state(cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.rsp = wrap16(vmcb.rsp)
     cpu.rflags = wrap32(vmcb.rflags)
     cpu.cpl = vmcb.cpl
+    cpu.ss = vmcb.ss
     cpu.rax = vmcb.rax
     cpu.efer = wrap32(vmcb.efer)
     cpu.dr6 = wrap32(vmcb.dr6)
@@ -161,6 +162,7 @@ def load_guest_state(cpu: Cpu, vmcb: Vmcb) -> None:
     vmcb.rsp = 0
     vmcb.rflags = 0
     vmcb.cpl = 0
+    vmcb.ss = 0
     vmcb.rax = 0
     vmcb.dr6 = 0
     vmcb.dr7 = 0
@@ -180,6 +182,7 @@ def save_guest_state(cpu: Cpu, vmcb: Vmcb) -> None:
     vmcb.rsp = cpu.rsp
     vmcb.rflags = cpu.rflags
     vmcb.cpl = cpu.cpl
+    vmcb.ss = cpu.ss
     vmcb.rax = cpu.rax
     vmcb.efer = cpu.efer
     vmcb.dr6 = cpu.dr6

@@ -40,6 +40,8 @@ class Vmcb:
     allowed_sev_features: u64 = 0
     """Bit 63: the other bits are all that SEV_FEATURES of the VMSA may have. 0 where a kernel does not know it."""
     cpl: u8 = 0
+    ss: u16 = 0
+    """The selector: struct vmcb_seg's of SS."""
     efer: u64 = 0
     dr6: u64 = 0
     dr7: u64 = 0

@@ -35,7 +35,7 @@ COMPARED_ALWAYS = (
     "intercept_word4",
     "intercept_word5",
 )
-COMPARED_UNPROTECTED = ("rip", "rflags", "dr6", "dr7", "efer")
+COMPARED_UNPROTECTED = ("rip", "rflags", "cpl", "ss", "dr6", "dr7", "efer")
 """Register state that the hypervisor can read and write: not an SEV-ES guest's."""
 
 Label = tuple[tuple[str, Hashable], ...]

@@ -69,6 +69,8 @@ from iretrace.machine.smm import (
     take_init,
     take_sipi,
     take_sipi_alone,
+    take_sipi_without_both,
+    take_sipi_without_smi,
     take_smi,
 )
 from iretrace.machine.vmcb import EFER_SVME, SVM_EXIT_VMRUN, Vmcb
@@ -100,6 +102,10 @@ AUTOMATIC_EXITS = (OP_VMGEXIT, OP_HLT, OP_PAUSE)
 
 Take = Callable[[Machine, Cpu, Vmcb], None]
 """A rule by which an event is taken."""
+
+
+WAYS_TO_START = (take_sipi, take_sipi_alone, take_sipi_without_smi, take_sipi_without_both)
+"""What a SIPI may do to what has come before it."""
 
 
 def observation(cpu: Cpu) -> Observation | None:
@@ -170,9 +176,9 @@ class Known:
     """Taking the SMI, if no trap comes first."""
     init_taken: Move | None
     """Taking the INIT, if no trap comes first. Which of the two goes first is not documented."""
-    sipi_taken: tuple[Move, Move] | None
-    """Taking the SIPI: with the NMI that came while the processor waited for it, and without. Whether it is held or
-    lost is not documented, so that it may be either each time."""
+    sipi_taken: tuple[Move, ...]
+    """Taking the SIPI: with the NMI and the SMI that came while the processor waited for it, and without. Whether they
+    are held or lost is not documented, so that it may be either each time."""
     smi: Observation
     """The SMI by which it got into SMM, if it is there."""
     waits: bool
@@ -272,7 +278,7 @@ class PatientReference:
             yield None, (known.smi_taken[1], transit, done, BEGUN_SMI, attached)
         if known.init_taken is not None:
             yield None, (known.init_taken[1], transit, self._done_after_init(done), BEGUN_NOTHING, attached)
-        for _, started in known.sipi_taken or ():
+        for _, started in known.sipi_taken:
             yield None, (started, transit, done, BEGUN_NOTHING, attached)
         if known.taken is not None and not known.higher_owed:
             shown, after = known.taken
@@ -378,7 +384,7 @@ class PatientReference:
             higher_owed=(smi_due(cpu) or init_due(cpu) or sipi_due(cpu)) and not cpu.shutdown,
             smi_taken=self._do(take_smi, packed) if smi_due(cpu) and interruptible else None,
             init_taken=self._do(take_init, packed) if init_due(cpu) and interruptible else None,
-            sipi_taken=(self._do(take_sipi, packed), self._do(take_sipi_alone, packed)) if sipi_due(cpu) else None,
+            sipi_taken=tuple(self._do(take, packed) for take in WAYS_TO_START) if sipi_due(cpu) else (),
             smi=self._smi_of(cpu),
             waits=due or bool(cpu.smm and cpu.nmi_latched and not cpu.smm_nmi_masked),
             taken=self._do(take_nmi, packed) if due and interruptible else None,

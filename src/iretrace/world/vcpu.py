@@ -225,7 +225,7 @@ class Vcpu:
     def _set_registers(self, packed: tuple[int, ...]) -> tuple[int, ...]:
         """What the VMM's KVM_SET_REGS and KVM_SET_SREGS before the first KVM_RUN comes to at the first VMRUN."""
         vmcb, cpu = unpack(Vmcb, packed), unpack(Cpu, self.first)
-        vmcb.rip, vmcb.rsp, vmcb.rflags, vmcb.cpl = cpu.rip, cpu.rsp, cpu.rflags, cpu.cpl
+        vmcb.rip, vmcb.rsp, vmcb.rflags, vmcb.cpl, vmcb.ss = cpu.rip, cpu.rsp, cpu.rflags, cpu.cpl, cpu.ss
         return pack(vmcb)
 
     def woken(self, core: int) -> int:
