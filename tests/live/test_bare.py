@@ -32,12 +32,13 @@ nmi:
 """
 
 TESTS = ("two-nmis-at-once", "nmi-and-signal", "nmi-and-irq", "hlt-in-nmi-for-ever", "iret-sets-tf", "nmi-in-smm")
+USER = ("user-gates", "syscall-and-nmi", "syscall-while-stepping", "user-privileged")
 
 
 @pytest.fixture(scope="module")
 def seen() -> Iterator[list[Seen]]:
     """All of them on one machine; skipped, saying why, where there is no QEMU or no compiler."""
-    tests = [*select(TESTS), make_test(TWO_NMIS), make_test(SHUTDOWN)]
+    tests = [*select(TESTS), *select(USER), make_test(TWO_NMIS), make_test(SHUTDOWN)]
     try:
         version = qemu_version()
         with workplace() as directory:

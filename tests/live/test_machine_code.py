@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -11,15 +12,19 @@ import pytest
 from iretrace.litmus.corpus import shipped
 from iretrace.litmus.parse import parse
 from iretrace.litmus.test import Instruction, Op
-from iretrace.live.guests import reason_not_to_run
-from iretrace.live.layout import ARMED, IDT, PAGE, UNMAPPED
+from iretrace.live.guests import lstar_of, make_guests, reason_not_to_run, segments_of
+from iretrace.live.layout import ARMED, IDT, PAGE, PAGE_TABLE, STACKS, TSS, UNMAPPED
 from iretrace.live.machine_code import (
+    MAIN_STUB,
+    SYSCALL,
     NotRunnable,
     assemble,
     counts_spins,
     encode,
     msr_of,
+    stack_word,
 )
+from iretrace.machine.cpu import PAGE_RSP0, PAGE_WORDS, STACK_WORDS
 from tests.live.guests import TWO_NMIS, make_test
 
 INSTRUCTIONS = {
@@ -54,6 +59,11 @@ INSTRUCTIONS = {
     "wrmsr efer": (Op.WRMSR, 0xC000_0080, "wrmsr"),
     "vmrun rax": (Op.VMRUN, 0, "vmrun"),
     "show rax": (Op.SHOW, 0, "stosq"),
+    "int1": (Op.INT1, 0, "int1"),
+    "syscall": (Op.SYSCALL, 0, "syscall"),
+    "sysretq": (Op.SYSRET, 0, "sysretq"),
+    "mov rax, r11": (Op.FROM_R11, 0, "mov rax, r11"),
+    "mov r11, rax": (Op.TO_R11, 0, "mov r11, rax"),
 }
 
 
@@ -160,3 +170,104 @@ def test_a_guest_that_writes_an_msr_has_its_number_in_rcx_and_spins_without_coun
 def test_a_guest_that_goes_to_another_stack_is_left_out() -> None:
     [test] = [test for test in shipped() if test.name == "iret-on-cold-stack"]
     assert reason_not_to_run(test) == "RSP goes to another stack, which lies elsewhere in a live guest"
+
+
+USER = """\
+test user
+about A user program calls its kernel, and both may be interrupted.
+vcpu  plain
+outside nmi
+cpl  3
+
+main:
+    mov ss, ax
+    syscall
+    mark    m
+    spin
+syscall:
+    mov     rax, r11
+    show    rax
+    sysretq
+bp:
+    iretq
+nmi:
+    mark    n
+    iretq
+"""
+
+
+def test_syscall_leads_to_its_section_which_logs_nothing() -> None:
+    guest = make_guests(make_test(USER), 10, 0)[0]
+    assert guest.program.stubs.keys() == {MAIN_STUB, SYSCALL, 2, 3}
+    assert guest.program.claimed.keys() == {2, 3}
+    assert lstar_of(guest) == guest.program.addresses[4] in guest.program.chunks
+
+
+def test_a_user_program_begins_with_its_own_selectors() -> None:
+    assert segments_of(make_test(USER)) == (0x3B, 0x33)
+    assert segments_of(make_test(TWO_NMIS)) == (0x10, 0x18)
+
+
+def test_user_mode_may_use_the_gate_of_bp_only() -> None:
+    idt = assemble(make_test(USER), {}).chunks[IDT]
+    assert [vector for vector in range(256) if idt[vector * 16 + 5] == 0xEE] == [3]
+
+
+def test_events_of_user_mode_come_to_the_stack_of_the_tss_which_is_the_models() -> None:
+    assert int.from_bytes(assemble(make_test(USER), {}).chunks[TSS][4:12], "little") == STACKS["rsp0"]
+    assert stack_word(STACKS["rsp0"] - 8) == PAGE_RSP0 * PAGE_WORDS + STACK_WORDS - 1
+
+
+def test_user_programs_have_every_page_that_there_is() -> None:
+    chunks = assemble(make_test(USER), {}).chunks
+    entries = struct.unpack("<512Q", chunks[PAGE_TABLE])
+    assert all(entry & 4 for entry in entries if entry)
+    assert entries[UNMAPPED // PAGE] == entries[STACKS["rsp0"] // PAGE] == 0
+
+
+def test_what_syscall_overwrites_is_not_used_beside_it() -> None:
+    test = make_test(USER)
+    assert not counts_spins(test)
+    program = assemble(test, {})
+    start, end = program.stubs[3]
+    stub = program.chunks[start][: end - start]
+    assert b"\x4d\x8b\x5c\x24" not in stub  # mov r11, [rsp+...]
+
+
+def test_kernel_code_of_a_user_program_does_not_load_ss() -> None:
+    text = USER.replace("    mov     rax, r11", "    mov ss, ax\n    mov     rax, r11")
+    assert "MOV SS in kernel mode" in reason_not_to_run(make_test(text))
+
+
+def test_flags_that_the_model_does_not_have_are_not_shown() -> None:
+    text = USER.replace("    iretq\nnmi", "    or qword [rsp+16], TF\n    iretq\nnmi")
+    assert "arithmetic flags" in reason_not_to_run(make_test(text))
+
+
+COLD = """\
+test cold
+about An NMI may come where a page is touched for the first time.
+vcpu  plain
+outside nmi
+cold  there
+
+main:
+    nop
+    there: nop
+    spin
+nmi:
+    mark    n
+    iretq
+"""
+
+
+def test_a_cold_instruction_begins_a_page_in_every_guest() -> None:
+    guests = make_guests(make_test(COLD), 10, 0)
+    assert all(guest.program.addresses[1] % PAGE == 0 for guest in guests)
+    assert {guest.cuts for guest in guests} == {(-1,), (1,), (3,), (4,)}
+
+
+def test_an_event_beside_a_cold_instruction_cannot_be_placed() -> None:
+    text = COLD.replace("outside nmi", "outside at next: nmi").replace("    spin", "    next: spin")
+    assert "beside a cold instruction" in reason_not_to_run(make_test(text))
+    assert reason_not_to_run(make_test(text.replace("at next", "at there"))) == ""

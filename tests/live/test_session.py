@@ -11,7 +11,7 @@ from iretrace.litmus.grammar import EVENTS
 from iretrace.live.emulation import breaks, excuse, unfit
 from iretrace.live.guests import KINDS, Guest, make_guests, pack, reason_not_to_run
 from iretrace.live.harness import Broken
-from iretrace.live.observed import read_run
+from iretrace.live.observed import Run, read_run
 from iretrace.live.session import MAX_OF_A_TEST, Machine, Session, Start, run_tests
 from tests.live.guests import TWO_NMIS, first_guest, make_test
 from tests.live.test_observed import line
@@ -250,6 +250,53 @@ def test_an_rf_that_did_not_hold_the_breakpoint_off_is_no_defect_of_kvm() -> Non
     once, twice = (read_run(line(guest, log, 0), {0: guest}) for log in (place + "0;", place + "0;" + place + "3;"))
     assert excuse(once, "11.1.3") == ""
     assert "drops the RF" in excuse(twice, "11.1.3")
+
+
+GATE = """\
+test gate
+about A user program asks for what its gate refuses, and goes on behind it; INT1 is not refused.
+vcpu  plain
+cpl   3
+cold  rsp0
+
+main:
+    int 0x20
+    behind: int1
+    spin
+gp:
+    add rsp, 8
+    mov qword [rsp], behind
+    iretq
+db:
+    iretq
+"""
+
+
+def _delivered(text: str, vector: int, place: int, error: int = 0) -> Run:
+    guest = first_guest(text)
+    return read_run(line(guest, f"{vector:x}:{guest.program.addresses[place]:x}:2:{error:x}:0;", 0), {0: guest})
+
+
+def test_a_doubled_vector_in_the_error_code_of_a_refused_gate_is_a_fault_of_an_old_qemu() -> None:
+    assert "has the vector doubled" in excuse(_delivered(GATE, 0xD, 0, 0x202), "7.2.22", alone=True)
+    assert excuse(_delivered(GATE, 0xD, 0, 0x202), "11.1.3", alone=True) == ""
+    assert excuse(_delivered(GATE, 0xD, 0, 0x102), "7.2.22", alone=True) == ""
+
+
+def test_a_refused_int_that_comes_behind_itself_is_excused_with_a_cold_stack_and_kvm_only() -> None:
+    assert "the INT that its gate refuses" in excuse(_delivered(GATE, 0xD, 1), "11.1.3")
+    assert excuse(_delivered(GATE, 0xD, 0), "11.1.3") == excuse(_delivered(GATE, 0xD, 1), "11.1.3", alone=True) == ""
+    assert excuse(_delivered(GATE.replace("cold  rsp0\n", ""), 0xD, 1), "11.1.3") == ""
+
+
+def test_int1_that_came_once_is_excused_with_a_cold_stack_only() -> None:
+    assert "behind INT1 already" in excuse(_delivered(GATE, 1, 2), "11.1.3")
+    assert excuse(_delivered(GATE.replace("cold  rsp0\n", ""), 1, 2), "11.1.3") == ""
+
+
+def test_an_old_qemu_stops_at_int1() -> None:
+    assert "takes INT1 for a breakpoint" in unfit(make_test(GATE), "7.2.22", alone=True)
+    assert unfit(make_test(GATE), "11.1.3") == ""
 
 
 def test_a_debugger_that_steps_the_guest_sees_by_itself_where_it_is_to_go() -> None:

@@ -97,3 +97,36 @@ def test_values_that_were_not_kept_end_the_history() -> None:
     guest = first_guest(SHOWS)
     run = read_run(line(guest, "", 1, shown="70", values="7," * 64), {0: guest})
     assert (run.history, run.complete) == ((), False)
+
+
+CALLS = """\
+test calls
+about A user program calls its kernel, which marks and shows.
+vcpu  plain
+outside nmi
+cpl  3
+
+main:
+    syscall
+    mark a
+    spin
+syscall:
+    mov rax, 7
+    show rax
+    mark b
+    sysretq
+nmi:
+    mark n
+    iretq
+"""
+
+
+def test_the_kernel_returns_behind_the_syscall() -> None:
+    program = make_guests(make_test(CALLS), 1, 0)[0].program
+    assert Walk(make_test(CALLS)).between([1, 0], [7], program) == [Shown(7), Mark(1), Mark(0)]
+
+
+def test_where_sysret_leads_is_not_known_of_two_calls() -> None:
+    program = make_guests(make_test(CALLS), 1, 0)[0].program
+    twice = make_test(CALLS.replace("    spin", "    syscall\n    spin"))
+    assert Walk(twice).between([1, 0], [7], program) is None

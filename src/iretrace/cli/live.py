@@ -163,7 +163,8 @@ def hash_of(test: Test) -> str:
     """Tells whether two runs are about the same test: of what it does, not of its comments."""
     code = [(instruction.text, instruction.label) for instruction in test.code]
     arrivals = [(arrival.kind, arrival.promised, arrival.at) for arrival in test.outside]
-    parts = (code, arrivals, test.main, test.handlers, sorted(test.ist), sorted(test.cold), test.interrupts)
+    stacks = (sorted(test.ist), sorted(test.cold))
+    parts = (code, arrivals, test.main, test.handlers, *stacks, test.interrupts, test.cpl, test.syscall, test.cold_code)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

@@ -4,7 +4,7 @@
  * harness.c gives to a vCPU. One guest for each reset: a second reset without a new guest was a shutdown.
  *
  * MAIL: 1 = start the guest (written from outside), 2 = started, 3 = the guest has shut down. Behind it, 8 bytes each: RFLAGS,
- * entry, RCX, EFER.
+ * entry, RCX, EFER, CS, SS, LSTAR.
  * The layout of memory is that of machine_code.py. This is linked to run at 0xf0000.
  */
 	.set	PAGE_TABLES, 0x1000
@@ -14,7 +14,7 @@
 	.set	MAIL, 0x8000
 	.set	SCRATCH_STACK, 0xa000
 	.set	STACKS, 0x10000
-	.set	STACKS_END, 0x1a000
+	.set	STACKS_END, 0x1c000
 	.set	LOG, 0x40000
 	.set	LOG_END, 0x44000
 	.set	VALUES, 0x46000
@@ -97,11 +97,23 @@ in_64_bits:
 	andb	$~2, GDT + TSS_SELECTOR + 5	/* not busy */
 	movl	$TSS_SELECTOR, %eax
 	ltr	%ax
+	movl	$0xc0000081, %ecx	/* STAR */
+	xorl	%eax, %eax
+	movl	$0x00280010, %edx
+	wrmsr
+	movl	$0xc0000082, %ecx	/* LSTAR */
+	movl	MAIL + 56, %eax
+	xorl	%edx, %edx
+	wrmsr
+	movl	$0xc0000084, %ecx	/* SFMASK */
+	movl	$0x47700, %eax
+	wrmsr
+	movl	MAIL + 48, %esi
 	movl	$SCRATCH_STACK, %esp
-	pushq	$DATA_SELECTOR
+	pushq	MAIL + 48
 	pushq	$MAIN_STACK_TOP
 	pushq	MAIL + 8
-	pushq	$CODE_SELECTOR
+	pushq	MAIL + 40
 	pushq	MAIL + 16
 	xorl	%eax, %eax
 	xorl	%ebx, %ebx
@@ -125,7 +137,7 @@ boot_gdtr:
 	.word	boot_gdtr - boot_gdt - 1
 	.long	boot_gdt
 guest_gdtr:
-	.word	0x2f
+	.word	0x4f
 	.long	GDT
 guest_idtr:
 	.word	0xfff

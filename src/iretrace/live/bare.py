@@ -16,7 +16,7 @@ from pathlib import Path
 from iretrace.linux.debian import Unavailable
 from iretrace.litmus.test import Op
 from iretrace.live.gdb import Debugger
-from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest
+from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest, lstar_of, segments_of
 from iretrace.live.harness import Broken, end, last_line, spawn
 from iretrace.live.layout import LOG, LOG_END, LOG_NEXT, MEMORY_END, RECORD_BYTES, VALUES
 from iretrace.live.machine_code import FIXED, SELF_JUMP, efer_of, msr_of, number_of
@@ -30,7 +30,7 @@ MACHINE = "-machine q35,pit=off,hpet=off -cpu max,+svm -m 16".split()
 MACHINE += "-nodefaults -no-user-config -display none".split()
 
 MAIL, START, SHUT_DOWN = 0x8000, 1, 3
-"""As in bare.S: state, RFLAGS, entry, RCX, EFER."""
+"""As in bare.S: state, RFLAGS, entry, RCX, EFER, CS, SS, LSTAR."""
 
 MSI = 0xFEE00000
 MESSAGES = {"nmi": 0x400, "irq": 0x30, "smi": 0x200}
@@ -175,7 +175,8 @@ class _Run:
         debugger.monitor("system_reset")
         rflags = RFLAGS | (RFLAGS_IF if test.interrupts else 0)
         entry = self._guest.program.entry
-        debugger.write(MAIL, struct.pack("<5Q", START, rflags, entry, msr_of(test), efer_of(test) & ~EFER_LMA))
+        state = (msr_of(test), efer_of(test) & ~EFER_LMA, *segments_of(test), lstar_of(self._guest))
+        debugger.write(MAIL, struct.pack("<8Q", START, rflags, entry, *state))
         debugger.write(LOG_NEXT, struct.pack("<Q", LOG))
         debugger.breakpoint(entry, there=True)
         if not debugger.go(START_LIMIT):

@@ -67,11 +67,15 @@ def _smi_in_shadow(run: Run) -> bool:
     return _taken_in_shadow(run, SMI)
 
 
+def _comes_behind(run: Run, vector: int, op: Op) -> bool:
+    """Something is delivered right behind such an instruction."""
+    places = (event.place for event in run.history if isinstance(event, Delivery) and event.vector == vector)
+    return any(place > 0 and run.guest.test.code[place - 1].op is op for place in places)
+
+
 def _smi_ends_hlt(run: Run) -> bool:
     """An SMI came behind HLT, where a halted processor is."""
-    code = run.guest.test.code
-    smis = (event.place for event in run.history if isinstance(event, Delivery) and event.vector == SMI)
-    return any(place > 0 and code[place - 1].op is Op.HLT for place in smis)
+    return _comes_behind(run, SMI, Op.HLT)
 
 
 def _steps_over_sti(run: Run) -> bool:
@@ -83,6 +87,14 @@ def _gate_is_absent(run: Run) -> bool:
     """#NP for an event that no instruction asked for must have EXT."""
     return any(
         isinstance(event, Delivery) and event.vector == VECTORS["np"] and not event.error & ERROR_EXT
+        for event in run.history
+    )
+
+
+def _refused_gate_is_doubled(run: Run) -> bool:
+    """The error code of #GP for a gate that refuses an INT is 16 * vector + 2, not 8 * vector + 2."""
+    return any(
+        isinstance(event, Delivery) and event.vector == VECTORS["gp"] and event.error == 16 * VECTORS["int"] + 2
         for event in run.history
     )
 
@@ -104,6 +116,10 @@ def _breaks_anywhere(test: Test) -> bool:
 
 def _general_detect(test: Test) -> bool:
     return any(value & DR7_GD for value in _dr7_values(test))
+
+
+def _int1(test: Test) -> bool:
+    return any(instruction.op is Op.INT1 for instruction in test.code)
 
 
 def _watched_before_a_hidden_page(run: Run) -> bool:
@@ -129,11 +145,22 @@ def _rf_is_dropped(run: Run) -> bool:
     return any(", RF" in i.text for i in test.code) and len(places) != len(set(places))
 
 
+def _fault_of_int_is_redone(run: Run) -> bool:
+    """#GP of an INT that its gate refuses comes behind the INT, where a cold page may have cut it off."""
+    return bool(run.guest.test.cold) and _comes_behind(run, VECTORS["gp"], Op.INT)
+
+
+def _int1_is_cut_off(run: Run) -> bool:
+    """#DB comes behind INT1, where a cold page may have cut it off."""
+    return bool(run.guest.test.cold) and _comes_behind(run, VECTORS["db"], Op.INT1)
+
+
 FAULTS = (
     Fault("QEMU takes a virtual interrupt inside an interrupt shadow", (11, 1), _irq_in_shadow, in_svm=True),
     Fault("QEMU does not hold NMIs in the shadow of STI or MOV SS", (), _nmi_in_shadow),
     Fault("QEMU raises no single-step trap after STI", (11, 1), _steps_over_sti),
     Fault("QEMU's error code for an absent gate lacks EXT, and in 7.2 has the vector doubled", (), _gate_is_absent),
+    Fault("QEMU's error code for a gate that refuses an INT has the vector doubled", (11, 1), _refused_gate_is_doubled),
     Fault(
         "QEMU loses the #DB of a data breakpoint where the next instruction cannot be fetched",
         (),
@@ -142,6 +169,13 @@ FAULTS = (
     ),
     Fault("QEMU loses a delivery whose frame touches a watched word, or its #DB", (), _frame_is_watched),
     Fault("QEMU drops the RF that an IRETQ pops, if it runs with RF set itself", (), _rf_is_dropped),
+    Fault(
+        "QEMU's EXITINTINFO has the INT that its gate refuses, not the #GP whose delivery was cut off",
+        (),
+        _fault_of_int_is_redone,
+        in_svm=True,
+    ),
+    Fault("QEMU's RIP is behind INT1 already where the delivery is cut off", (), _int1_is_cut_off, in_svm=True),
     Fault("QEMU's RSM does not go back into HLT", (), _smi_ends_hlt, alone=True),
     Fault("QEMU's RSM does not go back into an interrupt shadow", (), _smi_in_shadow, alone=True),
 )
@@ -162,6 +196,7 @@ class Limit:
 UNFIT = (
     Limit("it arms no breakpoints at VMRUN, and keeps those of another guest", (11, 1), _breaks_anywhere, in_svm=True),
     Limit("it has no general detect", (11, 1), _general_detect),
+    Limit("it takes INT1 for a breakpoint of its own debugger, and stops", (11, 1), _int1),
     Limit("its INIT clears XMM registers, where the marks are", (), has_init, alone=True),
 )
 BREAKS = (Limit("it aborts where a delivery or an IRETQ touches a watched word", (), _watches),)

@@ -8,8 +8,18 @@ from dataclasses import dataclass, replace
 
 from iretrace.litmus.test import Arrival, Op, Test
 from iretrace.live.layout import CODE, STACKS
-from iretrace.live.machine_code import NotRunnable, Program, assemble, efer_of, has_svm, msr_of, sections_of
+from iretrace.live.machine_code import (
+    NotRunnable,
+    Program,
+    assemble,
+    data_selector,
+    efer_of,
+    has_svm,
+    msr_of,
+    section_of,
+)
 from iretrace.live.real_mode import lasts
+from iretrace.machine.cpu import KERNEL_CS, USER_CS
 
 MAGIC = 0x65637274
 MAX_ARRIVALS = 8
@@ -50,12 +60,12 @@ def reason_not_to_run(test: Test, any_place: bool = False) -> str:
         return f"for {' and '.join(test.vcpus)}, which needs an AMD host"
     if len(test.outside) > MAX_ARRIVALS:
         return f"more than {MAX_ARRIVALS} arrivals"
-    places: dict[int, int] = {}
+    places = _cold_place(test)
     if any(at in breakpoints(test) for at in _bound(test)):
         return "an event cannot be placed where a breakpoint is, which comes before the fetch"
     for at in _bound(test):
-        if at >= 0 and not any_place and places.setdefault(_section(test, at), at) != at:
-            return "arrivals at two places of one section"
+        if at >= 0 and not any_place and places.setdefault(section_of(test, at), at) != at:
+            return "arrivals at two places of one section, or at one beside a cold instruction"
     try:
         assemble(test, {})
     except NotRunnable as error:
@@ -86,11 +96,12 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
     """The guests of a test that can run, numbered from `first`: at random moments, and directed ones."""
     own = _bound(test)
     guests = [_guest(test, first, own, repeat)]
-    taken = {_section(test, at): at for at in own if at >= 0}
+    bound = {section_of(test, at): at for at in own if at >= 0}
+    taken = _cold_place(test) | bound
     free = _one_of_each_kind(test.outside)
     for index, instruction in enumerate(test.code):
-        place = taken.get(_section(test, index), index)
-        insides = [-1] if place == index and _section(test, index) not in taken else []
+        place = taken.get(section_of(test, index), index)
+        insides = [-1] if place == index and section_of(test, index) not in bound else []
         if instruction.op is Op.IRETQ and place <= index:
             insides.append(index)
         for number in free:
@@ -114,16 +125,16 @@ def directed(test: Test, wanted: Sequence[int], repeat: int, first: int) -> Gues
     """A guest whose arrivals precede these instructions (-1: they come at any time). One place in each section: what is
     wanted at another one comes at any time."""
     cuts = list(_bound(test))
-    taken = {_section(test, at): at for at in cuts if at >= 0}
+    taken = _cold_place(test) | {section_of(test, at): at for at in cuts if at >= 0}
     for number, place in enumerate(wanted):
         free = test.outside[number].at < 0 <= place < len(test.code)
-        if free and taken.setdefault(_section(test, place), place) == place:
+        if free and taken.setdefault(section_of(test, place), place) == place:
             cuts[number] = place
     return _guest(test, first, tuple(cuts), repeat)
 
 
 def _guest(test: Test, number: int, cuts: tuple[int, ...], repeat: int, placed: int = -1, inside: int = -1) -> Guest:
-    where = {_section(test, at): at for at in cuts if at >= 0}
+    where = _cold_place(test) | {section_of(test, at): at for at in cuts if at >= 0}
     return Guest(number, test, assemble(test, where), cuts, repeat, placed, inside)
 
 
@@ -136,9 +147,19 @@ def _one_of_each_kind(outside: Sequence[Arrival]) -> list[int]:
     return list(first.values())
 
 
-def _section(test: Test, index: int) -> int:
-    """The first instruction of the section that an instruction belongs to."""
-    return max((start for start in sections_of(test) if start <= index), default=-1)
+def _cold_place(test: Test) -> dict[int, int]:
+    """The instruction on a cold page, which it begins, with the section that it belongs to."""
+    return {section_of(test, test.cold_code): test.cold_code} if test.cold_code >= 0 else {}
+
+
+def segments_of(test: Test) -> tuple[int, int]:
+    """The selectors in CS and SS when main begins."""
+    return (USER_CS if test.cpl else KERNEL_CS), data_selector(test)
+
+
+def lstar_of(guest: Guest) -> int:
+    """Where SYSCALL leads; 0 in a test without it."""
+    return guest.program.addresses[guest.test.syscall] if guest.test.syscall >= 0 else 0
 
 
 def pack(guests: Sequence[Guest], seed: int) -> bytes:
@@ -150,9 +171,10 @@ def _pack(guest: Guest, seed: int) -> bytes:
     test, program = guest.test, guest.program
     rflags = RFLAGS | (RFLAGS_IF if test.interrupts else 0)
     head = struct.pack(
-        "<12I",
+        "<15I",
         *(MAGIC, guest.number, guest.repeat, seed + guest.number, program.entry, rflags),
-        *(msr_of(test), efer_of(test), int(has_svm(test)), int(lasts(test)), int(test.ap), len(test.outside)),
+        *(msr_of(test), efer_of(test), *segments_of(test), lstar_of(guest)),
+        *(int(has_svm(test)), int(lasts(test)), int(test.ap), len(test.outside)),
     )
     for number, (arrival, at) in enumerate(zip(test.outside, guest.cuts, strict=True)):
         cut = program.addresses[at] if at >= 0 else 0
@@ -164,7 +186,8 @@ def _pack(guest: Guest, seed: int) -> bytes:
         held = int(number == guest.held)
         head += ARRIVAL.pack(KINDS[arrival.kind], int(arrival.promised), cut, bound, inside, debugger, target, held)
     head += bytes(ARRIVAL.size * (MAX_ARRIVALS - len(test.outside)))
-    head += struct.pack("<2I", _cold(test), len(program.chunks))
+    cold_code = program.addresses[test.cold_code] if test.cold_code >= 0 else 0
+    head += struct.pack("<3I", _cold(test), cold_code, len(program.chunks))
     return head + b"".join(_chunk(address, data) for address, data in program.chunks.items())
 
 

@@ -54,6 +54,13 @@
 #define DATA_SELECTOR 0x18
 #define TSS_SELECTOR 0x20
 
+/* SYSCALL: CS 0x10 and SS 0x18; SYSRET: CS 0x3b and SS 0x33; what Linux has in SFMASK. */
+#define MSR_STAR 0xc0000081
+#define MSR_LSTAR 0xc0000082
+#define MSR_SYSCALL_MASK 0xc0000084
+#define STAR ((uint64_t)0x28 << 48 | (uint64_t)0x10 << 32)
+#define SYSCALL_MASK 0x47700
+
 #define MAGIC 0x65637274
 #define MAX_ARRIVALS 8
 #define SHOWN_RECORDS 48
@@ -97,12 +104,16 @@ struct guest {
 	uint32_t rflags;
 	uint32_t rcx;
 	uint32_t efer;
+	uint32_t cs; /* of main; with RPL 3 it is a user program */
+	uint32_t ss;
+	uint32_t lstar; /* where SYSCALL leads; 0: it is not used */
 	uint32_t svm; /* its CPUID has SVM */
 	uint32_t lasting; /* log and marks are where RSM and INIT do not come to: real_mode.py */
 	uint32_t ap;	  /* it is no bootstrap processor */
 	uint32_t arrivals;
 	struct arrival arrival[MAX_ARRIVALS];
 	uint32_t cold; /* bit n: page MAIN_STACK_TOP - PAGE + 2 * n * PAGE has never been touched */
+	uint32_t cold_code; /* a page of instructions that has never been touched; 0: none */
 	uint32_t chunks;
 };
 
@@ -212,6 +223,14 @@ static uint64_t random_number(void)
 	return random_state;
 }
 
+/* The first numbers of seeds alike are alike in their low bits. */
+static void seed_random(unsigned repetition)
+{
+	random_state = ((uint64_t)guest->seed << 32 | repetition << 8 | 0x5b) * 0x9e3779b97f4a7c15ull;
+	for (unsigned i = 0; i < 16; i++)
+		random_number();
+}
+
 /* 0 to 4 ms, every order of magnitude as likely as the next. */
 static uint64_t random_delay(void)
 {
@@ -316,17 +335,21 @@ static void wait_quiet(void)
 
 /* The virtual machine. ---------------------------------------------------------------------------------------------- */
 
-static void set_segments(struct kvm_sregs *sregs)
+static void set_code_and_data(struct kvm_sregs *sregs, uint32_t cs, uint32_t ss)
 {
 	struct kvm_segment code = {
-		.limit = 0xffffffff, .selector = CODE_SELECTOR, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1,
+		.limit = 0xffffffff, .selector = cs, .type = 11, .present = 1, .dpl = cs & 3, .s = 1, .l = 1, .g = 1,
 	};
 	struct kvm_segment data = {
-		.limit = 0xffffffff, .selector = DATA_SELECTOR, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1,
+		.limit = 0xffffffff, .selector = ss, .type = 3, .present = 1, .dpl = ss & 3, .s = 1, .db = 1, .g = 1,
 	};
 
 	sregs->cs = code;
 	sregs->ds = sregs->es = sregs->fs = sregs->gs = sregs->ss = data;
+}
+
+static void set_system(struct kvm_sregs *sregs)
+{
 	sregs->tr = (struct kvm_segment){
 		.base = TSS, .limit = 0x67, .selector = TSS_SELECTOR, .type = 11, .present = 1,
 	};
@@ -352,6 +375,22 @@ static void set_cpuid(void)
 		if (cpuid.entry[i].function == 0x80000001 && !guest->svm)
 			cpuid.entry[i].ecx &= ~4u;
 	must(ioctl(vcpu, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
+}
+
+static void set_syscall(void)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry[3];
+	} msrs = {
+		.head.nmsrs = 3,
+		.entry = { { .index = MSR_STAR, .data = STAR },
+			   { .index = MSR_LSTAR, .data = guest->lstar },
+			   { .index = MSR_SYSCALL_MASK, .data = SYSCALL_MASK } },
+	};
+
+	if (ioctl(vcpu, KVM_SET_MSRS, &msrs) != 3)
+		fail("KVM_SET_MSRS");
 }
 
 static void enable_apic(void)
@@ -419,8 +458,11 @@ static void make_vm(void)
 	}
 	set_cpuid();
 	must(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
-	set_segments(&sregs);
+	set_system(&sregs);
+	set_code_and_data(&sregs, CODE_SELECTOR, DATA_SELECTOR);
 	must(ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
+	if (guest->lstar)
+		set_syscall();
 	enable_apic();
 	must(ioctl(vcpu, KVM_SET_MP_STATE, &runnable), "KVM_SET_MP_STATE");
 	if (guest->lasting)
@@ -439,7 +481,7 @@ static void drop_vm(void)
 static void start_at(uint64_t rip, uint64_t rflags, uint64_t rcx)
 {
 	struct kvm_regs regs = {
-		.rip = rip, .rflags = rflags, .rsp = MAIN_STACK_TOP, .rsi = DATA_SELECTOR,
+		.rip = rip, .rflags = rflags, .rsp = MAIN_STACK_TOP, .rsi = guest->ss,
 		.rcx = rcx, .rdi = VALUES, .r13 = NOT_CANONICAL, .r14 = LOG,
 	};
 
@@ -869,13 +911,13 @@ static int is_spin(uint64_t rip)
 
 /*
  * KVM_GET_MP_STATE has KVM take an INIT that it has forgotten, and KVM_GET_VCPU_EVENTS has it look for events again. So where
- * that may show, a guest that spins, and was not asleep, is not asked for them.
+ * that may show, a guest that spins, and was not asleep, is not asked for them: with INIT, and where SYSCALL ends a step.
  */
 static void look(struct seen *seen, int asleep)
 {
 	memset(seen, 0, sizeof *seen);
 	must(ioctl(vcpu, KVM_GET_REGS, &seen->regs), "KVM_GET_REGS");
-	if (!guest->lasting || asleep || !is_spin(seen->regs.rip)) {
+	if (!(guest->lasting || guest->lstar) || asleep || !is_spin(seen->regs.rip)) {
 		must(ioctl(vcpu, KVM_GET_MP_STATE, &seen->mp), "KVM_GET_MP_STATE");
 		must(ioctl(vcpu, KVM_GET_VCPU_EVENTS, &seen->events), "KVM_GET_VCPU_EVENTS");
 	}
@@ -1015,11 +1057,26 @@ static int warm_up(void)
 	for (unsigned n = 0; n < 8; n++)
 		if (guest->cold >> n & 1)
 			must(madvise(memory + MAIN_STACK_TOP - PAGE + 2 * n * PAGE, PAGE, MADV_DONTNEED), "madvise");
+	/* Its content stays, but KVM maps it again only when the guest comes there. */
+	if (guest->cold_code) {
+		allow(guest->cold_code, PROT_NONE);
+		allow(guest->cold_code, PROT_READ | PROT_WRITE);
+	}
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		if (guest->arrival[i].cut)
 			allow(guest->arrival[i].cut, PROT_NONE);
 	exited = 0;
 	return 0;
+}
+
+/* Main is a user program; the warm-up was none, for it leaves by an OUT. */
+static void enter_user_mode(void)
+{
+	struct kvm_sregs sregs;
+
+	must(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
+	set_code_and_data(&sregs, guest->cs, guest->ss);
+	must(ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
 }
 
 /* The guest has made its first store, or an event came before it. */
@@ -1034,7 +1091,7 @@ static void run_once(unsigned repetition)
 {
 	struct seen seen = { 0 };
 
-	random_state = ((uint64_t)guest->seed << 32 | repetition << 8 | 0x5b) * 0x9e3779b97f4a7c15ull;
+	seed_random(repetition);
 	refused = exited = 0;
 	cut_time = 0;
 	if (marked)
@@ -1051,6 +1108,8 @@ static void run_once(unsigned repetition)
 	if (warm) {
 		put("run %u %u end=cold reason=%d\n", guest->number, repetition, warm);
 	} else {
+		if (guest->cs & 3)
+			enter_user_mode();
 		start_at(guest->entry, guest->rflags, guest->rcx);
 		start_vcpu();
 		send_all();

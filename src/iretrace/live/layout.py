@@ -4,10 +4,10 @@ PAGE = 0x1000
 PAGE_TABLES, GDT, TSS, IDT, ARMED, WARM_UP, PAGE_TABLE = 0x1000, 0x4000, 0x4100, 0x5000, 0x6000, 0x7000, 0xB000
 GDT_LIMIT, IDT_LIMIT = 0x4F, 0xFFF
 MEMORY_END = 0x48000
-STACKS = {"main": 0x11000, "nmi": 0x13000, "vc": 0x15000, "df": 0x17000, "db": 0x19000}
+STACKS = {"main": 0x11000, "nmi": 0x13000, "vc": 0x15000, "df": 0x17000, "db": 0x19000, "rsp0": 0x1B000}
 """Tops of the stack pages, in the order of the model's; around each lies a page that is not there."""
 
-HOLES = tuple(range(0xF000, 0x1A000, 2 * PAGE))
+HOLES = tuple(range(0xF000, 0x1C000, 2 * PAGE))
 UNMAPPED = HOLES[-1]
 NOT_CANONICAL = 0x8000_0000_0000
 

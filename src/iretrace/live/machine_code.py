@@ -7,7 +7,8 @@ guest has begun, and in front of each handler a few instructions that log the de
 A mark is `lea r15, [r15+r15*8+N]`: it appends the digit N to a number of base 9. One instruction, no memory, no flags.
 `show rax` is `stosq`: it appends rax to a list in memory. The stack pointer, r14 (next record of the log), r15, rcx
 (spins, counted down), rdi (next value shown), rsi (a selector for SS) and r13 (an address that is not canonical) are
-taken; in a test with CPUID, which overwrites rax, rbp is the 0 that `push rax` pushes. Where SMM or INIT changes all of
+taken; in a test with CPUID, which overwrites rax, rbp is the 0 that `push rax` pushes, and in one with SYSCALL rcx and
+r11 are its own. User programs see the same pages as their kernel. Where SMM or INIT changes all of
 these, log and marks are elsewhere: real_mode.py, which also has what is 16-bit code.
 """
 
@@ -39,7 +40,16 @@ from iretrace.live.layout import (
     WRAP_BIT,
 )
 from iretrace.live.real_mode import claim, firmware, init_stub, lasting_mark, lasts, log_smi, smi_stub, store_marks
-from iretrace.machine.cpu import EFER_BOOTED, EFER_LMA, EFER_LME, MSR_EFER, PAGE_WORDS, STACK_WORDS
+from iretrace.machine.cpu import (
+    EFER_BOOTED,
+    EFER_LMA,
+    EFER_LME,
+    KERNEL_DS,
+    MSR_EFER,
+    PAGE_WORDS,
+    STACK_WORDS,
+    USER_DS,
+)
 
 MAX_MARK = 8
 BASE = MAX_MARK + 1
@@ -72,12 +82,18 @@ FIXED = {
     Op.VMRUN: b"\x0f\x01\xd8",
     Op.UD2: b"\x0f\x0b",
     Op.RSM: b"\x0f\xaa",
+    Op.INT1: b"\xf1",
+    Op.SYSCALL: b"\x0f\x05",
+    Op.SYSRET: b"\x48\x0f\x07",
+    Op.FROM_R11: b"\x4c\x89\xd8",  # mov rax, r11
+    Op.TO_R11: b"\x49\x89\xc3",  # mov r11, rax
 }
 
 ON_STACK = {Op.OR_STACK: b"\x48\x81\x4c\x24", Op.ANDN_STACK: b"\x48\x81\x64\x24", Op.MOV_STACK: b"\x48\xc7\x44\x24"}
 JMP_BYTES = 5
 SELF_JUMP = b"\xeb\xfe"
-"""A `spin` in a test that needs rcx for something else: CPUID overwrites it, RDMSR and WRMSR have a number there."""
+"""A `spin` in a test that needs rcx for something else: CPUID and SYSCALL overwrite it, RDMSR and WRMSR have a number
+there."""
 
 MSRS = (Op.RDMSR, Op.WRMSR)
 PUSH_0 = b"\x55"
@@ -99,7 +115,7 @@ class Program:
     addresses: tuple[int, ...]
     stubs: Mapping[int, tuple[int, int]]
     """Of each vector: from where to where the instructions that log its delivery lie; those in front of main, `smi:`
-    and `init:` under the numbers MAIN_STUB, SMI and INIT."""
+    and `init:` under the numbers MAIN_STUB, SMI and INIT; none in front of `syscall:`, to which no delivery leads."""
     claimed: Mapping[int, int]
     """Of each vector, and of SMI: behind which instruction of its stub it has a record of its own."""
     entry: int
@@ -112,8 +128,10 @@ class Program:
         return self.addresses.index(rip) if rip in self.addresses else -1
 
 
-MAIN_STUB, SMI, INIT = 0x100, 0x101, 0x102
+MAIN_STUB, SMI, INIT, SYSCALL = 0x100, 0x101, 0x102, 0x103
 USE_RAX = frozenset({Op.MOV_RAX, Op.TO_DR, Op.FROM_DR, Op.LOAD, Op.LOAD_BAD, Op.SHOW})
+ARITHMETIC = (Op.OR_STACK, Op.ANDN_STACK, Op.ADD_RSP)
+"""Instructions that change flags which the model does not have."""
 
 
 def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
@@ -147,14 +165,15 @@ def _refuse(test: Test) -> None:
     """NotRunnable for a test that no guest can be made of."""
     if len(test.marks) > MAX_MARK:
         raise NotRunnable(f"more than {MAX_MARK} marks")
-    if test.cpl or test.syscall >= 0:
-        raise NotRunnable("user mode and SYSCALL are not in live guests yet")
     if any(vector == VECTORS["ss"] for vector, _ in test.handlers):
         raise NotRunnable("QEMU raises #NP where IRETQ loads an SS that is not present")
-    if {Op.VMRUN, Op.WRMSR} <= {instruction.op for instruction in test.code}:
+    ops = {instruction.op for instruction in test.code}
+    if {Op.VMRUN, Op.WRMSR} <= ops:
         raise NotRunnable("VMRUN of a guest that writes EFER has no contract")
-    if test.cold_code >= 0:
-        raise NotRunnable("an instruction on a cold page is not in live guests yet")
+    if test.cpl and any(i.op is Op.MOV_SS and section_of(test, at) != test.main for at, i in enumerate(test.code)):
+        raise NotRunnable("MOV SS in kernel mode, where the selector at hand is the user program's")
+    if Op.FROM_R11 in ops and not ops.isdisjoint(ARITHMETIC):
+        raise NotRunnable("SYSCALL saves arithmetic flags, too, which the model does not have")
     if test.frame:
         raise NotRunnable("a frame that is there before main is not in live guests yet")
     if any(instruction.op is Op.ADD_RSP and instruction.arg > STACK_WORDS // 2 for instruction in test.code):
@@ -166,9 +185,19 @@ def _refuse(test: Test) -> None:
 
 
 def sections_of(test: Test) -> dict[int, int]:
-    """Of each section: its first instruction, and its vector, or MAIN_STUB, SMI or INIT."""
-    others = {MAIN_STUB: test.main, SMI: test.smi, INIT: test.init}
+    """Of each section: its first instruction, and its vector, or MAIN_STUB, SMI, INIT or SYSCALL."""
+    others = {MAIN_STUB: test.main, SMI: test.smi, INIT: test.init, SYSCALL: test.syscall}
     return {start: vector for vector, start in test.handlers} | {at: what for what, at in others.items() if at >= 0}
+
+
+def section_of(test: Test, index: int) -> int:
+    """The first instruction of the section that an instruction belongs to, or -1."""
+    return max((start for start in sections_of(test) if start <= index), default=-1)
+
+
+def data_selector(test: Test) -> int:
+    """What SS holds while main runs."""
+    return USER_DS if test.cpl else KERNEL_DS
 
 
 def _end(test: Test, starts: list[int], start: int) -> int:
@@ -182,7 +211,7 @@ def _has(test: Test, op: Op) -> bool:
 
 def counts_spins(test: Test) -> bool:
     """Whether rcx tells how often the guest has spun. INIT clears it."""
-    return test.init < 0 and not any(_has(test, op) for op in (Op.CPUID, *MSRS))
+    return test.init < 0 and not any(_has(test, op) for op in (Op.CPUID, Op.SYSCALL, *MSRS))
 
 
 def msr_of(test: Test) -> int:
@@ -197,7 +226,7 @@ def has_svm(test: Test) -> bool:
 
 def efer_of(test: Test) -> int:
     """EFER when main begins, and in 64-bit mode behind an SMI, an INIT or a SIPI."""
-    return EFER_BOOTED if has_svm(test) else EFER_LME | EFER_LMA
+    return EFER_BOOTED if has_svm(test) or test.syscall >= 0 else EFER_LME | EFER_LMA
 
 
 def number_of(lasting: int) -> int:
@@ -265,8 +294,6 @@ def encode(instruction: Instruction, index: int, addresses: list[int], labels: M
         return _with_rax(instruction, addresses)
     if op in (Op.VMGEXIT, Op.SKIP, Op.VC_DB):
         raise NotRunnable("what only encrypted guests can do")
-    if op == Op.INT1:
-        raise NotRunnable("QEMU 7.2 takes INT1 for a breakpoint of its own debugger and stops")
     raise NotRunnable(f"there is no machine code yet for '{instruction.text}'")
 
 
@@ -315,6 +342,8 @@ def _stub(vector: int, test: Test) -> Stub:
         return Stub(_begun())
     if vector == INIT:
         return Stub(init_stub(msr_of(test)) + _begun())
+    if vector == SYSCALL:
+        return Stub(b"")
     return _log_smi() if vector == SMI else _log_delivery(vector, test)
 
 
@@ -354,9 +383,9 @@ def _log_delivery(vector: int, test: Test) -> Stub:
     """Log a delivery: RIP, RFLAGS, the marks so far, vector, error code, the counts of spins and of values shown.
 
     NMIs, which may come between any two of these instructions, use registers of their own (r8, r9; the others r10,
-    r11), and the stack is only read.
+    r12), and the stack is only read.
     """
-    pointer, value = (0, 1) if vector == VECTORS["nmi"] else (2, 3)
+    pointer, value = (0, 1) if vector == VECTORS["nmi"] else (2, 4)
     frame = 8 if vector in ERROR_CODE_VECTORS else 0
 
     def load(offset: int) -> bytes:
@@ -395,9 +424,9 @@ def _touch_pages(first: int, end: int, step: int) -> bytes:
 def _tables(test: Test, addresses: list[int]) -> Mapping[int, bytes]:
     """Page tables, GDT, TSS and IDT. Accessed and dirty bits are set already, so that nothing here is written."""
     return {
-        PAGE_TABLES: struct.pack("<Q", PAGE_TABLES + PAGE | 0x23),
-        PAGE_TABLES + PAGE: struct.pack("<Q", PAGE_TABLES + 2 * PAGE | 0x23),
-        PAGE_TABLES + 2 * PAGE: struct.pack("<Q", PAGE_TABLE | 0x23),
+        PAGE_TABLES: struct.pack("<Q", PAGE_TABLES + PAGE | 0x27),
+        PAGE_TABLES + PAGE: struct.pack("<Q", PAGE_TABLES + 2 * PAGE | 0x27),
+        PAGE_TABLES + 2 * PAGE: struct.pack("<Q", PAGE_TABLE | 0x27),
         PAGE_TABLE: _page_table(),
         GDT: _gdt(),
         TSS: _tss(),
@@ -407,8 +436,8 @@ def _tables(test: Test, addresses: list[int]) -> Mapping[int, bytes]:
 
 
 def _page_table() -> bytes:
-    """The first 2 MiB, without the holes."""
-    return b"".join(struct.pack("<Q", 0 if page * PAGE in HOLES else page * PAGE | 0x63) for page in range(512))
+    """The first 2 MiB, without the holes, for user programs as well: neither SMEP nor SMAP is on."""
+    return b"".join(struct.pack("<Q", 0 if page * PAGE in HOLES else page * PAGE | 0x67) for page in range(512))
 
 
 def _gdt() -> bytes:
@@ -423,20 +452,22 @@ IST_SLOTS = {name: number for number, name in enumerate(("nmi", "vc", "df", "db"
 
 
 def _tss() -> bytes:
-    """Only the IST is used: interrupts of CPL 0 at CPL 0 do not load RSP0."""
+    """RSP0, for what comes from user mode, and the IST."""
     tss = bytearray(104)
+    struct.pack_into("<Q", tss, 4, STACKS["rsp0"])
     for name, slot in IST_SLOTS.items():
         struct.pack_into("<Q", tss, 0x24 + 8 * (slot - 1), STACKS[name])
     return bytes(tss)
 
 
 def _idt(test: Test, addresses: list[int]) -> bytes:
-    """Interrupt gates; those of vectors that the test has no handler for are not present."""
+    """Interrupt gates, that of #BP for user programs as well; those of vectors without a handler are not present."""
     idt = bytearray(struct.pack("<HHBBHII", 0, CODE_SELECTOR, 0, 0x0E, 0, 0, 0) * 256)
     names = {vector: name for name, vector in VECTORS.items()}
     for vector, start in test.handlers:
         address = addresses[start] - len(_stub(vector, test).code)
         ist = IST_SLOTS[names[vector]] if vector in test.ist else 0
-        gate = struct.pack("<HHBBHII", address & 0xFFFF, CODE_SELECTOR, ist, 0x8E, address >> 16, 0, 0)
+        kind = 0xEE if vector == VECTORS["bp"] else 0x8E
+        gate = struct.pack("<HHBBHII", address & 0xFFFF, CODE_SELECTOR, ist, kind, address >> 16, 0, 0)
         idt[vector * 16 : vector * 16 + 16] = gate
     return bytes(idt)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iretrace.litmus.test import Instruction, Op, Test
-from iretrace.live.machine_code import Program, sections_of, stack_word
+from iretrace.live.machine_code import Program, section_of, sections_of, stack_word
 
 LOST = -1
 """A place that the walk does not know, or from which it does not go on."""
@@ -56,13 +56,15 @@ class Walk:
         self._test = test
         self._labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
         self._sections = sections_of(test)
+        calls = [index for index, instruction in enumerate(test.code) if instruction.op is Op.SYSCALL]
+        self._behind_syscall = calls[0] + 1 if len(calls) == 1 else LOST
         self._at = test.main
         self._returns: list[tuple[int, int]] = []
         """(vector, place) of each delivery that has not been returned from."""
 
     def deliver(self, vector: int, place: int) -> None:
         """A delivery that interrupts this place. On a stack of its own it overwrites the frames that are there."""
-        while self._returns and self._section(place) != self._handler(self._returns[-1][0]):
+        while self._returns and section_of(self._test, place) != self._handler(self._returns[-1][0]):
             self._returns.pop()
         if vector in self._test.ist:
             self._returns = [(v, LOST if v == vector else p) for v, p in self._returns]
@@ -71,9 +73,6 @@ class Walk:
 
     def _handler(self, vector: int) -> int:
         return next((start for start, handled in self._sections.items() if handled == vector), LOST)
-
-    def _section(self, place: int) -> int:
-        return max((start for start in self._sections if start <= place), default=LOST)
 
     def between(self, marks: Sequence[int], values: Sequence[int], program: Program) -> list[Event] | None:
         """These marks and values in the order in which they came; None if the text does not tell."""
@@ -103,6 +102,10 @@ class Walk:
             self._at = self._returns.pop()[1] if self._returns else LOST
         elif instruction.op is Op.JMP:
             self._at = instruction.arg
+        elif instruction.op is Op.SYSCALL:
+            self._at = self._test.syscall
+        elif instruction.op is Op.SYSRET:
+            self._at = self._behind_syscall
         elif instruction.op is Op.SPIN or behind in self._sections or behind == len(self._test.code):
             self._at = LOST
         else:
