@@ -9,7 +9,7 @@ import pytest
 from iretrace.linux.debian import Unavailable
 from iretrace.litmus.grammar import EVENTS
 from iretrace.live.emulation import breaks, excuse, unfit
-from iretrace.live.guests import KINDS, Guest, make_guests, pack, reason_not_to_run
+from iretrace.live.guests import CARRIED, KINDS, Guest, make_guests, pack, reason_not_to_run
 from iretrace.live.harness import Broken
 from iretrace.live.observed import Run, read_run
 from iretrace.live.session import MAX_OF_A_TEST, Machine, Session, Start, run_tests
@@ -116,7 +116,8 @@ def test_an_nmi_comes_inside_each_iretq_too() -> None:
 def test_behind_an_arrival_that_is_bound_to_a_place_another_comes_inside_the_iretq() -> None:
     text = TWO_NMIS.replace("outside nmi, nmi", "outside at here: nmi, nmi").replace("mark    n", "here: mark n")
     guests = [guest for guest in make_guests(make_test(text), 10, 0) if guest.cuts[0] == guest.cuts[1]]
-    assert [guest.test.code[guest.inside].text for guest in guests] == ["iretq"]
+    assert [guest.inside for guest in guests if guest.inside < 0] == [-1], "and one comes at the place itself"
+    assert [guest.test.code[guest.inside].text for guest in guests if guest.inside >= 0] == ["iretq"]
 
 
 def test_an_interrupts_sender_is_held_up_where_the_guest_halts() -> None:
@@ -125,6 +126,15 @@ def test_an_interrupts_sender_is_held_up_where_the_guest_halts() -> None:
     assert [guest.held for guest in make_guests(make_test(SHADOW), 10, 0) if guest.held >= 0] == []
     bound = halting.replace("outside irq", "outside at here: irq").replace("    hlt", "    here: hlt")
     assert [guest.held for guest in make_guests(make_test(bound), 10, 0) if guest.held >= 0] == []
+
+
+def test_what_a_vmm_saves_is_events_or_everything_or_goes_to_another_vcpu() -> None:
+    guests = make_guests(make_test(TWO_NMIS.replace("nmi, nmi", "nmi, save-restore")), 10, 3)
+    assert [guest.number for guest in guests] == list(range(3, 3 + len(guests)))
+    first, second, third = ([guest.cuts for guest in guests if guest.carried == how] for how in range(3))
+    assert first == second == third
+    assert {CARRIED[guest.carried] for guest in guests} == set(CARRIED)
+    assert {guest.carried for guest in make_guests(make_test(TWO_NMIS), 10, 0)} == {0}
 
 
 def test_guests_are_numbered_one_after_the_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ DEBUGGERS = {"off": 0, "step": 1, "break": 2}
 HELD = frozenset({"irq"})
 """Whose sender can be held up: it goes through the function that hold.h names."""
 
+CARRIED = ("events", "everything", "everything, into another vCPU")
+"""What `save-restore` saves and restores: what the model has, what a VMM does, and what it does for a migration."""
+
 ARRIVAL = struct.Struct("<8I")
 """As in harness.c."""
 
@@ -51,6 +55,8 @@ class Guest:
     executes; -1 if it comes at the place."""
     held: int = -1
     """The arrival whose sender is held up inside KVM while the vCPU halts, or -1."""
+    carried: int = 0
+    """Of CARRIED: what a VMM saves and restores."""
 
 
 def reason_not_to_run(test: Test, any_place: bool = False) -> str:
@@ -96,12 +102,11 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
     """The guests of a test that can run, numbered from `first`: at random moments, and directed ones."""
     own = _bound(test)
     guests = [_guest(test, first, own, repeat)]
-    bound = {section_of(test, at): at for at in own if at >= 0}
-    taken = _cold_place(test) | bound
+    taken = _cold_place(test) | {section_of(test, at): at for at in own if at >= 0}
     free = _one_of_each_kind(test.outside)
     for index, instruction in enumerate(test.code):
         place = taken.get(section_of(test, index), index)
-        insides = [-1] if place == index and section_of(test, index) not in bound else []
+        insides = [-1] if place == index else []
         if instruction.op is Op.IRETQ and place <= index:
             insides.append(index)
         for number in free:
@@ -109,7 +114,16 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
             for inside in insides:
                 times = max(1 if inside < 0 else 3, repeat // 10)
                 guests.append(_guest(test, first + len(guests), cuts, times, number, inside))
-    return guests + _held(test, repeat, first + len(guests))
+    guests += _held(test, repeat, first + len(guests))
+    return guests + _carried(test, guests)
+
+
+def _carried(test: Test, guests: Sequence[Guest]) -> list[Guest]:
+    """The same for a VMM that carries more than events, if it saves and restores anything."""
+    if all(arrival.kind != "save-restore" for arrival in test.outside):
+        return []
+    number = itertools.count(guests[-1].number + 1)
+    return [replace(guest, number=next(number), carried=how) for how in range(1, len(CARRIED)) for guest in guests]
 
 
 def _held(test: Test, repeat: int, first: int) -> list[Guest]:
@@ -187,7 +201,7 @@ def _pack(guest: Guest, seed: int) -> bytes:
         head += ARRIVAL.pack(KINDS[arrival.kind], int(arrival.promised), cut, bound, inside, debugger, target, held)
     head += bytes(ARRIVAL.size * (MAX_ARRIVALS - len(test.outside)))
     cold_code = program.addresses[test.cold_code] if test.cold_code >= 0 else 0
-    head += struct.pack("<3I", _cold(test), cold_code, len(program.chunks))
+    head += struct.pack("<4I", _cold(test), cold_code, guest.carried, len(program.chunks))
     return head + b"".join(_chunk(address, data) for address, data in program.chunks.items())
 
 

@@ -68,6 +68,7 @@
 
 enum kind { NMI, IRQ, SIGNAL, GUEST_DEBUG, KVM_NMI_CALL, SAVE_RESTORE, SMI = 16, INIT, SIPI };
 enum debugger { OFF, STEP, BREAK };
+enum carried { EVENTS, EVERYTHING, INTO_ANOTHER };
 #define IRQ_VECTOR 0x30
 /* The delivery mode of a message, and what goes with it. */
 #define MSI_SMI 0x200
@@ -114,6 +115,7 @@ struct guest {
 	struct arrival arrival[MAX_ARRIVALS];
 	uint32_t cold; /* bit n: page MAIN_STACK_TOP - PAGE + 2 * n * PAGE has never been touched */
 	uint32_t cold_code; /* a page of instructions that has never been touched; 0: none */
+	uint32_t carried; /* enum carried: of what a VMM saves and restores */
 	uint32_t chunks;
 };
 
@@ -163,6 +165,7 @@ static struct {
 static uint64_t hidden; /* a page of the stack that the guest cannot have now, 0: none */
 static int at_port, is_init;
 static sem_t go, done;
+static pthread_mutex_t vmm = PTHREAD_MUTEX_INITIALIZER; /* a VM is not taken away while something is sent to it */
 static uint64_t random_state;
 
 /* Output and errors. ------------------------------------------------------------------------------------------------ */
@@ -594,16 +597,16 @@ static void set_debugger(unsigned i, enum debugger what, uint64_t target)
 
 static void send(unsigned i, int64_t spins);
 
-#include "hold.h"
+static uint8_t denied[MEMORY_SIZE / PAGE];
 
-/* As a VMM that saves a vCPU and restores it. */
-static void save_and_restore(void)
+static void allow(uint64_t page, int protection)
 {
-	struct kvm_vcpu_events events;
-
-	must(ioctl(vcpu, KVM_GET_VCPU_EVENTS, &events), "KVM_GET_VCPU_EVENTS");
-	must(ioctl(vcpu, KVM_SET_VCPU_EVENTS, &events), "KVM_SET_VCPU_EVENTS");
+	denied[page / PAGE] = protection == PROT_NONE;
+	must(mprotect(memory + page, PAGE, protection), "mprotect");
 }
+
+#include "hold.h"
+#include "state.h"
 
 static int by_vmm(unsigned i)
 {
@@ -622,7 +625,7 @@ static void act(void)
 		else if (guest->arrival[i].kind == KVM_NMI_CALL)
 			must(ioctl(vcpu, KVM_NMI), "KVM_NMI");
 		else
-			save_and_restore();
+			save_and_restore(attached ? EVENTS : guest->carried);
 	}
 }
 
@@ -649,7 +652,9 @@ static void ask(unsigned i)
 		act();
 		return;
 	}
+	pthread_mutex_lock(&vmm);
 	run->immediate_exit = 1;
+	pthread_mutex_unlock(&vmm);
 	pthread_kill(vcpu_thread, SIGUSR1);
 }
 
@@ -683,17 +688,12 @@ static void send(unsigned i, int64_t spins)
 		pthread_kill(vcpu_thread, SIGUSR1);
 	else if (by_vmm(i))
 		ask(i);
-	else
+	else {
+		pthread_mutex_lock(&vmm);
 		must(guest->arrival[i].held && can_hold ? signal_msi_held(&msi) : ioctl(vm, KVM_SIGNAL_MSI, &msi),
 		     "KVM_SIGNAL_MSI");
-}
-
-static uint8_t denied[MEMORY_SIZE / PAGE];
-
-static void allow(uint64_t page, int protection)
-{
-	denied[page / PAGE] = protection == PROT_NONE;
-	must(mprotect(memory + page, PAGE, protection), "mprotect");
+		pthread_mutex_unlock(&vmm);
+	}
 }
 
 /* An IRET was intercepted, and then could not read its frame. */
@@ -942,7 +942,9 @@ static void stop_vcpu(void)
 	uint64_t limit = now() + STOP_LIMIT;
 
 	stop = 1;
+	pthread_mutex_lock(&vmm);
 	run->immediate_exit = 1;
+	pthread_mutex_unlock(&vmm);
 	while (!stopped) {
 		if (now() > limit) {
 			put("fatal KVM_RUN does not come back\n");
