@@ -213,6 +213,7 @@ def test_an_explanation_leaves_a_tracer_that_was_there() -> None:
 
 def test_executed_lines_are_counted_once() -> None:
     kvm = BuiltinHypervisor("v6.12", "plain")
+    kvm.start()
     started = kvm.statements()
     assert started > 50
     step(kvm, SVM_EXIT_HLT)

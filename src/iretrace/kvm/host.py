@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from operator import attrgetter
 from typing import NamedTuple
 
 from iretrace.explore.landings import NEVER, Landings
@@ -40,13 +39,6 @@ from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, Se
 
 MOST_PASSES = 64
 """So many passes between two hand-overs, none like another, are a loop that counts."""
-
-FIELDS = (
-    "nmi_queued", "requests", "mode", "sleeping", "signal_pending", "irr", "pending_events", "sipi_vector",
-    "apic_enabled",
-)  # fmt: skip
-CELLS = tuple(attrgetter(field) for field in FIELDS)
-"""What is in each cell (CELL_*)."""
 
 
 class SenderStep(NamedTuple):
@@ -150,7 +142,7 @@ class HostRun(Landings, Thread):
     take their steps, and behind the schedule's last landing it is noted where a further one could matter.
 
     reduce: note only such landings; False: note every one (for tests of that claim). cpu: the debug registers that the
-    CPU has. watching: note any at all.
+    CPU has.
     """
 
     def __init__(
@@ -160,7 +152,6 @@ class HostRun(Landings, Thread):
         schedule: tuple[Landing, ...],
         reduce: bool,
         cpu: Debug = NO_HOST_DEBUG,
-        watching: bool = True,
     ) -> None:
         super().__init__(registers_of(cpu), registers_of(NO_HOST_DEBUG), registers_of(NO_HOST_DEBUG))
         self.vcpu = vcpu
@@ -169,11 +160,10 @@ class HostRun(Landings, Thread):
         self.openings: list[Landing] = []
         self.turns: list[bytes] = []
         """For each opening everything that decides how the step goes on if that landing is made, as a digest."""
-        self.found: list[int] = []
-        """The cells accessed, in order, with what was in them."""
+        self._count = 0
         self._reduce = reduce
         self._follow(schedule)
-        self._watching = watching and any(sender is not NO_SENDER for sender in senders)
+        self._watching = any(sender is not NO_SENDER for sender in senders)
 
     def perform(self, entry: Callable[[Vcpu], int]) -> int:
         """The step, from where the thread goes on: passes through KVM_RUN's loop up to a hand-over.
@@ -195,16 +185,16 @@ class HostRun(Landings, Thread):
 
     def access(self, cell: int, bits: int, how: int) -> None:
         """A shared cell is about to be accessed: `shared()` of the restricted Python."""
-        k = len(self.found)
+        k = self._count
+        self._count = k + 1
         if k == self._next:
             self._land(k)
-        self.found.append(CELLS[cell](self.vcpu) << 4 | cell)
         if self._watching and k >= self._last[0]:
             self._open(k, cell, bits, how)
 
     def hand_over(self) -> None:
         """The end of the step, where senders can land for the last time."""
-        k = len(self.found)
+        k = self._count
         if k == self._next:
             self._land(k)
         if self._watching and not self._reduce:

@@ -47,10 +47,11 @@ from iretrace.kvm.kvm_host import (
     VcpuDebug,
     VcpuSvm,
 )
+from iretrace.kvm.lines import marks
 from iretrace.kvm.revisions import Revision, find
 from iretrace.kvm.svm import svm_enable_nmi_window, svm_get_nmi_mask
 from iretrace.kvm.svm_h import gif_set
-from iretrace.kvm.trace import Statements, Tracer, first_line
+from iretrace.kvm.trace import Tracer, first_line
 from iretrace.kvm.x86 import kvm_get_nr_pending_nmis
 from iretrace.kvm.x86_run import kvm_arch_vcpu_ioctl_run, vcpu_resume_after_sleep, vcpu_resume_after_vmexit
 from iretrace.machine.ghcb import Ghcb
@@ -214,9 +215,9 @@ class BuiltinHypervisor:
         self._merge = merge
         self._states: dict[State, State] = {}
         self._steps: dict[object, Pause] = {}
-        self._untraced: dict[object, Callable[[], object]] = {"start": self._start}
-        self._traced: set[object] = set()
-        self._lines = Statements()
+        self._marks = marks()
+        self._passed = 0
+        """Of the marks those that some step has passed."""
 
     # Protocol. --------------------------------------------------------------------------------------------------
 
@@ -259,11 +260,9 @@ class BuiltinHypervisor:
         key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule, debug)
         known = self._steps.get(key)
         if known is None:
-            known, run = self._step(*key)
-            self._steps[key] = known
-            same_path = (key[:4], tuple(run.found), known.senders)
-            if same_path not in self._traced:
-                self._untraced.setdefault(same_path, lambda: self._step(*key, watching=False))
+            self._marks.clear()
+            known = self._steps[key] = self._step(*key)
+            self._passed |= self._marks.passed()
         return known
 
     def send(self, private: Private, sender: SenderState) -> Sent:
@@ -335,17 +334,12 @@ class BuiltinHypervisor:
         """The statements of a step, those that change the view, and what became of a waiting event."""
         tracer = Tracer(_view_now)
         key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule, debug)
-        pause, _ = tracer.run(lambda: self._step(*key))
+        pause = tracer.run(lambda: self._step(*key))
         return tracer.executed(pause.kind, self.view(pause.private))
 
     def statements(self) -> int:
-        """How many distinct lines of this room have been executed so far. One step of those that go on from the same
-        state, find the same in shared cells and get senders as far is run again with tracing on."""
-        for again in self._untraced.values():
-            self._lines.add(again)
-        self._traced.update(self._untraced)
-        self._untraced.clear()
-        return len(self._lines.lines)
+        """How many distinct lines of this room have been executed so far."""
+        return len(self._marks.lines(self._passed))
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """What our KVM leaves out, and the options."""
@@ -375,8 +369,11 @@ class BuiltinHypervisor:
         debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0, 0)
         vcpu = Vcpu(kvm=self._kvm, thread=None, svm=svm, debug=debug, ap=ap)  # type: ignore[arg-type]
         run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, self._processor.host_debug)
+        self._marks.clear()
         kvm_arch_vcpu_create(vcpu)
-        return self._pause(vcpu, run, kvm_arch_vcpu_ioctl_run(vcpu))
+        pause = self._pause(vcpu, run, kvm_arch_vcpu_ioctl_run(vcpu))
+        self._passed |= self._marks.passed()
+        return pause
 
     def _step(
         self,
@@ -387,19 +384,17 @@ class BuiltinHypervisor:
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
         cpu: Debug,
-        watching: bool = True,
-    ) -> tuple[Pause, HostRun]:
-        """The result, and the run. watching: note where senders could land."""
+    ) -> Pause:
         assert isinstance(private, State)
         vcpu = self._vcpu(private, unpack(Vmcb, vmcb), unpack(Ghcb, ghcb))
-        run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce, cpu, watching)
+        run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce, cpu)
         run.interrupts = int(vcpu.mode == OUTSIDE_GUEST_MODE)
         result = run.perform(ENTRIES[cause])
         if cause is not Cause.VMEXIT:
             run.noted = 0
         pause = self._pause(vcpu, run, result)
         del run.vcpu  # so that no garbage collector has to find the two
-        return pause, run
+        return pause
 
     def _pause(self, vcpu: Vcpu, run: HostRun, result: int) -> Pause:
         run.hand_over()

@@ -11,12 +11,9 @@ from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 from iretrace.kvm.kvm_host import Vcpu
+from iretrace.kvm.lines import NOT_KVM, ROOM
 from iretrace.verdict import CLine
 from iretrace.world.protocol import Executed, PauseKind, View
-
-ROOM = Path(__file__).resolve().parent
-NOT_KVM = frozenset({"hypervisor.py", "host.py", "trace.py", "revisions.py", "create.py"})
-"""Files of this room that drive: no part of what KVM does."""
 
 ASKS = {"svm_nmi_allowed": "nmi_pending", "svm_interrupt_allowed": "irq_pending"}
 """Functions that examine a waiting event, and the field of the view that says that it waits."""
@@ -64,33 +61,6 @@ def _traced(call: Callable[[], T], trace: Callable[[FrameType, str, Any], Any]) 
         return call()
     finally:
         sys.settrace(before)
-
-
-class Statements:
-    """The (file, line) of our KVM that calls execute. Functions of which all lines have been seen are not looked at."""
-
-    def __init__(self) -> None:
-        self.lines: set[tuple[str, int]] = set()
-        self._left: dict[CodeType, set[int]] = {}
-
-    def add(self, call: Callable[[], object]) -> None:
-        """Those of one more call."""
-        _traced(call, self._enter)
-
-    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
-        code = frame.f_code
-        left = self._left.get(code)
-        if left is None:
-            lines = {line for _, _, line in code.co_lines() if line and line > code.co_firstlineno}
-            left = self._left[code] = lines if _file(code) else set()
-        return self._line if left else None
-
-    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        left = self._left[frame.f_code]
-        if event == "line" and frame.f_lineno in left:
-            left.discard(frame.f_lineno)
-            self.lines.add((_file(frame.f_code), frame.f_lineno))
-        return self._line if left else None
 
 
 class Tracer:
