@@ -13,17 +13,30 @@ from iretrace.live.layout import (
     FIRMWARE,
     GDT_POINTER,
     IDT_POINTER,
+    IN_FIRMWARE,
+    IVT_NMI,
     LOG_NEXT,
     NOT_CANONICAL,
     PAGE,
+    RESET_VECTOR,
     SMM_CODE,
     STACKS,
+    TOO_EARLY,
     VALUES,
     WRAP_BIT,
 )
 from iretrace.live.machine_code import INIT, SMI, NotRunnable, assemble, number_of
 from iretrace.live.observed import digits, read_run
-from iretrace.live.real_mode import claim, init_stub, lasting_mark, log_smi, smi_stub, store_marks, to_64_bits
+from iretrace.live.real_mode import (
+    claim,
+    enter_firmware,
+    init_stub,
+    lasting_mark,
+    log_smi,
+    smi_stub,
+    store_marks,
+    to_64_bits,
+)
 from iretrace.live.walk import Delivery, Mark
 from tests.live.guests import first_guest, make_test
 
@@ -98,6 +111,7 @@ movl $7, %ecx
 movl $0, %eax
 movl $0, %edx
 movl $0, %ebp
+movw $0, {IN_FIRMWARE:#x}
 """
 )
 
@@ -134,6 +148,8 @@ def test_every_instruction_in_front_is_what_the_assembler_makes_of_it(tmp_path: 
     assert _disassembled(to_64_bits(0x21000, 0xD01 & ~0x400), tmp_path, "i8086") == _assembled(SWITCH, tmp_path)
     assert _disassembled(smi_stub(), tmp_path) == _assembled(SMI_STUB, tmp_path)
     assert _disassembled(init_stub(7), tmp_path) == _assembled(INIT_STUB, tmp_path)
+    flag = f".code16\nmovw $1, {IN_FIRMWARE:#x}\n"
+    assert _disassembled(enter_firmware(), tmp_path, "i8086") == _assembled(flag, tmp_path)
     logging = b"".join(claim(2, WRAP_BIT)) + log_smi(2, 3) + store_marks(2) + lasting_mark(0) + lasting_mark(7)
     plain = [text.replace(",0x0(", ",(") for text in _disassembled(logging, tmp_path)]
     assert plain == _assembled(LOGGING, tmp_path)
@@ -192,3 +208,28 @@ def test_rsm_is_one_instruction() -> None:
     at = next(index for index, instruction in enumerate(test.code) if instruction.op is Op.RSM)
     code = program.chunks[program.stubs[SMI][0]]
     assert code[program.addresses[at] - program.stubs[SMI][0] :] == b"\x0f\xaa"
+
+
+def test_what_an_smi_interrupts_behind_an_init_is_in_front_of_its_section() -> None:
+    test = make_test(SMM)
+    program = assemble(test, {})
+    assert {program.place(rip) for rip in (RESET_VECTOR, 0, 0x20)} == {test.init}
+
+
+def test_an_nmi_behind_an_init_goes_to_where_it_is_noted() -> None:
+    chunks = assemble(make_test(SMM), {}).chunks
+    offset, segment = (int.from_bytes(chunks[IVT_NMI][at : at + 2], "little") for at in (0, 2))
+    assert segment * 16 + offset == TOO_EARLY
+    assert chunks[TOO_EARLY].startswith(enter_firmware())
+
+
+def test_what_came_too_early_again_and_again_is_a_failure() -> None:
+    run = read_run("run 0 0 end=early reason=0", {0: first_guest(SMM)})
+    assert "16-bit code" in run.failure
+
+
+def test_what_is_shown_in_smm_cannot_be_counted() -> None:
+    text = SMM.replace("init:\n    mark    i\n    spin\n", "").replace(", init", "")
+    with pytest.raises(NotRunnable, match="RSM brings back"):
+        assemble(make_test(text.replace("    mark    t", "    show    rax")), {})
+    assemble(make_test(text.replace("    mark    m", "    show    rax")), {})

@@ -48,6 +48,8 @@
 #define FIRMWARE 0x3a000
 #define RESET_PAGE 0xfffff000
 #define RESET_VECTOR 0xff0 /* in that page */
+#define IN_FIRMWARE 0x6010 /* not 0: the guest is between an INIT and its section for it */
+#define MAX_ATTEMPTS 4
 #define NOT_CANONICAL 0x800000000000
 #define MAIN_STUB 11 /* bytes in front of main's first instruction */
 #define CODE_SELECTOR 0x10
@@ -1089,11 +1091,15 @@ static int has_begun(void)
 	return *(volatile uint32_t *)(memory + ARMED) || first->rip;
 }
 
-static void run_once(unsigned repetition)
+/* An NMI came in 16-bit code behind an INIT, where a guest has nothing to take it with. */
+static int came_too_early(void)
 {
-	struct seen seen = { 0 };
+	return guest->lasting && *(volatile uint16_t *)(memory + IN_FIRMWARE);
+}
 
-	seed_random(repetition);
+static void prepare_run(unsigned repetition, unsigned attempt)
+{
+	seed_random(attempt << 16 | repetition);
 	refused = exited = 0;
 	cut_time = 0;
 	if (marked)
@@ -1105,6 +1111,15 @@ static void run_once(unsigned repetition)
 	for (unsigned i = 0; i <= MAX_ARRIVALS; i++)
 		done_after[i].debugger = -1;
 	load_memory();
+}
+
+/* 0: not to be counted, try again. */
+static int run_once(unsigned repetition, unsigned attempt)
+{
+	struct seen seen = { 0 };
+	int counts = 1;
+
+	prepare_run(repetition, attempt);
 	make_vm();
 	int warm = warm_up();
 	if (warm) {
@@ -1116,13 +1131,25 @@ static void run_once(unsigned repetition)
 		start_vcpu();
 		send_all();
 		int rounds = settle(&seen);
-		if (has_begun() || exited || refused)
+		counts = !came_too_early();
+		if (!counts)
+			;
+		else if (has_begun() || exited || refused)
 			print_run(repetition, &seen, rounds);
 		else
 			put("run %u %u end=hangs reason=0\n", guest->number, repetition);
 	}
 	open_cuts();
 	drop_vm();
+	return counts;
+}
+
+static void run_repetition(unsigned repetition)
+{
+	for (unsigned attempt = 0; attempt < MAX_ATTEMPTS; attempt++)
+		if (run_once(repetition, attempt))
+			return;
+	put("run %u %u end=early reason=0\n", guest->number, repetition);
 }
 
 /* Beginning. -------------------------------------------------------------------------------------------------------- */
@@ -1222,7 +1249,7 @@ int main(int count, char **arguments)
 		}
 		put("begin %u\n", guest->number);
 		for (unsigned i = 0; i < guest->repeat; i++)
-			run_once(i);
+			run_repetition(i);
 	}
 	put("done\n");
 	leave(0);

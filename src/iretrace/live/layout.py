@@ -33,5 +33,11 @@ SMBASE = 0x30000
 SMM_CODE = SMBASE + 0x8000
 FIRMWARE = 0x3A000
 """Where the reset vector leads, and the page that a SIPI names."""
+RESET_VECTOR = 0xFFF0
+IN_FIRMWARE = 0x6010
+"""Not 0 while the guest is on its way from there to `init:`."""
+TOO_EARLY = FIRMWARE + 0x800
+"""Where an NMI goes that comes on that way."""
+IVT_NMI = 2 * 4
 CODE_END = SMM_CODE
 """Where the sections of such a guest have to end."""

@@ -32,6 +32,7 @@ from iretrace.live.layout import (
     PAGE_TABLE,
     PAGE_TABLES,
     RECORD_BYTES,
+    RESET_VECTOR,
     SECTION_SPACE,
     STACKS,
     TSS,
@@ -121,7 +122,10 @@ class Program:
     entry: int
 
     def place(self, rip: int) -> int:
-        """The instruction that a saved RIP means, or -1. In front of a section's first one is at its first one."""
+        """The instruction that a saved RIP means, or -1. In front of a section's first one is at its first one, as the
+        16-bit code behind an INIT is."""
+        if INIT in self.stubs and (rip < FIRMWARE_BYTES or rip == RESET_VECTOR):
+            rip = self.stubs[INIT][1]
         for start, end in self.stubs.values():
             if start <= rip < end:
                 rip = end
@@ -129,6 +133,9 @@ class Program:
 
 
 MAIN_STUB, SMI, INIT, SYSCALL = 0x100, 0x101, 0x102, 0x103
+FIRMWARE_BYTES = 0x100
+"""More than the 16-bit code behind an INIT has, whose first byte is at 0."""
+
 USE_RAX = frozenset({Op.MOV_RAX, Op.TO_DR, Op.FROM_DR, Op.LOAD, Op.LOAD_BAD, Op.SHOW})
 ARITHMETIC = (Op.OR_STACK, Op.ANDN_STACK, Op.ADD_RSP)
 """Instructions that change flags which the model does not have."""
@@ -180,6 +187,8 @@ def _refuse(test: Test) -> None:
         raise NotRunnable("RSP goes to another stack, which lies elsewhere in a live guest")
     if test.init >= 0 and _has(test, Op.SHOW):
         raise NotRunnable("INIT clears the register that counts the values shown")
+    if test.smi >= 0 and any(i.op is Op.SHOW for i in test.code[min(sections_of(test).keys() - {test.main}) :]):
+        raise NotRunnable("RSM brings back the register that counts the values shown")
     if lasts(test) and CODE + len(sections_of(test)) * SECTION_SPACE > CODE_END:
         raise NotRunnable("more sections than there is room for in front of SMRAM")
 

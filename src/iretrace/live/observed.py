@@ -72,6 +72,8 @@ def read_run(line: str, guests: Mapping[int, Guest]) -> Run:
         return _failed(guest, repetition, f"the guest's pages cannot be mapped (exit {reason})")
     if end == "hangs":
         return _failed(guest, repetition, "the guest did not begin in time")
+    if end == "early":
+        return _failed(guest, repetition, "an NMI came in 16-bit code behind an INIT, again and again")
     if end == "refused":
         return _failed(guest, repetition, f"KVM_RUN fails with errno {fields['errno']}")
     rip = int(fields["rip"], 16)
