@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tomllib
 from pathlib import Path
@@ -95,11 +94,6 @@ def real(bug: dict[str, Any]) -> list[str]:
     return ["\n| real KVM of | on | | |\n|---|---|---|---|\n", *rows]
 
 
-def anchor(title: str) -> str:
-    """The fragment by which a heading is linked to, as the common renderers of Markdown make it."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-
-
 def seen(bug: dict[str, Any]) -> str:
     """What running it has shown, in a word."""
     states = {run["state"] for run in bug.get("runs", [])}
@@ -120,8 +114,7 @@ def index(bugs: list[dict[str, Any]]) -> str:
     rows = ["\n| bug | affected | real KVM | upstream |\n|---|---|---|---|\n"]
     for bug in bugs:
         affected = [".".join(t["version"].split(".")[:2]) for t in bug["trees"] if t["state"] == "affected"]
-        link = f"[{bug['id']}](#{anchor(bug['title'])})"
-        rows.append(f"| {link} | {', '.join(affected)} | {seen(bug)} | {said(bug)} |\n")
+        rows.append(f"| [{bug['id']}](#{bug['id']}) | {', '.join(affected)} | {seen(bug)} | {said(bug)} |\n")
     return "".join(rows)
 
 
@@ -139,7 +132,7 @@ def render(bugs: list[dict[str, Any]]) -> str:
     """The page."""
     parts = [HEAD, index(bugs)]
     for bug in bugs:
-        parts.append(f"\n## {bug['title']}\n\n`{bug['id']}`\n\n{text(bug)}")
+        parts.append(f"\n<a id=\"{bug['id']}\"></a>\n\n## {bug['title']}\n\n`{bug['id']}`\n\n{text(bug)}")
         fixed = any(tree["state"] == "fixed" for tree in bug["trees"])
         parts.append(f"\n- introduced: {commit(bug['introduced'], 'the commit is not known here')}\n")
         otherwise = "yes, the commit is not known here" if fixed else "not in the trees below"

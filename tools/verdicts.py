@@ -20,8 +20,11 @@ HEAD = """\
 
 Generated from verdicts.toml; change that file, then run `python tools/verdicts.py`. One entry for each shipped test on
 each real tree: the verdict, why it is right, and what would refute it. `tests/trees/test_verdicts.py` holds the
-verdicts against the trees. The vCPU kind is the one that the test names. Nothing here has been compared with a machine.
+verdicts against the trees. The vCPU kind is the one that the test names. An argument is about the model and the C; what
+was held against a real KVM is in [bugs](bugs.md) and [live runs](live.md).
 """
+
+TREES = ("6.1", "6.12", "7.3")
 
 
 class Malformed(Exception):
@@ -51,13 +54,21 @@ def bug_ids() -> set[str]:
     return {bug["id"] for bug in tomllib.loads((ROOT / "docs" / "bugs.toml").read_text(encoding="utf-8"))["bug"]}
 
 
+def table(entries: list[dict[str, Any]]) -> list[str]:
+    """The verdicts, a line for each test and host."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for entry in entries:
+        told = f"[{entry['verdict']}](bugs.md#{entry['bug']})" if "bug" in entry else str(entry["verdict"])
+        for tree, host in product(entry["trees"], entry["hosts"]):
+            rows.setdefault((entry["test"], host), {})[tree] = told
+    head = ["| test | host | " + " | ".join(TREES) + " |", "|---" * (2 + len(TREES)) + "|"]
+    cells = [(name, host, *(found.get(tree, "-") for tree in TREES)) for (name, host), found in rows.items()]
+    return head + ["| " + " | ".join(row) + " |" for row in cells]
+
+
 def render(entries: list[dict[str, Any]]) -> str:
     """verdicts.md."""
-    parts = [HEAD, "| test | tree | host | verdict |\n|---|---|---|---|"]
-    for entry in entries:
-        bug = f" ([{entry['bug']}](bugs.md))" if "bug" in entry else ""
-        for tree, host in product(entry["trees"], entry["hosts"]):
-            parts.append(f"| {entry['test']} | {tree} | {host} | {entry['verdict']}{bug} |")
+    parts = [HEAD, *table(entries)]
     for entry in entries:
         where = f"{' and '.join(entry['trees'])}, {' and '.join(entry['hosts'])}"
         parts.append(f"\n## {entry['test']}, {where}: {entry['verdict']}\n")
