@@ -48,7 +48,7 @@ def seen() -> Iterator[list[Seen]]:
                 4,
                 Machine(
                     lambda guests: run_bare(firmware, guests, 1, version, directory),
-                    lambda run: excuse(run, version, alone=True),
+                    lambda run, objection: excuse(run, objection, version, alone=True),
                 ),
                 lambda text: None,
             )

@@ -55,7 +55,8 @@ def live() -> Iterator[Live]:
                 select(TESTS),
                 4,
                 Machine(
-                    lambda guests: boot(kernel, harness, pack(guests, 1), directory), lambda run: excuse(run, version)
+                    lambda guests: boot(kernel, harness, pack(guests, 1), directory),
+                    lambda run, objection: excuse(run, objection, version),
                 ),
                 lambda text: None,
             )

@@ -18,10 +18,12 @@ from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.bare import build_firmware, run_bare
 from iretrace.live.emulation import breaks, excuse, unfit
+from iretrace.live.explain import Explainer
 from iretrace.live.follow import NOT_KNOWN, Follower
 from iretrace.live.guests import Guest, directed, pack
 from iretrace.live.harness import build_harness, workplace
 from iretrace.live.host import host_kernel, run_here
+from iretrace.live.observed import Run
 from iretrace.live.own import build, with_modules
 from iretrace.live.packages import Kernel, find_kernel
 from iretrace.live.qemu import boot, qemu_version
@@ -66,7 +68,7 @@ class Place:
         qemu, alone = self.qemu, self.alone
         return Machine(
             self.start,
-            lambda run: excuse(run, qemu, alone),
+            lambda run, objection: excuse(run, objection, qemu, alone),
             lambda test: unfit(test, qemu, alone),
             lambda test: breaks(test, qemu, alone),
             any_place=alone,
@@ -185,10 +187,10 @@ def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[
     for seen in session.seen:
         progress(f"{seen.test.name}: looking for what was seen in the model")
         follower = Follower(seen.test, hypervisor)
-        excuse_of = place.machine().excuse
+        explainer = Explainer(seen.test)
         histories = distinct(seen.runs)
         objections = [
-            Strange(one.outcome(), why, count, excuse_of(one))
+            Strange(one.outcome(), why, count, _excuse(one, explainer, place))
             for one, count in histories
             if (why := follower.objection(one))
         ]
@@ -201,6 +203,12 @@ def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[
         unseen = _unseen(seen, results)
         compared[seen.test.name] = Compared(verdicts, len(histories), beyond, given_up, unseen, lasso)
     return compared
+
+
+def _excuse(one: Run, explainer: Explainer, place: Place) -> str:
+    """What is wrong with the machine that showed what the model lacks; nothing is where the processor could show it."""
+    objection = explainer.objection(one)
+    return place.machine().excuse(one, objection) if objection else ""
 
 
 def _unseen(seen: Seen, results: Sequence[Result]) -> list[Outcome]:

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from iretrace.litmus.grammar import DR7_BITS
 from iretrace.litmus.test import VECTORS, Op, Test
-from iretrace.live.machine_code import SMI
+from iretrace.live.explain import Objection
+from iretrace.live.machine_code import SMI, section_of
 from iretrace.live.observed import Run
 from iretrace.live.real_mode import has_init
 from iretrace.live.walk import Delivery
-from iretrace.machine.cpu import PAGE_WORDS
+from iretrace.machine.cpu import PAGE_WORDS, SEEN_DELIVERY
 from iretrace.world.guest import VECTOR_PAGES
 
 SHADOWS = (Op.STI, Op.MOV_SS)
 ACCESSES = (Op.PUSH, Op.PUSHFQ, Op.POPFQ, Op.OR_STACK, Op.ANDN_STACK, Op.MOV_STACK, Op.LOAD)
-TF = 0x100
 DR7_ENABLE = 0xFF
 DR7_GD = 0x2000
 ERROR_EXT = 1
@@ -31,8 +31,8 @@ class Fault:
 
     name: str
     before: tuple[int, ...]
-    excuses: Callable[[Run], bool]
-    """Whether a run that the processor could not show may come from this."""
+    excuses: Callable[[Run, Objection], bool]
+    """Whether what the processor could not show in a run is what comes from this."""
     in_svm: bool = False
     """It is a fault of the emulated virtualisation: the machine alone does not have it."""
     alone: bool = False
@@ -43,60 +43,57 @@ class Fault:
         return not (self.in_svm if alone else self.alone)
 
 
-def _in_shadow(test: Test, place: int) -> bool:
-    """Whether the instruction stands in the shadow of the one before it."""
-    return place > 0 and test.code[place - 1].op in SHADOWS
+def _wrong(run: Run, objection: Objection) -> Delivery | None:
+    """The event that the processor could not show, if it is a delivery."""
+    event = run.history[objection.shown] if objection.shown < len(run.history) else None
+    return event if isinstance(event, Delivery) else None
 
 
-def _taken_in_shadow(run: Run, vector: int) -> bool:
-    return any(
-        isinstance(event, Delivery) and event.vector == vector and _in_shadow(run.guest.test, event.place)
-        for event in run.history
-    )
+def _until_then(run: Run, objection: Objection, vector: int) -> list[Delivery]:
+    """The deliveries of a vector up to what the processor could not show."""
+    events = run.history[: objection.shown + 1]
+    return [event for event in events if isinstance(event, Delivery) and event.vector == vector]
 
 
-def _irq_in_shadow(run: Run) -> bool:
-    return _taken_in_shadow(run, VECTORS["irq"])
+def _due(objection: Objection, vector: int) -> set[int]:
+    """The places at which the processor could have delivered this instead."""
+    could = [shown for shown in objection.could if isinstance(shown, tuple) and shown[0] == SEEN_DELIVERY]
+    return {shown[2] for shown in could if shown[1] == vector}
 
 
-def _nmi_in_shadow(run: Run) -> bool:
-    return _taken_in_shadow(run, VECTORS["nmi"])
+def _is_behind(test: Test, place: int, *ops: Op) -> bool:
+    """Whether the instruction stands behind such a one."""
+    return place > 0 and test.code[place - 1].op in ops
 
 
-def _smi_in_shadow(run: Run) -> bool:
-    return _taken_in_shadow(run, SMI)
+def _irq_in_shadow(run: Run, objection: Objection) -> bool:
+    wrong = _wrong(run, objection)
+    return wrong is not None and wrong.vector == VECTORS["irq"] and _is_behind(run.guest.test, wrong.place, *SHADOWS)
 
 
-def _comes_behind(run: Run, vector: int, op: Op) -> bool:
-    """Something is delivered right behind such an instruction."""
-    places = (event.place for event in run.history if isinstance(event, Delivery) and event.vector == vector)
-    return any(place > 0 and run.guest.test.code[place - 1].op is op for place in places)
+def _smi_in_shadow(run: Run, objection: Objection) -> bool:
+    return any(_is_behind(run.guest.test, smi.place, *SHADOWS) for smi in _until_then(run, objection, SMI))
 
 
-def _smi_ends_hlt(run: Run) -> bool:
+def _smi_ends_hlt(run: Run, objection: Objection) -> bool:
     """An SMI came behind HLT, where a halted processor is."""
-    return _comes_behind(run, SMI, Op.HLT)
+    return any(_is_behind(run.guest.test, smi.place, Op.HLT) for smi in _until_then(run, objection, SMI))
 
 
-def _steps_over_sti(run: Run) -> bool:
-    ops = {instruction.op for instruction in run.guest.test.code}
-    return Op.STI in ops and any(f", {flag}" in i.text for i in run.guest.test.code for flag in ("TF", str(TF)))
+def _no_step_behind_sti(run: Run, objection: Objection) -> bool:
+    return any(_is_behind(run.guest.test, place, Op.STI) for place in _due(objection, VECTORS["db"]))
 
 
-def _gate_is_absent(run: Run) -> bool:
+def _gate_is_absent(run: Run, objection: Objection) -> bool:
     """#NP for an event that no instruction asked for must have EXT."""
-    return any(
-        isinstance(event, Delivery) and event.vector == VECTORS["np"] and not event.error & ERROR_EXT
-        for event in run.history
-    )
+    wrong = _wrong(run, objection)
+    return wrong is not None and wrong.vector == VECTORS["np"] and not wrong.error & ERROR_EXT
 
 
-def _refused_gate_is_doubled(run: Run) -> bool:
+def _refused_gate_is_doubled(run: Run, objection: Objection) -> bool:
     """The error code of #GP for a gate that refuses an INT is 16 * vector + 2, not 8 * vector + 2."""
-    return any(
-        isinstance(event, Delivery) and event.vector == VECTORS["gp"] and event.error == 16 * VECTORS["int"] + 2
-        for event in run.history
-    )
+    wrong = _wrong(run, objection)
+    return wrong is not None and wrong.vector == VECTORS["gp"] and wrong.error == 16 * VECTORS["int"] + 2
 
 
 def _dr7_values(test: Test) -> list[int]:
@@ -122,43 +119,76 @@ def _int1(test: Test) -> bool:
     return any(instruction.op is Op.INT1 for instruction in test.code)
 
 
-def _watched_before_a_hidden_page(run: Run) -> bool:
-    """An event was placed, by a page that was not there, behind an access that may be watched, and taken there."""
-    test = run.guest.test
-    taken = {event.place for event in run.history if isinstance(event, Delivery)}
-    places = [at for at in run.guest.cuts if at > 0 and test.code[at - 1].op in ACCESSES]
-    return _watches(test) and not taken.isdisjoint(places)
+def _watched_before_a_hidden_page(run: Run, objection: Objection) -> bool:
+    """An event came, by a page that was not there, right behind a watched access, whose #DB was due there."""
+    wrong, test = _wrong(run, objection), run.guest.test
+    if wrong is None or wrong.place not in run.guest.cuts or not _is_behind(test, wrong.place, *ACCESSES):
+        return False
+    return wrong.place in _due(objection, VECTORS["db"])
 
 
-def _frame_is_watched(run: Run) -> bool:
-    """The frame of a delivery may lie on a watched word: on the stack that was interrupted, or on top of its own."""
+def _frame_is_not_watched(run: Run, objection: Objection) -> bool:
+    """An interrupt has just been delivered, and its handler's first instruction comes without the #DB due there."""
+    last = run.history[objection.shown - 1] if objection.shown else None
+    handlers = dict(run.guest.test.handlers)
+    if not isinstance(last, Delivery) or last.vector != VECTORS["irq"]:
+        return False
+    return handlers.get(last.vector) in _due(objection, VECTORS["db"])
+
+
+def _watched_frame_is_lost(run: Run, objection: Objection) -> bool:
+    """An interrupt that is due does not come, and its frame may lie on a watched word."""
     test = run.guest.test
     words = [i.arg for i in test.code if i.op is Op.MOV_RAX and "_stack" in i.text] if _watches(test) else []
     own = [VECTOR_PAGES[vector] for vector, _ in test.handlers if vector in test.ist]
-    return any(word // PAGE_WORDS in own or len(own) < len(test.handlers) for word in words)
+    may = any(word // PAGE_WORDS in own or len(own) < len(test.handlers) for word in words)
+    return may and any(_due(objection, VECTORS[name]) for name in ("irq", "nmi"))
 
 
-def _rf_is_dropped(run: Run) -> bool:
-    """#DB comes twice to a place whose handler had set RF."""
-    test = run.guest.test
-    places = [event.place for event in run.history if isinstance(event, Delivery) and event.vector == VECTORS["db"]]
-    return any(", RF" in i.text for i in test.code) and len(places) != len(set(places))
+def _rf_is_dropped(run: Run, objection: Objection) -> bool:
+    """#DB comes to a place once more, though its handler had set RF, where the handler's IRETQ ran with RF set.
+
+    It does if the handler was interrupted, for QEMU pushes RF, and if KVM stepped over it: in an NMI, with another one
+    waiting, which then came at this place."""
+    wrong, test, handlers = _wrong(run, objection), run.guest.test, dict(run.guest.test.handlers)
+    if wrong is None or wrong.vector != VECTORS["db"] or not any(", RF" in i.text for i in test.code):
+        return False
+    before = [event for event in run.history[: objection.shown] if isinstance(event, Delivery)]
+    came = [n for n, event in enumerate(before) if (event.vector, event.place) == (wrong.vector, wrong.place)]
+    if not came:
+        return False
+    interrupted = any(section_of(test, event.place) == handlers[wrong.vector] for event in before[came[-1] :])
+    in_nmi = section_of(test, wrong.place) == handlers.get(VECTORS["nmi"])
+    stepped = in_nmi and (VECTORS["nmi"], wrong.place) in [(event.vector, event.place) for event in before[came[0] :]]
+    return interrupted or stepped
 
 
-def _fault_of_int_is_redone(run: Run) -> bool:
+def _breakpoint_while_gif_is_0(run: Run, objection: Objection) -> bool:
+    """#DB comes between CLGI and STGI."""
+    wrong, test = _wrong(run, objection), run.guest.test
+    if wrong is None or wrong.vector != VECTORS["db"]:
+        return False
+    before = [
+        i.op for i in test.code[max(0, section_of(test, wrong.place)) : wrong.place] if i.op in (Op.CLGI, Op.STGI)
+    ]
+    return before[-1:] == [Op.CLGI] and _breaks_anywhere(test)
+
+
+def _fault_of_int_is_redone(run: Run, objection: Objection) -> bool:
     """#GP of an INT that its gate refuses comes behind the INT, where a cold page may have cut it off."""
-    return bool(run.guest.test.cold) and _comes_behind(run, VECTORS["gp"], Op.INT)
+    faults = _until_then(run, objection, VECTORS["gp"])
+    return bool(run.guest.test.cold) and any(_is_behind(run.guest.test, fault.place, Op.INT) for fault in faults)
 
 
-def _int1_is_cut_off(run: Run) -> bool:
+def _int1_is_cut_off(run: Run, objection: Objection) -> bool:
     """#DB comes behind INT1, where a cold page may have cut it off."""
-    return bool(run.guest.test.cold) and _comes_behind(run, VECTORS["db"], Op.INT1)
+    traps = _until_then(run, objection, VECTORS["db"])
+    return bool(run.guest.test.cold) and any(_is_behind(run.guest.test, trap.place, Op.INT1) for trap in traps)
 
 
 FAULTS = (
     Fault("QEMU takes a virtual interrupt inside an interrupt shadow", (11, 1), _irq_in_shadow, in_svm=True),
-    Fault("QEMU does not hold NMIs in the shadow of STI or MOV SS", (), _nmi_in_shadow),
-    Fault("QEMU raises no single-step trap after STI", (11, 1), _steps_over_sti),
+    Fault("QEMU raises no single-step trap after STI", (11, 1), _no_step_behind_sti),
     Fault("QEMU's error code for an absent gate lacks EXT, and in 7.2 has the vector doubled", (), _gate_is_absent),
     Fault("QEMU's error code for a gate that refuses an INT has the vector doubled", (11, 1), _refused_gate_is_doubled),
     Fault(
@@ -167,7 +197,9 @@ FAULTS = (
         _watched_before_a_hidden_page,
         in_svm=True,
     ),
-    Fault("QEMU loses a delivery whose frame touches a watched word, or its #DB", (), _frame_is_watched),
+    Fault("QEMU watches no frame of an interrupt", (), _frame_is_not_watched),
+    Fault("QEMU loses an interrupt whose frame touches a watched word", (), _watched_frame_is_lost, alone=True),
+    Fault("QEMU does not discard the #DB of a breakpoint while GIF is 0", (), _breakpoint_while_gif_is_0),
     Fault("QEMU drops the RF that an IRETQ pops, if it runs with RF set itself", (), _rf_is_dropped),
     Fault(
         "QEMU's EXITINTINFO has the INT that its gate refuses, not the #GP whose delivery was cut off",
@@ -225,9 +257,10 @@ def _has(before: tuple[int, ...], version: str) -> bool:
     return not before or tuple(int(number) for number in version.split(".") if number.isdigit()) < before
 
 
-def excuse(run: Run, version: str, alone: bool = False) -> str:
-    """The known fault of this version of QEMU that may be behind a run; "" if there is none. alone: without KVM."""
+def excuse(run: Run, objection: Objection, version: str, alone: bool = False) -> str:
+    """The known fault of this version of QEMU that is behind what the processor could not show; "" if there is none.
+    alone: without KVM."""
     for fault in FAULTS:
-        if _has(fault.before, version) and fault.concerns(alone) and fault.excuses(run):
+        if _has(fault.before, version) and fault.concerns(alone) and fault.excuses(run, objection):
             return f"known of QEMU {version}: {fault.name}"
     return ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeVar
 
 from iretrace.explore.graph import Kind
 from iretrace.litmus.test import VECTORS, Test
@@ -18,6 +20,23 @@ UNSEEN = frozenset({VECTORS["db"]})
 """Vectors whose error code (DR6) the log does not hold: reading DR6 would exit."""
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a run cannot be; none if why is "". shown: how many of its events can come. could: what the processor could
+    show in place of the next one."""
+
+    why: str = ""
+    shown: int = 0
+    could: frozenset[Hashable] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return bool(self.why)
+
+
 class Explainer:
     """The processor alone on one test, for every value of the disputed rules: any value may explain a history."""
 
@@ -25,31 +44,31 @@ class Explainer:
         self._test = test
         self._models: dict[int, Alone] = {}
 
-    def objection(self, run: Run) -> str:
-        """Why the processor alone could not have shown this run; "" if it could."""
-        return for_some_value(lambda knobs: self._ask(knobs, run))
+    def objection(self, run: Run) -> Objection:
+        """Why the processor alone could not have shown this run."""
+        return for_some_value(lambda knobs: self._ask(knobs, run), lambda objection: objection.shown)
 
-    def _ask(self, knobs: int, run: Run) -> tuple[str, int]:
+    def _ask(self, knobs: int, run: Run) -> tuple[Objection, int]:
         model = self._models.get(knobs)
         if model is None:
             model = self._models[knobs] = Alone(self._test, "plain", knobs)
         return _objection(model, run), model.reference.machine.consulted
 
 
-def for_some_value(ask: Callable[[int], tuple[str, int]]) -> str:
-    """ "" if there is no objection for some value of the disputed rules, else the longest. ask: for a value of all of
-    them, the objection and which rules were consulted; only those are varied."""
-    longest = ""
+def for_some_value(ask: Callable[[int], tuple[T, int]], shown: Callable[[T], int]) -> T:
+    """An objection that is none for some value of the disputed rules, else the one that lets most be shown. ask: for a
+    value of all of them, the objection and which rules were consulted; only those are varied."""
+    objections: list[T] = []
     for knobs in (values := Values()):
         objection, consulted = ask(knobs)
         if not objection:
-            return ""
-        longest = max(longest, objection, key=len)
+            return objection
+        objections.append(objection)
         values.consulted(knobs, consulted)
-    return longest
+    return max(objections, key=shown)
 
 
-def _objection(model: Alone, run: Run) -> str:
+def _objection(model: Alone, run: Run) -> Objection:
     initial = model.initial().target
     assert isinstance(initial, State)
     states = _closed(model, {initial}, not_yet(run, 0))
@@ -61,15 +80,21 @@ def _objection(model: Alone, run: Run) -> str:
             if shown is not None and matches(event, shown)
         }
         if not after:
-            return f"event {number + 1}, {say(run, event)}, cannot come here"
+            return Objection(f"event {number + 1}, {say(run, event)}, cannot come here", number, _could(model, states))
         states = _closed(model, after, not_yet(run, number + 1))
     if not run.complete and not run.reset:
-        return ""
+        return Objection()
     if run.reset:
         states = _closed(model, states, not_yet(run, len(run.history)), marks=True)
     if any(_ends(model, state, run) for state in states):
-        return ""
-    return f"after these it cannot be that the guest {run.ending} and no more comes"
+        return Objection()
+    why = f"after these it cannot be that the guest {run.ending} and no more comes"
+    return Objection(why, len(run.history), _could(model, states))
+
+
+def _could(model: Alone, states: set[State]) -> frozenset[Hashable]:
+    """What the processor can show next."""
+    return frozenset(shown for state in states for shown, _ in _moves(model, state) if shown is not None)
 
 
 def not_yet(run: Run, shown: int) -> int:

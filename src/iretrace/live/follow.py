@@ -77,7 +77,7 @@ class Follower:
     def objection(self, run: Run) -> str:
         """Why the model does not have this run, for any value of the disputed rules; "" if it has."""
         deadline = time.process_time() + SECONDS
-        return for_some_value(lambda knobs: self._ask(knobs, run, deadline))
+        return for_some_value(lambda knobs: self._ask(knobs, run, deadline), len)
 
     def _ask(self, knobs: int, run: Run, deadline: float) -> tuple[str, int]:
         product = self._products.get(knobs)

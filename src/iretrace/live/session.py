@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from iretrace.linux.debian import Unavailable
 from iretrace.litmus.test import Test
-from iretrace.live.explain import Explainer
+from iretrace.live.explain import Explainer, Objection
 from iretrace.live.guests import Guest, by_number, make_guests, reason_not_to_run
 from iretrace.live.harness import Broken
 from iretrace.live.observed import Run, read_run
@@ -27,11 +27,15 @@ Say = Callable[[str], None]
 Start = Callable[[Sequence[Guest]], Generator[str, None, None]]
 """Runs guests; the lines that the harness prints."""
 
-Excuse = Callable[[Run], str]
-"""What is known to be wrong with the machine and may be behind a strange run; "" if nothing is."""
+Excuse = Callable[[Run, Objection], str]
+"""What is known to be wrong with the machine and is behind a strange run; "" if nothing is."""
 
 
 def _nothing(_: object) -> str:
+    return ""
+
+
+def _no_excuse(_: Run, __: Objection) -> str:
     return ""
 
 
@@ -41,7 +45,7 @@ class Machine:
     any_place: as for reason_not_to_run."""
 
     start: Start
-    excuse: Excuse = _nothing
+    excuse: Excuse = _no_excuse
     unfit: Callable[[Test], str] = _nothing
     breaks: Callable[[Test], str] = _nothing
     any_place: bool = False
@@ -151,9 +155,9 @@ def _explain(seen: Seen, runs: Sequence[Run], excuse: Excuse) -> None:
     """Ask the patient reference about every history, each once."""
     explainer = Explainer(seen.test)
     for run, count in distinct(runs):
-        why = explainer.objection(run)
-        if why:
-            strange = (run.outcome(), why, excuse(run))
+        objection = explainer.objection(run)
+        if objection:
+            strange = (run.outcome(), objection.why, excuse(run, objection))
             seen.strange[strange] = seen.strange.get(strange, 0) + count
 
 
