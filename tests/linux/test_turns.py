@@ -44,6 +44,21 @@ def test_merging_landings_saves_half_of_the_work_and_changes_nothing(tree_6_12: 
     assert merged.steps < 0.6 * each.steps
 
 
+@pytest.mark.trees
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("nmi-and-irq", "plain"), ("sev-es-irq-on-cold-stack", "sev-es"), ("nmi-and-no-sipi", "plain")],
+)
+def test_taking_over_what_follows_a_turn_changes_nothing(tree_6_12: Path, name: str, kind: str) -> None:
+    """Not the ledger either: what a step that is taken over has executed was executed by the one before it."""
+    (test,) = select([name])
+    each, remembered = (Counted(open_tree(tree_6_12), vcpu=kind, remember=remember) for remember in (False, True))
+    results = [check(test, kind, "tickless", hypervisor) for hypervisor in (each, remembered)]
+    assert told(results[0]) == told(results[1])
+    assert remembered.steps < 0.8 * each.steps
+
+
 def nowhere() -> None:
     """Never on the stack, so that all of it counts."""
 

@@ -30,10 +30,14 @@ ENDLESS = "the vCPU thread does not come to a hand-over: its loop neither waits 
 
 NO_STATE = frozenset(
     "program m trace read write fuel cells allocator features members lines physical sender senders log ipi openings"
-    " turns _schedule _reduce _count _landed _next _last _paths _watching _turned"
+    " turns logged _schedule _reduce _count _landed _next _last _paths _watching _turned"
     " _been _suspect".split()
 )
 """What of a run plays no role for how it goes on, or is told apart (HostRun._turn)."""
+
+
+Turn = tuple[bytes, tuple[tuple[str, int], ...]]
+"""See HostRun.turns."""
 
 
 class Circle(Exception):
@@ -97,7 +101,8 @@ class KernelRun(Run):
 class HostRun(Landings, KernelRun):
     """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps.
 
-    turns: for each opening everything that decides how the step goes on if that landing is made, as a digest.
+    turns: for each opening everything that decides how the step goes on if that landing is made, as a digest, and the
+    log up to there. logged: how much of the log was there when the last landing was over.
     """
 
     def __init__(
@@ -113,8 +118,9 @@ class HostRun(Landings, KernelRun):
         self.senders: list[SenderState] = list(senders)
         self.log: list[tuple[str, int]] = []
         self.openings: list[Landing] = []
-        self.turns: list[bytes] = []
-        self._turned: set[bytes] = set()
+        self.turns: list[Turn] = []
+        self.logged = 0
+        self._turned: set[Turn] = set()
         self._been: set[bytes] = set()
         self._suspect = False
         self._follow(schedule)
@@ -161,6 +167,7 @@ class HostRun(Landings, KernelRun):
     def _land(self, k: int) -> None:
         super()._land(k)
         self._paths = None
+        self.logged = len(self.log)
 
     def _send(self, number: int) -> None:
         state = self.senders[number]
@@ -192,9 +199,10 @@ class HostRun(Landings, KernelRun):
             for steps, (access, _) in enumerate(path, 1):
                 if access.conflicts(address, mask, write):
                     self.openings.append((k, number, steps))
-                    self.turns.append(self._turn(number, path[:steps]))
-                    self._suspect |= self.turns[-1] in self._turned
-                    self._turned.add(self.turns[-1])
+                    turn = self._turn(number, path[:steps])
+                    self.turns.append(turn)
+                    self._suspect |= turn in self._turned
+                    self._turned.add(turn)
         if write:
             self._paths = None
 
@@ -207,7 +215,7 @@ class HostRun(Landings, KernelRun):
             raise Circle
         self._been.add(here)
 
-    def _turn(self, number: int, landing: Path) -> bytes:
+    def _turn(self, number: int, landing: Path) -> Turn:
         """See turns: the thread's state, memory and senders as they are after a landing. To be called by _open()."""
         memory, ipi, state = dict(self.m), self.ipi, self.senders[number]
         for access, step in landing:
@@ -221,7 +229,7 @@ class HostRun(Landings, KernelRun):
         events = (("start", not state.log), ("end", done.after is None))
         log = (*self.log, *((what, number) for what, happens in events if happens))
         # Of this run's own frames _turn(), _open() and shared() are no part of where it stands.
-        return self._place(memory, (senders, log, ipi), sys._getframe(3))
+        return self._place(memory, (senders, ipi), sys._getframe(3)), log
 
     def _place(self, memory: dict[int, int], state: Hashable, frame: FrameType) -> bytes:
         """Where the thread stands, with what memory and in what state, as a digest."""

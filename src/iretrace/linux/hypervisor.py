@@ -24,11 +24,12 @@ from iretrace.linux.models.findings import Bug
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import ghcb_record, vmcb_record
-from iretrace.linux.registers import MOVED, Found, Hidden, Memo
+from iretrace.linux.registers import MOVED, Found, Hidden, Memo, general
 from iretrace.linux.sender import EventSender
 from iretrace.linux.startup import Startup
 from iretrace.linux.states import State, States
 from iretrace.linux.tree import Tree
+from iretrace.linux.turning import Turns
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.linux.view import PENDING, Viewer
 from iretrace.linux.vm import KINDS, Vm
@@ -68,9 +69,10 @@ class TreeHypervisor:
 
     rule_files: more rules (`--rules`). options: `--option` values. negate: a condition of the tree to invert.
     reduce: offer only landings that can matter; False offers every place (for tests of that claim). merge: tell which
-    landings come to the same; False does not (for tests of that). machine: the tree
-    as it has been read for another hypervisor, to share with that one (its rules and options hold). vcpu: the kind of
-    its vCPU. Raises Unmodelled when the first state cannot be built; InputError for a kind that has none.
+    landings come to the same; False does not (for tests of that). remember: how a step went on behind a landing is
+    taken over for steps that come to the same place; False executes each (for tests of that). machine: the tree as it
+    has been read for another hypervisor, to share with that one (its rules and options hold). vcpu: the kind of its
+    vCPU. Raises Unmodelled when the first state cannot be built; InputError for a kind that has none.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class TreeHypervisor:
         negate: ConditionId | None = None,
         reduce: bool = True,
         merge: bool = True,
+        remember: bool = True,
         machine: Machine | None = None,
         vcpu: str = "sev-es",
     ) -> None:
@@ -91,8 +94,10 @@ class TreeHypervisor:
         self.program = self.machine.program
         self._reduce = reduce
         self._merge = merge
+        self._remember = remember
         self._processor = self._find_processor()
-        self._steps = Memo()
+        self._steps: Memo[Found] = Memo()
+        self._turns = Turns()
         self._sends: dict[tuple[Private, SenderState], Sent] = {}
         self._views: dict[Private, View] = {}
         self._blocks: set[int] = set()
@@ -161,14 +166,21 @@ class TreeHypervisor:
         debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         """Run from a hand-over to the next one."""
-        packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
-        key = (private, packed[1], cause, senders, schedule, debug)
-        known = self._steps.find(key, packed[0])
-        if known is None:
-            hidden = Hidden(self._registers, self._at.saved)
-            known, moved, _ = self._step(private, *packed, cause, senders, schedule, debug, hidden)
-            self._steps.add(key, packed[0], MOVED if known.unmodelled else hidden.looked, Found(known, moved))
-        return known
+        packed, shared = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
+        start = (private, shared, cause, senders, debug, general(packed))
+        found = self._steps.find((start, schedule), packed)
+        if found is None:
+            parent = self._steps.find((start, schedule[:-1]), packed) if schedule and self._remember else None
+            if parent is not None:
+                found = self._turns.find(parent, cause, schedule[-1], packed)
+            if found is None:
+                hidden = Hidden(self._registers, self._at.saved)
+                pause, moved, run = self._step(private, packed, shared, cause, senders, schedule, debug, hidden)
+                found = Found(pause) if pause.unmodelled else Found(pause, moved, frozenset(hidden.looked))
+                if parent is not None and not pause.unmodelled:
+                    self._turns.add(parent, cause, schedule[-1], packed, found, run.logged)
+            self._steps.add((start, schedule), packed, found.looked, found)
+        return found.of(packed)
 
     def send(self, private: Private, sender: SenderState) -> Sent:
         """One step of a sender outside of host steps."""

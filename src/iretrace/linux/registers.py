@@ -9,9 +9,9 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.machine.vmcb import Vmcb
@@ -25,6 +25,8 @@ STALE = -1
 """Register number of what a saved register holds before the exit has saved it."""
 
 STALE_VALUE = 0x5A5A_5A5A_5A5A_5A5A
+
+T = TypeVar("T")
 
 
 class Opaque(int):
@@ -73,11 +75,12 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge", "hash", "neg", "invert", "inde
 class Found:
     """What is known of a step for all values of the registers that it did not look at.
 
-    moved: (field of the VMCB, register that ended up there).
+    moved: (field of the VMCB, register that ended up there). looked: the registers that it looked at.
     """
 
     pause: Pause
-    moved: tuple[tuple[int, int], ...]
+    moved: tuple[tuple[int, int], ...] = ()
+    looked: frozenset[int] = frozenset(MOVED)
 
     def of(self, vmcb: Packed) -> Pause:
         """The result for the registers of a VMCB."""
@@ -89,24 +92,24 @@ class Found:
         return replace(self.pause, vmcb=tuple(packed))
 
 
-@dataclass
-class Memo:
-    """Results of steps, by everything but registers, and by the registers that were looked at."""
+class Memo(Generic[T]):
+    """What is known, by everything but registers, and by the registers that were looked at."""
 
-    known: dict[Hashable, dict[tuple[int, ...], dict[Packed, Found]]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._known: dict[Hashable, dict[tuple[int, ...], dict[tuple[int, ...], T]]] = {}
 
-    def find(self, key: Hashable, vmcb: Packed) -> Pause | None:
-        """A known result."""
-        for looked, by_values in self.known.get((key, general(vmcb)), {}).items():
+    def find(self, key: Hashable, vmcb: Packed) -> T | None:
+        """What is known for the registers of a VMCB."""
+        for looked, by_values in self._known.get(key, {}).items():
             found = by_values.get(tuple(vmcb[register] for register in looked))
             if found is not None:
-                return found.of(vmcb)
+                return found
         return None
 
-    def add(self, key: Hashable, vmcb: Packed, looked: Iterable[int], found: Found) -> None:
-        """A result, which holds for all values of registers that are not in `looked`."""
+    def add(self, key: Hashable, vmcb: Packed, looked: frozenset[int], found: T) -> None:
+        """Something that holds for all values of registers that are not in `looked`."""
         which = tuple(sorted(looked))
-        by_values = self.known.setdefault((key, general(vmcb)), {}).setdefault(which, {})
+        by_values = self._known.setdefault(key, {}).setdefault(which, {})
         by_values[tuple(vmcb[register] for register in which)] = found
 
 
