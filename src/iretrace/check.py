@@ -77,13 +77,16 @@ def check(
     hypervisor: Hypervisor,
     limits: Limits | None = None,
     progress: Callable[[int], None] | None = None,
+    at_once: bool = True,
 ) -> Result:
-    """The verdict of a test on a hypervisor, the same for every value of the knobs that mattered, or undetermined."""
+    """The verdict of a test on a hypervisor, the same for every value of the knobs that mattered, or undetermined.
+
+    at_once: see world.product.Product; False is for tests of that."""
     began = time.monotonic()
     limits = limits or Limits()
     runs: dict[int, Run] = {}
     for knobs in (values := Values()):
-        run = runs[knobs] = _run(test, vcpu, host, hypervisor, knobs, limits, progress)
+        run = runs[knobs] = _run(test, vcpu, host, hypervisor, knobs, limits, progress, at_once)
         values.consulted(knobs, run.consulted)
     used = tuple(
         Assumption("knob", name, "machine", "consulted; every value was run")
@@ -132,8 +135,9 @@ def _run(
     knobs: int,
     limits: Limits,
     progress: Callable[[int], None] | None,
+    at_once: bool,
 ) -> Run:
-    product = Product(test, vcpu, host, hypervisor, knobs)
+    product = Product(test, vcpu, host, hypervisor, knobs, at_once)
     graph = explore(product, limits, progress)
     explored = Explored(product, graph, [])
     result = Result(

@@ -131,4 +131,4 @@ def _by_sender(side: Side, point: Point) -> Iterator[tuple[Edge, Point]]:
         step = product.sender_step(point, number)
         senders = (*point.senders[:number], step.sender, *point.senders[number + 1 :])
         after = side.made(step.core, senders, "", step.sent.unmodelled)
-        yield Edge(Kind.OUTSIDE, ("send", number), after), after
+        yield Edge(Kind.OUTSIDE, ("send", number, 1), after), after

@@ -4,8 +4,8 @@ A state is flat and small: its parts are interned and named by number. What can 
   guest    a step of the guest (an injected event, an exit, an instruction)
   host     the hypervisor runs from a #VMEXIT, a wake-up or KVM_RUN to its next hand-over, with steps of senders
            landing in between (every schedule that can matter is an edge of its own)
-  send     a step of a sender while the guest runs or the vCPU sleeps or is in userspace; a kick's IPI arrives with
-           the step that sends it
+  send     a step of a sender, or several, while the guest runs or the vCPU sleeps or is in userspace; a kick's IPI
+           arrives with the step that sends it
   tick     on a ticking host: an exit for no reason of the guest's
 """
 
@@ -21,6 +21,7 @@ from iretrace.litmus.test import Arrival, Test
 from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
 from iretrace.machine.vmcb import SVM_EXIT_VMRUN
 from iretrace.subset import unpack
+from iretrace.world.commuting import commute
 from iretrace.world.core import ASKED, FINISHED, UNSTARTED, Core, Did, HostStep, Phase, Schedule, Senders, SenderStep
 from iretrace.world.debugger import ACTIONS, Attached, without_tf
 from iretrace.world.ioctls import CALLS, by_vmm
@@ -48,9 +49,14 @@ class Point(NamedTuple):
 
 
 class Product:
-    """explore.graph.Model of one test on one hypervisor."""
+    """explore.graph.Model of one test on one hypervisor.
 
-    def __init__(self, test: Test, vcpu: str, host: str, hypervisor: Hypervisor, knobs: int = 0) -> None:
+    at_once: a sender that starts outside of host steps takes all its steps where that loses nothing (see _arrive); else
+    each by itself, which shows more states and the same verdicts."""
+
+    def __init__(
+        self, test: Test, vcpu: str, host: str, hypervisor: Hypervisor, knobs: int = 0, at_once: bool = False
+    ) -> None:
         self.test = test
         self.hypervisor = hypervisor
         self.ticking = host == "ticking"
@@ -61,6 +67,8 @@ class Product:
         self._placed = tuple((n, arrival.at) for n, arrival in enumerate(test.outside) if arrival.at >= 0)
         self._by_vmm = tuple(n for n, arrival in enumerate(test.outside) if by_vmm(arrival))
         self._twins = tuple(_twins_before(test.outside, number) for number in range(len(test.outside)))
+        self._at_once = at_once and not self._by_vmm
+        self._commute: dict[tuple[int, int, int], bool] = {}
         self._sender_steps: dict[tuple[int, int], SenderStep] = {}
         self._host_steps: dict[tuple[int, Senders], list[HostStep]] = {}
 
@@ -184,7 +192,47 @@ class Product:
 
     def _sends(self, state: Point) -> Iterator[Edge]:
         for number in self.sendable(state):
-            yield self._send(state, number)
+            yield self._arrive(state, number) if self._at_once else self._send(state, number)
+
+    def _arrive(self, state: Point, number: int) -> Edge:
+        """A step of a sender; of one that starts, all steps up to the one that the vCPU's CPU or thread notices.
+
+        Until then nobody can tell how far it is but a host step, and in a host step it may start as well. It then
+        starts later, which leaves the reference less to explain with. See docs/decisions, 0012."""
+        edge = self._send(state, number)
+        if state.senders[number] != UNSTARTED or not self._alone(state, number):
+            return edge
+        steps = 1
+        while isinstance(edge.target, Point) and edge.target.senders[number] >= 0 and not self._noticed(state, edge):
+            edge, steps = self._send(edge.target, number), steps + 1
+        return replace(edge, label=("send", number, steps))
+
+    def _noticed(self, state: Point, edge: Edge) -> bool:
+        """The vCPU's CPU has been interrupted, or its thread has been woken, since a state."""
+        assert isinstance(edge.target, Point)
+        before, after = self.core(state), self.core(edge.target)
+        return after.cpu != before.cpu or (
+            before.phase == Phase.BLOCKED and self.vcpu.woken(state.core) != self.vcpu.woken(edge.target.core)
+        )
+
+    def _alone(self, state: Point, number: int) -> bool:
+        """No other sender that has steps to take gets in the way of one that starts."""
+        fresh, private = self.vcpu.fresh, self.core(state).private
+        others = {
+            fresh[other] if sender == UNSTARTED else sender
+            for other, sender in enumerate(state.senders)
+            if other != number and (sender >= 0 or sender == UNSTARTED)
+        }
+        return all(self._in_any_order(private, fresh[number], other) for other in others)
+
+    def _in_any_order(self, private: int, one: int, other: int) -> bool:
+        key = (private, one, other)
+        known = self._commute.get(key)
+        if known is None:
+            states, hypervisor = self.vcpu.senders.values, self.hypervisor
+            at = self.vcpu.privates.values[private]
+            known = self._commute[key] = commute(hypervisor.send, at, states[one], states[other])
+        return known
 
     def sender_step(self, state: Point, number: int) -> SenderStep:
         """The next step of a sender, memoised."""
@@ -197,9 +245,15 @@ class Product:
             known = self._sender_steps[key] = self.vcpu.sender_step(state.core, sender)
         return known
 
+    def sent(self, state: Point, number: int) -> Point:
+        """A state after one step of a sender, which is modelled."""
+        after = self._send(state, number).target
+        assert isinstance(after, Point)
+        return after
+
     def _send(self, state: Point, number: int) -> Edge:
         step = self.sender_step(state, number)
-        label = ("send", number)
+        label = ("send", number, 1)
         if step.sent.unmodelled:
             return Edge(Kind.OUTSIDE, label, unmodelled=step.sent.unmodelled)
         monitor = state.monitor

@@ -67,7 +67,7 @@ class Story:
         if label[0] == "host":
             return self._tell_host(state, label[1], edge)
         if label[0] == "send":
-            return [self._tell_send(state, label[1])]
+            return self._tell_sends(state, label[1], label[2])
         if label[0] == "ioctl":
             what, where = VMM_CALLS.get(label[1]) or (SET_GUEST_DEBUG[label[1]], "KVM_SET_GUEST_DEBUG")
             return [self._step("VMM", what, where, note=edge.defect)]
@@ -119,6 +119,13 @@ class Story:
         if done.exited:
             what += f": {exits}"
         return self._step("guest", what, f"{instruction.op.name.lower()}", note=edge.defect)
+
+    def _tell_sends(self, state: Point, number: int, steps: int) -> list[Step]:
+        told = []
+        for _ in range(steps):
+            told.append(self._tell_send(state, number))
+            state = self._product.sent(state, number)
+        return told
 
     def _tell_send(self, state: Point, number: int) -> Step:
         sent = self._product.sender_step(state, number).sent
