@@ -74,7 +74,7 @@ def _differs(one: Vcpu, two: Vcpu, first: ComparableHypervisor, second: Comparab
 def _next(test: Test, one: Vcpu, two: Vcpu, pair: Pair) -> list[Pair]:
     mine, theirs, been = pair
     phase = one.core(mine).phase
-    if phase == Phase.ENDED:
+    if phase in (Phase.ENDED, Phase.LOOPS):
         return []
     if phase == Phase.HOST:
         return [(_host(one, mine), _host(two, theirs), been)]

@@ -80,10 +80,12 @@ def take_nmi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 
 @rule("AMD64 APM vol. 2", "NMI Virtualization", "read")
-def virtual_nmi_due(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
-    """A virtual NMI is pending, not masked, and neither a shadow nor virtual GIF holds it. IF does not matter. It is
-    taken as any NMI is: pending is cleared and the mask set before the IDT is read."""
-    return nmi_due(m, cpu) and not virtual_gif_holds(vmcb)
+def virtual_nmi_due(cpu: Cpu, vmcb: Vmcb) -> bool:
+    """A virtual NMI is pending and not masked, virtual GIF is set, and the processor is in no interrupt shadow. Of a
+    shadow the manual says so without a "may", as of virtual interrupts. IF does not matter. It is taken as any NMI is:
+    pending is cleared and the mask set before the IDT is read."""
+    held: bool = cpu.nmi_masked != 0 or cpu.shadow != SHADOW_NONE
+    return cpu.nmi_latched != 0 and not held and not virtual_gif_holds(vmcb)
 
 
 @rule("AMD64 APM vol. 2", "Single Stepping; Debug Status Register (DR6)")
@@ -182,7 +184,7 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     else the virtual interrupt, else the next instruction."""
     see_nothing(cpu)
     if cpu.smm_found != 0:
-        if cpu.event_inj != 0 or virtual_nmi_due(m, cpu, vmcb):
+        if cpu.event_inj != 0 or virtual_nmi_due(cpu, vmcb):
             delivery_at_smm_entry(m, cpu, vmcb)
         else:
             find_itself_in_smm(cpu)
@@ -192,7 +194,7 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         take_debug_trap(m, cpu, vmcb)
     elif intr_exit_due(m, cpu, vmcb):
         take_intr_exit(m, cpu, vmcb)
-    elif virtual_nmi_due(m, cpu, vmcb):
+    elif virtual_nmi_due(cpu, vmcb):
         take_nmi(m, cpu, vmcb)
     elif virtual_intr_due(cpu, vmcb):
         if not vintr_exits(m, cpu, vmcb):

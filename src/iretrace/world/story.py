@@ -109,7 +109,7 @@ class Story:
             return self._step("cpu", what, rule, note=edge.defect)
         if done.exited and vmcb.exit_code in BOUNDARY_EXITS:
             return self._step("cpu", f"{exits} at {here}", BOUNDARY_EXITS[vmcb.exit_code], note=edge.defect)
-        if virtual_nmi_due(product.vcpu.machine, before, product.vcpu.vmcb(state.core)):
+        if virtual_nmi_due(before, product.vcpu.vmcb(state.core)):
             what = f"delivers {product.say(done.shown)}" if done.shown else f"delivering the virtual NMI at {here}"
             return self._step("cpu", f"{what}: {exits}" if done.exited else what, VIRTUAL_NMI, note=edge.defect)
         instruction = product.test.code[before.rip]

@@ -144,7 +144,7 @@ class Vcpu:
     def _guest_step(self, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> Did:
         before = cpu.rip
         delivering = cpu.event_inj != 0 or cpu.trap != 0 or cpu.smm_found != 0
-        delivering = delivering or virtual_nmi_due(self.machine, cpu, vmcb)
+        delivering = delivering or virtual_nmi_due(cpu, vmcb)
         guest_step(self.machine, cpu, vmcb, ghcb)
         shown = observation(cpu)
         mark = cpu.seen_vector if cpu.seen == SEEN_MARK else -1
