@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NamedTuple
 
 from iretrace.explore.landings import NEVER, Landings
@@ -176,6 +177,7 @@ class HostRun(Landings, Thread):
             if self._next == NEVER:
                 now = self._packed(self.vcpu)
                 if now in been:
+                    self._open_rest()
                     return ROUND
                 if len(been) == MOST_PASSES:
                     return not_modelled(self.vcpu, NOT_MODELLED_LOOP)
@@ -229,10 +231,11 @@ class HostRun(Landings, Thread):
             for taken, step in AHEAD[sender].get(cell, ()):
                 if step.bits & bits and conflict(how, step.how):
                     self.openings.append((k, number, taken))
-                    self.turns.append(self._turn(number, taken))
+                    self.turns.append(self._turn(number, taken, sys._getframe(2)))
 
-    def _turn(self, number: int, taken: int) -> bytes:
-        """See turns: the thread's state and the senders as they are after a landing. To be called by _open()."""
+    def _turn(self, number: int, taken: int, frame: FrameType | None) -> bytes:
+        """See turns: the thread's state and the senders as they are after a landing. frame: KVM's innermost one; None:
+        between two passes."""
         vcpu, ipi = _copy(self.vcpu), self.ipi
         before = sender = self.senders[number]
         assert isinstance(before, Sender)
@@ -245,13 +248,21 @@ class HostRun(Landings, Thread):
         events = (("start", before.at == 0), ("end", sender is NO_SENDER))
         log = (*self.log, *((what, number) for what, happens in events if happens))
         packed = self._packed(vcpu)
-        # Of this run's own frames _turn(), _open() and access() are no part of where it stands.
-        return digest(sys._getframe(3), HostRun.perform.__code__, packed, (senders, log, ipi))
+        return digest(frame, HostRun.perform.__code__, packed, (senders, log, ipi))
 
     def _packed(self, vcpu: Vcpu) -> list[tuple[int, ...]]:
         """All that the thread goes by, with this vCPU."""
         svm, cpu = vcpu.svm, (self.cpu, self.itself, self.wanted)
         return [pack(each) for each in (vcpu, svm, svm.vmcb, svm.ghcb, vcpu.debug, self, *cpu)]
+
+    def _open_rest(self) -> None:
+        """The thread goes in a circle, and no hand-over follows: what senders have still to do may come here, be it
+        nothing that the circle accesses."""
+        for number, sender in enumerate(self.senders if self._watching else ()):
+            if isinstance(sender, Sender):
+                rest = len(STEPS[sender.kind]) - sender.at
+                self.openings.append((len(self.found), number, rest))
+                self.turns.append(self._turn(number, rest, None))
 
     def _open_all(self, k: int) -> None:
         for number, sender in enumerate(self.senders):

@@ -209,11 +209,16 @@ class HostRun(Landings, KernelRun):
     def _look_for_circle(self) -> None:
         """Nothing lands any more: a state that was there before comes again for ever. To be called by shared().
 
-        Every place in the circle has been passed since the last landing, so that its openings are noted."""
+        Every place in the circle has been passed since the last landing, so that its openings are noted. What a sender
+        still has to do may be nothing that the circle accesses; no hand-over follows at which it could, so it may here."""
         here = self._place(dict(self.m), (tuple(self.senders), self.ipi), sys._getframe(2))
-        if here in self._been:
-            raise Circle
-        self._been.add(here)
+        if here not in self._been:
+            self._been.add(here)
+            return
+        for number, path in self._remaining() if self._watching else ():
+            self.openings.append((self._count - 1, number, len(path)))
+            self.turns.append(self._turn(number, path))
+        raise Circle
 
     def _turn(self, number: int, landing: Path) -> Turn:
         """See turns: the thread's state, memory and senders as they are after a landing. To be called by _open()."""
