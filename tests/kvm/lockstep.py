@@ -91,7 +91,7 @@ def _next(test: Test, one: Vcpu, two: Vcpu, pair: Pair) -> list[Pair]:
 
 
 def _host(vcpu: Vcpu, core: int) -> int:
-    pauses = vcpu.pauses(core, (), (), lambda landed, number: False)
+    pauses = vcpu.pauses(core, (), (), lambda landed, done, number: False)
     return vcpu.handed_over(core, (), *pauses[0]).core
 
 

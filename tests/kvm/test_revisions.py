@@ -70,7 +70,8 @@ NO_VERDICT = {
     "SINCE_NO_POINTLESS_SINGLE_STEP": "benign: the processor does not read TF from the VMCB of an encrypted guest",
     "SINCE_EVENT_REQUEST_IFF_NMI_PENDING": "a look at events that finds none",
     "SINCE_RESTORED_NMIS_ARE_QUEUED": "process_nmi() keeps as many as were saved",
-    "SINCE_HALT_LOOKS_FOR_EVENTS": "the loop of KVM_RUN looks right after it",
+    "SINCE_HALT_LOOKS_FOR_EVENTS": "the loop of KVM_RUN looks right after it; but see the test below",
+    "SINCE_RESET_HOLD_HAS_A_TYPE": "what is said of a SIPI in the answer to another request no guest looks at",
     "SINCE_HLT_IN_FASTPATH": "an event that is injected one instruction later is late, not lost",
     "SINCE_DR_EXITS_OF_SEV_ES_ARE_IGNORED": "nobody swaps DR0-3 of an encrypted guest without DebugSwap: no contract",
     "SINCE_HOST_DRS_ARE_RESTORED_BY_KVM": "the host has its DR0-3 again either way",
@@ -103,6 +104,13 @@ def test_a_host_with_btf_shows_whether_debugctl_is_switched(test: str, revision:
     (found,) = select([test])
     kvm = BuiltinHypervisor(revision, "plain", {"host_debugctl": 2})
     assert check(found, "plain", "tickless", kvm).verdict is expected
+
+
+def test_looking_for_events_before_the_hold_is_what_loses_a_sipi() -> None:
+    looks = REVISIONS["v7.3"]
+    assert verdict(looks, "reset-hold-ends-by-sipi", "sev-es") is Verdict.VIOLATED
+    blind = looks.flipped(BY_NAME["SINCE_HALT_LOOKS_FOR_EVENTS"])
+    assert verdict(blind, "reset-hold-ends-by-sipi", "sev-es") is Verdict.HOLDS
 
 
 def comparison(revision: Revision, pending: int) -> Comparison:

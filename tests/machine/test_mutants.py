@@ -19,6 +19,7 @@ from iretrace.machine import (
     gates,
     guest,
     privilege,
+    reset_hold,
     smm,
     stack,
     svm,
@@ -35,6 +36,7 @@ from tests.machine import (
     test_interrupts,
     test_plain,
     test_privilege,
+    test_reset_hold,
     test_smm,
     test_stack,
     test_stepping,
@@ -44,7 +46,22 @@ from tests.machine import (
 )
 from tests.machine.mutants import applied, functions, mutants
 
-MACHINE = [boundary, breakpoints, cpu, debug, delivery, gates, guest, privilege, smm, stack, svm, swap, vnmi]
+MACHINE = [
+    boundary,
+    breakpoints,
+    cpu,
+    debug,
+    delivery,
+    gates,
+    guest,
+    privilege,
+    reset_hold,
+    smm,
+    stack,
+    svm,
+    swap,
+    vnmi,
+]
 TESTS = [
     test_boundary,
     test_breakpoints,
@@ -55,6 +72,7 @@ TESTS = [
     test_interrupts,
     test_plain,
     test_privilege,
+    test_reset_hold,
     test_smm,
     test_stack,
     test_stepping,

@@ -50,7 +50,7 @@ def test_a_hypervisor_agrees_with_itself(name: str, host: str) -> None:
 
 
 SEEN_ELSEWHERE = {
-    "nmi-at-hlt": ("sleep", "race", "insomnia"),
+    "nmi-at-hlt": ("sleep", "race", "insomnia", "poll", "circle"),
     "two-nmis-on-cold-stack": ("forget", "again", "cold"),
     "nmi-in-sti-shadow": ("shadow",),
     "three-nmis": ("two",),

@@ -30,8 +30,9 @@ class Reference(Protocol[RefState]):
         """What it can do next; None: silently."""
         ...
 
-    def stamp(self, state: RefState, event: Stamp) -> RefState:
-        """An event from outside is stamped into the history: what that makes of a state."""
+    def stamp(self, state: RefState, event: Stamp) -> RefState | None:
+        """An event from outside is stamped into the history: what that makes of a state; None: it cannot happen
+        there."""
         ...
 
 
@@ -68,10 +69,11 @@ class Monitor(Generic[RefState]):
         return self._observed[key]
 
     def stamp(self, number: int, event: Stamp) -> int:
-        """The set after an event from outside was stamped."""
+        """The set after an event from outside was stamped, or EMPTY."""
         key = (number, event)
         if key not in self._stamped:
-            self._stamped[key] = self._close({self._reference.stamp(state, event) for state in self._sets[number]})
+            after = {self._reference.stamp(state, event) for state in self._sets[number]} - {None}
+            self._stamped[key] = self._close({state for state in after if state is not None}) if after else EMPTY
         return self._stamped[key]
 
     def allowed(self, number: int) -> list[Observation]:

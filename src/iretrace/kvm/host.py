@@ -261,7 +261,7 @@ class HostRun(Landings, Thread):
         for number, sender in enumerate(self.senders if self._watching else ()):
             if isinstance(sender, Sender):
                 rest = len(STEPS[sender.kind]) - sender.at
-                self.openings.append((len(self.found), number, rest))
+                self.openings.append((self._count, number, rest))
                 self.turns.append(self._turn(number, rest, None))
 
     def _open_all(self, k: int) -> None:

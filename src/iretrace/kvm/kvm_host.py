@@ -28,6 +28,7 @@ EXITING_GUEST_MODE = 2
 KVM_MP_STATE_RUNNABLE = 0
 KVM_MP_STATE_INIT_RECEIVED = 2
 KVM_MP_STATE_HALTED = 3
+KVM_MP_STATE_AP_RESET_HOLD = 9
 
 # Bits of Vcpu.pending_events.
 KVM_APIC_INIT = 0
@@ -127,6 +128,8 @@ class VcpuSvm:
     soft_int_next_rip: u64 = 0
     ghcb_mapped: u1 = 0
     """The guest's GHCB is in use (sev_es.ghcb is not NULL)."""
+    ap_reset_hold_type: u8 = 0
+    """How the guest has asked to be held, since SINCE_RESET_HOLD_HAS_A_TYPE."""
 
 
 @record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iretrace.kvm.create import RESET_RIP, init_vmcb
+from iretrace.kvm.create import RESET_RIP, init_vmcb, sev_es_init_vmcb
 from iretrace.kvm.debug import DR7_FIXED_1, kvm_update_dr0123, kvm_update_dr7
 from iretrace.kvm.differences import SINCE_NMI_MASK_OUTLIVES_INIT, SINCE_SHUTDOWN_OF_SEV_ES_IS_TOLD
 from iretrace.kvm.exceptions import DR6_ACTIVE_LOW, kvm_clear_exception_queue, kvm_clear_interrupt_queue
@@ -31,6 +31,7 @@ from iretrace.kvm.lapic import (
     test_and_clear_pending,
 )
 from iretrace.kvm.nested import svm_set_efer
+from iretrace.kvm.reset_hold import sev_vcpu_deliver_sipi_vector
 from iretrace.kvm.smm import X86_EFLAGS_FIXED, kvm_smm_left
 from iretrace.kvm.svm import kvm_set_rflags
 from iretrace.machine.vmcb import Vmcb
@@ -77,6 +78,8 @@ def kvm_vcpu_reset(vcpu: Vcpu) -> None:
     vcpu.svm.vmcb.rax = 0
     vcpu.svm.vmcb.rsp = 0
     init_vmcb(vcpu)
+    if vcpu.kvm.sev_es:
+        sev_es_init_vmcb(vcpu)
     kvm_set_rflags(vcpu, X86_EFLAGS_FIXED)
     vcpu.rip = RESET_RIP
     svm_set_efer(vcpu, 0)
@@ -154,5 +157,8 @@ def kvm_apic_accept_events(vcpu: Vcpu) -> None:
         vcpu.mp_state = KVM_MP_STATE_INIT_RECEIVED if vcpu.ap else KVM_MP_STATE_RUNNABLE
     if test_and_clear_pending(vcpu, KVM_APIC_SIPI) and vcpu.mp_state == KVM_MP_STATE_INIT_RECEIVED:
         shared(vcpu.thread, CELL_SIPI_VECTOR, 0xFF, READ)
-        kvm_vcpu_deliver_sipi_vector(vcpu, vcpu.sipi_vector)
+        if vcpu.kvm.sev_es:
+            sev_vcpu_deliver_sipi_vector(vcpu)
+        else:
+            kvm_vcpu_deliver_sipi_vector(vcpu, vcpu.sipi_vector)
         vcpu.mp_state = KVM_MP_STATE_RUNNABLE

@@ -158,6 +158,13 @@ DIFFERENCES = (
         "by v6.12",
     ),
     Difference(
+        "SINCE_RESET_HOLD_HAS_A_TYPE",
+        differences.SINCE_RESET_HOLD_HAS_A_TYPE,
+        "KVM remembers that the guest has asked to be held, until it enters it again, and a SIPI tells it so only then."
+        " Before, it told the guest so in whatever request it had not answered yet.",
+        "by v6.12",
+    ),
+    Difference(
         "SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST",
         differences.SINCE_INTERCEPTS_ARE_MADE_ON_REQUEST,
         "A reset leaves it to the next VMRUN to intercept what the guest has not got. Before, it did it itself.",

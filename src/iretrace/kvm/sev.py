@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iretrace.kvm.debug import dr_interception
-from iretrace.kvm.differences import SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE
+from iretrace.kvm.differences import SINCE_NMI_COMPLETE_UNMASKS_AT_ONCE, SINCE_RESET_HOLD_HAS_A_TYPE
 from iretrace.kvm.kvm_host import (
     AGAIN,
     KVM_REQ_EVENT,
@@ -13,8 +13,10 @@ from iretrace.kvm.kvm_host import (
     not_modelled,
     since,
 )
+from iretrace.kvm.reset_hold import AP_RESET_HOLD_NAE_EVENT, AP_RESET_HOLD_NONE
 from iretrace.kvm.svm_exits import svm_invoke_exit_handler
-from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
+from iretrace.kvm.x86 import kvm_emulate_ap_reset_hold
+from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP, SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import SVM_EXIT_CPUID, SVM_EXIT_IRET
 from iretrace.subset import u8, u64
 
@@ -62,6 +64,7 @@ def sev_es_sync_to_ghcb(vcpu: Vcpu) -> None:
 
 def sev_es_unmap_ghcb(vcpu: Vcpu) -> None:
     """The guest is about to go on: the GHCB is its own again."""
+    vcpu.svm.ap_reset_hold_type = AP_RESET_HOLD_NONE
     if vcpu.svm.ghcb_mapped:
         sev_es_sync_to_ghcb(vcpu)
         vcpu.svm.ghcb_mapped = 0
@@ -115,6 +118,10 @@ def sev_handle_vmgexit(vcpu: Vcpu) -> u8:
     sev_es_answer(vcpu, 0, 0)
     if svm.vmcb.exit_code == SVM_VMGEXIT_NMI_COMPLETE:
         return sev_nmi_complete(vcpu)
+    if svm.vmcb.exit_code == SVM_VMGEXIT_AP_HLT_LOOP:
+        if since(vcpu, SINCE_RESET_HOLD_HAS_A_TYPE):
+            svm.ap_reset_hold_type = AP_RESET_HOLD_NAE_EVENT
+        return kvm_emulate_ap_reset_hold(vcpu)
     if svm.vmcb.exit_code == SVM_EXIT_READ_DR7 or svm.vmcb.exit_code == SVM_EXIT_WRITE_DR7:
         return dr_interception(vcpu)
     if svm.vmcb.exit_code == SVM_EXIT_CPUID:

@@ -12,6 +12,7 @@ from iretrace.kvm.exceptions import (
 )
 from iretrace.kvm.kvm_host import (
     CELL_NMI_QUEUED,
+    KVM_MP_STATE_AP_RESET_HOLD,
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
@@ -162,6 +163,18 @@ def kvm_arch_vcpu_runnable(vcpu: Vcpu) -> bool:
 def kvm_emulate_halt(vcpu: Vcpu) -> u8:
     """HLT. The loop of KVM_RUN puts the thread to sleep when it finds the vCPU halted."""
     r: u8 = kvm_skip_emulated_instruction(vcpu)
-    if not since(vcpu, SINCE_HALT_LOOKS_FOR_EVENTS) or not kvm_vcpu_has_events(vcpu):
-        vcpu.mp_state = KVM_MP_STATE_HALTED
+    halt(vcpu, KVM_MP_STATE_HALTED)
     return r
+
+
+def kvm_emulate_ap_reset_hold(vcpu: Vcpu) -> u8:
+    """An encrypted guest asks to be held until a SIPI comes: to KVM that is much like HLT."""
+    r: u8 = kvm_skip_emulated_instruction(vcpu)
+    halt(vcpu, KVM_MP_STATE_AP_RESET_HOLD)
+    return r
+
+
+def halt(vcpu: Vcpu, mp_state: u8) -> None:
+    """__kvm_emulate_halt()"""
+    if not since(vcpu, SINCE_HALT_LOOKS_FOR_EVENTS) or not kvm_vcpu_has_events(vcpu):
+        vcpu.mp_state = mp_state

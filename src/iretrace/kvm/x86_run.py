@@ -25,6 +25,7 @@ from iretrace.kvm.kvm_host import (
     KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_INTR,
     KVM_EXIT_UNKNOWN,
+    KVM_MP_STATE_AP_RESET_HOLD,
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE,
@@ -138,9 +139,9 @@ def vcpu_exit_guest(vcpu: Vcpu) -> u8:
 
 
 def leave_halt(vcpu: Vcpu) -> None:
-    """The end of vcpu_block(): an event ends HLT, but not the wait for a SIPI."""
+    """The end of vcpu_block(): an event ends HLT and AP reset hold, but not the wait for a SIPI."""
     kvm_apic_accept_events(vcpu)
-    if vcpu.mp_state == KVM_MP_STATE_HALTED:
+    if vcpu.mp_state == KVM_MP_STATE_HALTED or vcpu.mp_state == KVM_MP_STATE_AP_RESET_HOLD:
         vcpu.mp_state = KVM_MP_STATE_RUNNABLE
 
 

@@ -210,7 +210,7 @@ class HostRun(Landings, KernelRun):
         """Nothing lands any more: a state that was there before comes again for ever. To be called by shared().
 
         Every place in the circle has been passed since the last landing, so that its openings are noted. What a sender
-        still has to do may be nothing that the circle accesses; no hand-over follows at which it could, so it may here."""
+        still has to do may be nothing that the circle accesses; as no hand-over follows, it may be done here."""
         here = self._place(dict(self.m), (tuple(self.senders), self.ipi), sys._getframe(2))
         if here not in self._been:
             self._been.add(here)

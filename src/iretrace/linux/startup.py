@@ -27,13 +27,17 @@ class Startup:
         self._bootstrap = spot("kvm.kvm.arch.bsp_vcpu_id")
         self._vcpu = spot("svm.vcpu.vcpu_id")
         self._apic_base = spot("svm.vcpu.arch.apic_base")
+        self._received_first_sipi = places.find(run, "svm.sev_es.received_first_sipi")
         self._code_base = spot("svm.vmcb->save.cs.base")
         self._segment = {self._code_base.address & ~7, spot("svm.vmcb->save.cs.selector").address & ~7}
 
     def make_ap(self, run: Run) -> None:
-        """The vCPU is not the bootstrap processor, which is another one."""
+        """The vCPU is not the bootstrap processor, which is another one. An encrypted guest's vCPU has been started by
+        the SIPI that it does not tell from an end of AP reset hold."""
         _set(run, self._bootstrap, _get(run, self._vcpu) + 1)
         _set(run, self._apic_base, _get(run, self._apic_base) & ~MSR_IA32_APICBASE_BSP)
+        if self._received_first_sipi is not None:
+            _set(run, self._received_first_sipi, 1)
 
     def code_base(self, run: Run, base: dict[int, int]) -> int:
         """At VMRUN: the base of CS if it is not that of the first state (`base`), else 0. The guest gives CS the value

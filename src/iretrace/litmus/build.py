@@ -15,6 +15,7 @@ from iretrace.litmus.grammar import (
     ERROR_CODE_SECTIONS,
     HANDLED_EVENTS,
     HANDLER_OF,
+    IN_HOLD,
     MAX_INSTRUCTIONS,
     MSR_ACCESS,
     NEEDS_SVME,
@@ -31,11 +32,17 @@ from iretrace.litmus.grammar import (
 )
 from iretrace.litmus.lex import Source, Token, nearest, quote
 from iretrace.litmus.test import VECTORS, Arrival, Clause, Instruction, Op, Test
+from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP
 
 
 def build(draft: Draft, source: Source) -> Test:
     """The Test that a draft means. Raises InputError where it means none."""
     return _Builder(draft, source).build()
+
+
+def is_hold(statement: Statement) -> bool:
+    """`vmgexit ap_reset_hold`, which stands for two instructions: the request, and a look at its answer."""
+    return statement.text == "vmgexit ap_reset_hold"
 
 
 class _Builder:
@@ -210,6 +217,8 @@ class _Builder:
             self.source.fail_at(section.at, f"'{others[0]}' guests get no #VC; drop 'vc:', or write 'vcpu sev-es'")
         for statement in section.code:
             at = statement.at
+            if is_hold(statement) and not self.draft.ap:
+                self.source.fail_at(at, "ap_reset_hold is for an application processor; write 'processor ap'")
             if statement.op == Op.VMGEXIT and others and section.name != "vc":
                 what = f"vmgexit is for encrypted guests; write another test for '{others[0]}' without it"
                 self.source.fail_at(at, what)
@@ -250,7 +259,7 @@ class _Builder:
             for statement in section.code:
                 for label in statement.labels:
                     self.define(label, index)
-                index += 1
+                index += 1 + is_hold(statement)
             if section.code[-1].op == Op.HLT:
                 index += 1
         if index > MAX_INSTRUCTIONS:
@@ -274,11 +283,15 @@ class _Builder:
 
     def emit(self, section: Section) -> None:
         """Append a section's instructions. A last hlt halts again whenever it is woken, as an idle loop does."""
-        end = self.starts[section.name] + len(section.code)
+        holds = sum(is_hold(statement) for statement in section.code)
+        end = self.starts[section.name] + len(section.code) + holds
         for statement in section.code:
             label = statement.labels[0].text if statement.labels else ""
             arg = self.argument(statement, end)
             self.code.append(Instruction(statement.op, arg, statement.text, statement.at.line, label))
+            if is_hold(statement):
+                text = "ap_reset_hold: back to vmgexit if it was no SIPI"
+                self.code.append(Instruction(Op.LOOK_AT_HOLD, 0, text, statement.at.line))
         if section.code[-1].op == Op.HLT:
             line = section.code[-1].at.line
             self.code.append(Instruction(Op.JMP, end - 1, "jmp back to hlt", line))
@@ -341,15 +354,36 @@ class _Builder:
             self.source.fail_at(event, what)
         if event.text in NOT_IN_IDT:
             self.check_not_in_idt(event)
-        self.check_sipi(event)
-        at = self.resolve(coming.label) if coming.label is not None else -1
+        at = self.resolve(coming.label) if coming.label is not None and not coming.within else -1
+        within = self.hold(coming.label) if coming.label is not None and coming.within else -1
+        self.check_hold(event, within)
         target = self.resolve(coming.target) if coming.target is not None else -1
-        return Arrival(event.text, coming.promised, at, event.line, coming.action.text if coming.action else "", target)
+        action = coming.action.text if coming.action else ""
+        return Arrival(event.text, coming.promised, at, event.line, action, target, within)
+
+    def hold(self, label: Token) -> int:
+        """Where the guest looks at the hold that a label names, when it ends."""
+        at = self.resolve(label)
+        if self.code[at].arg != SVM_VMGEXIT_AP_HLT_LOOP or self.code[at].op != Op.VMGEXIT:
+            what = f"label {quote(label.text)} names no 'vmgexit ap_reset_hold'; write 'at' for 'in'"
+            self.source.fail_at(label, what)
+        return at + 1
+
+    def check_hold(self, event: Token, within: int) -> None:
+        """What the GHCB protocol says of INIT and SIPI it says of a guest that is held."""
+        encrypted = self.kinds(encrypted=True)
+        if within >= 0 and event.text not in (*IN_HOLD, "nmi"):
+            self.source.fail_at(event, f"{event.text} in a hold is not supported yet; write init, sipi or nmi")
+        if encrypted and event.text in IN_HOLD and within < 0:
+            what = f"{event.text} to an encrypted guest belongs in a hold"
+            self.source.fail_at(event, f"{what}; write 'in LABEL: {event.text}', or drop '{encrypted[0]}' from vcpu")
 
     def check_not_in_idt(self, event: Token) -> None:
         """An SMI or an INIT needs its section, and a guest that KVM has them for and that this model has. An encrypted
         guest has no SMM: an SMI that is sent to it must do nothing."""
         encrypted = self.kinds(encrypted=True)
+        if event.text == "init" and encrypted and not self.kinds(encrypted=False):
+            return
         if event.text == "smi" and encrypted and not self.kinds(encrypted=False) and "smi" not in self.starts:
             return
         if event.text not in self.starts:
@@ -357,15 +391,8 @@ class _Builder:
             what = f"there is no section '{event.text}:' for it; write one that ends in {end}"
             self.source.fail_at(event, what)
         if encrypted:
-            what = f"{event.text} to an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
+            what = f"{event.text} to an encrypted guest does not go there; drop '{encrypted[0]}' from vcpu"
             what = what if event.text == "init" else f"an encrypted guest has no SMM; drop '{encrypted[0]}' from vcpu"
-            self.source.fail_at(event, what)
-
-    def check_sipi(self, event: Token) -> None:
-        """An encrypted guest's processors are started otherwise."""
-        encrypted = self.kinds(encrypted=True)
-        if event.text == "sipi" and encrypted:
-            what = f"sipi to an encrypted guest is not supported yet; drop '{encrypted[0]}' from vcpu"
             self.source.fail_at(event, what)
 
     def visible_marks(self) -> list[str]:

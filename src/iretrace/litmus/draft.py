@@ -36,13 +36,15 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Coming:
-    """An arrival as written. label: that of `at LABEL: nmi`. action, target: of `guest-debug break TARGET`."""
+    """An arrival as written. label: that of `at LABEL: nmi`, or of `in LABEL: init` (within). action, target: of
+    `guest-debug break TARGET`."""
 
     event: Token
     promised: bool
     label: Token | None
     action: Token | None = None
     target: Token | None = None
+    within: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_RF,
     X86_EFLAGS_TF,
 )
-from iretrace.machine.ghcb import SVM_VMGEXIT_NMI_COMPLETE
+from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP, SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import EFER_SVME, SVM_EXIT_CPUID
 
 VCPUS = ("plain", "vnmi", "sev-es", "sev-es-vnmi", "sev-es-debugswap")
@@ -46,6 +46,9 @@ VMM_EVENTS = ("guest-debug", "kvm-nmi", "save-restore")
 
 HANDLED_EVENTS = {"nmi": "nmi", "irq": "irq", "kvm-nmi": "nmi"}
 """Events that the guest takes. A signal is for the thread that runs the vCPU: the guest must not notice."""
+
+IN_HOLD = ("init", "sipi")
+"""Events that have a contract for encrypted guests only while the guest is in AP reset hold."""
 
 NOT_IN_IDT = ("smi", "init")
 """Events that go through no gate: each needs the section of its name, and there is none for encrypted guests."""
@@ -142,7 +145,12 @@ STACK_TOPS = {
 }
 """Names for the tops of stacks, in `lea rax, [main_stack - 8]`."""
 
-VMGEXITS = {"nmi_complete": SVM_VMGEXIT_NMI_COMPLETE, "cpuid": SVM_EXIT_CPUID, "forward": VC_FORWARD}
+VMGEXITS = {
+    "nmi_complete": SVM_VMGEXIT_NMI_COMPLETE,
+    "cpuid": SVM_EXIT_CPUID,
+    "forward": VC_FORWARD,
+    "ap_reset_hold": SVM_VMGEXIT_AP_HLT_LOOP,
+}
 """Operands of vmgexit, and the software exit codes that they stand for."""
 
 DR7 = 7

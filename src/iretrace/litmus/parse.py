@@ -207,21 +207,22 @@ class _Reader:
                 return
 
     def read_arrival(self, words: Words) -> Coming:
-        """EVENT, `maybe` EVENT, or `at` LABEL `:` EVENT."""
+        """EVENT, `maybe` EVENT, `at` LABEL `:` EVENT, or `in` LABEL `:` EVENT."""
         promised = words.peek() != "maybe"
+        within = words.peek() == "in"
         label = None
         if not promised:
             words.take("maybe")
-        elif words.peek() == "at":
-            words.take("at")
+        elif words.peek() in ("at", "in"):
+            where = words.take("at or in").text
             label = words.new_name("label")
-            words.sign(":", "'at LABEL: nmi'")
+            words.sign(":", f"'{where} LABEL: nmi'")
         event = words.one_of(EVENTS, "event")
         if event.text != "guest-debug":
-            return Coming(event, promised, label)
+            return Coming(event, promised, label, within=within)
         action = words.one_of(DEBUGGER_ACTIONS, "action")
         target = words.new_name("label") if action.text == "break" else None
-        return Coming(event, promised, label, action, target)
+        return Coming(event, promised, label, action, target, within)
 
     def read_section(self, words: Words) -> None:
         token = words.take("a section")

@@ -86,6 +86,8 @@ class Op(IntEnum):
     """`vmrun rax`: enters the guest whose VMCB is at RAX, which is not modelled; #UD unless EFER.SVME is set."""
     RSM = 48
     """Leaves SMM; #UD elsewhere."""
+    LOOK_AT_HOLD = 64
+    """Behind `vmgexit ap_reset_hold`: the guest looks at SW_EXITINFO2, and if it is 0, goes back and asks again."""
 
 
 VC_FORWARD = 0xFFFF_FFFF
@@ -114,6 +116,8 @@ class Arrival:
     """An event from outside. promised: happens in every fair run; else `maybe`.
 
     at: instruction index for `at LABEL: nmi` (complete before that instruction executes for the first time), else -1.
+    within: index of the LOOK_AT_HOLD behind the VMGEXIT for `in LABEL: init` (it begins while the guest is held there,
+    and when those before it of the same hold are done), else -1.
     debugger: for `guest-debug`, what the VMM does: "step", "break" or "off". target: the instruction that break is for.
     """
 
@@ -123,6 +127,7 @@ class Arrival:
     line: int = 0
     debugger: str = ""
     target: int = -1
+    within: int = -1
 
 
 @dataclass(frozen=True, slots=True)

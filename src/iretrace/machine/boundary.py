@@ -215,7 +215,7 @@ def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         take_debug_trap(m, cpu, vmcb)
     elif smi_due(cpu):
         take_smi(m, cpu, vmcb)
-    elif init_due(cpu):
+    elif init_due(m, cpu):
         take_init(m, cpu, vmcb)
     elif sipi_due(cpu):
         take_sipi(m, cpu, vmcb)
@@ -223,5 +223,5 @@ def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         take_nmi(m, cpu, vmcb)
     elif irq_due(cpu):
         take_irq(m, cpu, vmcb)
-    elif cpu.halted == 0 and cpu.waits_for_sipi == 0:
+    elif cpu.halted == 0 and cpu.waits_for_sipi == 0 and cpu.held == 0:
         next_instruction(m, cpu, vmcb, ghcb)

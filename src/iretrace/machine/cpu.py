@@ -100,6 +100,7 @@ OP_SYSRET = 34
 OP_FROM_R11 = 35
 OP_TO_R11 = 36
 OP_RSM = 48
+OP_LOOK_AT_HOLD = 64
 
 OP_RDMSR = 40
 OP_WRMSR = 41
@@ -143,6 +144,7 @@ KNOB_RSM_LEAVES_NMIS_UNMASKED = 12
 KNOB_INIT_KEEPS_NMI_LATCH = 13
 KNOB_INIT_KEEPS_NMI_MASK = 14
 KNOB_INIT_KEEPS_SMI_LATCH = 15
+KNOB_INIT_WAITS_FOR_RESET_HOLD = 16
 
 # What a step showed to the guest (Cpu.seen).
 SEEN_NOTHING = 0
@@ -268,6 +270,10 @@ class Cpu:
     """On bare metal: an INIT was taken, and no SIPI yet. Nothing else is."""
     apic_off: u1 = 0
     """On bare metal: software has not enabled the local APIC since an INIT."""
+    held: u8 = 0
+    """On bare metal: an encrypted guest is in AP reset hold (reset_hold.py: HELD, ASKS_AGAIN)."""
+    started: u1 = 0
+    """On bare metal: a SIPI has ended the hold, and the guest has not looked yet."""
     smm: u1 = 0
     """On bare metal: the processor is in system-management mode. A guest's SMM is its hypervisor's affair."""
     smm_found: u1 = 0

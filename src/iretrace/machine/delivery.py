@@ -176,6 +176,7 @@ def try_to_deliver(m: Machine, cpu: Cpu, vmcb: Vmcb, kind: u8, vector: u8, error
     cpu.rflags = cpu.rflags & ~(X86_EFLAGS_IF | X86_EFLAGS_TF | X86_EFLAGS_RF | X86_EFLAGS_NT)
     cpu.shadow = SHADOW_NONE
     cpu.halted = 0
+    cpu.held = 0
     return DELIVERED
 
 

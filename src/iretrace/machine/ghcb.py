@@ -25,5 +25,8 @@ class Ghcb:
 
 # Software exit codes of the GHCB protocol (arch/x86/include/uapi/asm/svm.h).
 SVM_VMGEXIT_NMI_COMPLETE = 0x8000_0003
+SVM_VMGEXIT_AP_HLT_LOOP = 0x8000_0004
+VALID_SW_EXIT_INFO_2_HI = 1 << (0x3A0 // 8 - 64)
+"""The bit of sw_exit_info_2 in valid_bitmap_hi."""
 GHCB_GPA = 0x0050_0000
 """Guest-physical address of the one GHCB page. Page protocol, so bits 11:0 are zero."""

@@ -25,6 +25,7 @@ from iretrace.machine.cpu import (
     OP_JMP,
     OP_LOAD,
     OP_LOAD_BAD,
+    OP_LOOK_AT_HOLD,
     OP_MARK,
     OP_MOV_RAX,
     OP_MOV_SS,
@@ -93,6 +94,7 @@ from iretrace.machine.privilege import (
     syscall,
     sysret,
 )
+from iretrace.machine.reset_hold import look_at_reset_hold
 from iretrace.machine.smm import rsm
 from iretrace.machine.stack import (
     NPF_READ_USER,
@@ -408,6 +410,8 @@ def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         raise_fault(m, cpu, vmcb, UD_VECTOR, 0)
     elif op == OP_RSM:
         rsm(m, cpu, vmcb)
+    elif op == OP_LOOK_AT_HOLD:
+        look_at_reset_hold(cpu, ghcb)
     elif OP_MOV_RAX <= op <= OP_VC_DB:
         rax_instruction(m, cpu, vmcb, op, m.args[cpu.rip])
     elif OP_INT1 <= op <= OP_TO_R11:

@@ -21,6 +21,7 @@ from iretrace.machine.cpu import (
     see_smi,
 )
 from iretrace.machine.delivery import raise_fault, shut_down
+from iretrace.machine.reset_hold import end_reset_hold, held_for_init, settle_in_reset_hold
 from iretrace.machine.svm import exits_instead
 from iretrace.machine.vmcb import INTERCEPT_RSM, Vmcb
 from iretrace.subset import rule, u32, wrap16
@@ -148,18 +149,25 @@ def latch_init(cpu: Cpu) -> None:
 
 
 @rule("AMD64 APM vol. 2", "Exceptions and Interrupts in SMM: INIT", "memory")
-def init_due(cpu: Cpu) -> bool:
+def init_due(m: Machine, cpu: Cpu) -> bool:
     """An INIT waits, and neither SMM nor GIF holds it."""
-    return cpu.init_latched != 0 and cpu.smm == 0 and cpu.gif != 0
+    return cpu.init_latched != 0 and cpu.smm == 0 and cpu.gif != 0 and held_for_init(m, cpu)
 
 
 @rule("AMD64 APM vol. 2", "Processor Initialization State: Initial Processor State after INIT", "memory")
 def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """INIT: registers, flags and debug registers as after RESET, the local APIC too, which is not enabled then; the
-    processor is not halted, and a trap that was due is gone. What becomes of a latched NMI or SMI and of NMIs' mask is
-    not documented (knobs)."""
+    processor is not halted, and a trap that was due is gone. Of an encrypted guest the processor's state stays as it
+    is."""
     cpu.init_latched = 0
     cpu.waits_for_sipi = m.ap
+    cpu.irr = 0
+    cpu.isr = 0
+    cpu.apic_off = 1
+    forget_events(m, cpu)
+    if m.sev_es:
+        settle_in_reset_hold(cpu)
+        return
     cpu.trap = 0
     cpu.shadow = SHADOW_NONE
     cpu.halted = 0
@@ -172,23 +180,25 @@ def take_init(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.dr6 = DR6_RESET
     cpu.dr7 = DR7_RESET
     cpu.efer = EFER_BOOTED
-    cpu.irr = 0
-    cpu.isr = 0
-    cpu.apic_off = 1
+    begin_firmware(m, cpu)
+
+
+@rule("AMD64 APM vol. 2", "Processor Initialization State: Initial Processor State after INIT", "memory")
+def forget_events(m: Machine, cpu: Cpu) -> None:
+    """What becomes of a latched NMI or SMI and of NMIs' mask at an INIT is not documented (knobs)."""
     if cpu.nmi_latched != 0 and not knob(m, KNOB_INIT_KEEPS_NMI_LATCH):
         cpu.nmi_latched = 0
     if cpu.nmi_masked != 0 and not knob(m, KNOB_INIT_KEEPS_NMI_MASK):
         cpu.nmi_masked = 0
     if cpu.smi_latched != 0 and not knob(m, KNOB_INIT_KEEPS_SMI_LATCH):
         cpu.smi_latched = 0
-    begin_firmware(m, cpu)
 
 
 @rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
 def latch_sipi(m: Machine, cpu: Cpu) -> None:
     """A SIPI is for an application processor that waits for it, also if it is about to, because an INIT goes first
-    that nothing holds. Every other processor ignores it."""
-    if m.ap != 0 and (cpu.waits_for_sipi != 0 or init_due(cpu)):
+    that nothing holds but that an encrypted guest is elsewhere. Every other processor ignores it."""
+    if m.ap != 0 and (cpu.waits_for_sipi != 0 or init_due(m, cpu) or (m.sev_es and cpu.init_latched)):
         cpu.sipi_latched = 1
 
 
@@ -200,9 +210,11 @@ def sipi_due(cpu: Cpu) -> bool:
 
 @rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
 def take_sipi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """The processor begins to execute where the SIPI says. What came while it waited is taken from here on."""
+    """The processor begins to execute where the SIPI says, an encrypted guest where it has asked to be held. What came
+    while it waited is taken from here on."""
     cpu.sipi_latched = 0
     cpu.waits_for_sipi = 0
+    end_reset_hold(cpu)
 
 
 @rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")

@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 """The directory that holds the package."""
 
 KVM = (
-    "create debug differences exceptions kvm_host kvm_main lapic nested reset senders sev smm "
+    "create debug differences exceptions kvm_host kvm_main lapic nested reset reset_hold senders sev smm "
     "svm svm_exits svm_h x86 x86_run"
 ).split()
 MODULES = ("iretrace/machine/*.py", *(f"iretrace/kvm/{name}.py" for name in KVM))

@@ -43,7 +43,7 @@ class Alone:
         """A promised arrival, the end of a sender, or an NMI that nothing holds is still to come."""
         assert isinstance(state, State)
         unstarted = any(
-            arrival.promised and arrival.at < 0 and not state.started >> number & 1
+            arrival.promised and self._may_begin(state, number) and not state.started >> number & 1
             for number, arrival in enumerate(self.test.outside)
         )
         return (
@@ -60,17 +60,24 @@ class Alone:
         if placed >= 0:
             yield self._stamp(self._stamp_state(state, "start", placed), "end", placed)
             return
-        for number, arrival in enumerate(self.test.outside):
+        for number in range(len(self.test.outside)):
             if state.started >> number & 1:
                 if not state.ended >> number & 1:
                     yield self._stamp(state, "end", number)
-            elif arrival.at < 0:
+            elif self._may_begin(state, number):
                 yield self._stamp(state, "start", number)
         for shown, after in self.reference.moves(state.reference):
             marks = state.marks
             if isinstance(shown, tuple) and shown[0] == SEEN_MARK and len(marks) < MAX_MARKS:
                 marks = (*marks, shown[1])
             yield Edge(Kind.RETIRE, "cpu", state._replace(reference=after, marks=marks))
+
+    def _may_begin(self, state: State, number: int) -> bool:
+        """It is not placed, or `in` the hold where the guest is, and those before it in that hold are done."""
+        arrival = self.test.outside[number]
+        before = (n for n in range(number) if self.test.outside[n].within == arrival.within >= 0)
+        done = all(state.ended >> earlier & 1 for earlier in before)
+        return arrival.at < 0 and done and self.reference.may_begin(state.reference, number)
 
     def _placed(self, state: State) -> int:
         """The `at LABEL` arrival that is complete before the instruction at RIP, or -1."""
@@ -85,8 +92,9 @@ class Alone:
 
     def _stamp_state(self, state: State, what: str, number: int) -> State:
         reference = self.reference.stamp(state.reference, (what, number))
-        if what == "end" and by_vmm(self.test.outside[number]):
+        if reference is not None and what == "end" and by_vmm(self.test.outside[number]):
             reference = self.reference.stamp(reference, ("call", number))
+        assert reference is not None
         if what == "start":
             return state._replace(reference=reference, started=state.started | 1 << number)
         return state._replace(reference=reference, ended=state.ended | 1 << number)

@@ -9,6 +9,7 @@ from iretrace.machine.cpu import (
     KNOB_INIT_KEEPS_NMI_LATCH,
     KNOB_INIT_KEEPS_NMI_MASK,
     KNOB_INIT_KEEPS_SMI_LATCH,
+    KNOB_INIT_WAITS_FOR_RESET_HOLD,
     KNOB_IRET_FAULT_UNMASKS,
     KNOB_MOVSS_BLOCKS_NMI,
     KNOB_RSM_LEAVES_NMIS_UNMASKED,
@@ -34,6 +35,7 @@ UNKNOWN_KNOBS = {
     KNOB_INIT_KEEPS_NMI_LATCH: "init_keeps_nmi_latch",
     KNOB_INIT_KEEPS_NMI_MASK: "init_keeps_nmi_mask",
     KNOB_INIT_KEEPS_SMI_LATCH: "init_keeps_smi_latch",
+    KNOB_INIT_WAITS_FOR_RESET_HOLD: "init_waits_for_reset_hold",
 }
 """Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values. Of
 a shadow that holds NMIs or does not, the patient reference may do either."""

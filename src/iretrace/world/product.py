@@ -34,6 +34,9 @@ GUEST_LABEL = ("guest",)
 TICK_LABEL = ("tick",)
 WAKE_LABEL = ("wake",)
 
+NOT_HELD = "the guest is still in AP reset hold, which has ended"
+"""No explanation of the history has the guest there."""
+
 KEPT_OUT = "kept out"
 """The ending of a guest that could run and whose hypervisor's thread goes in a circle: no processor ends so."""
 
@@ -66,6 +69,7 @@ class Product:
         self.longest = max((len(clause.marks) for clause in test.clauses), default=-1) + 1
         self._placed = tuple((n, arrival.at) for n, arrival in enumerate(test.outside) if arrival.at >= 0)
         self._by_vmm = tuple(n for n, arrival in enumerate(test.outside) if by_vmm(arrival))
+        self._before = tuple(_before_in_hold(test.outside, number) for number in range(len(test.outside)))
         self._twins = tuple(_twins_before(test.outside, number) for number in range(len(test.outside)))
         self._at_once = at_once and not self._by_vmm
         self._commute: dict[tuple[int, int, int], bool] = {}
@@ -92,8 +96,9 @@ class Product:
             return False
         if self.placed_here(state) >= 0:
             return True
+        held = self.vcpu.held_at(state.core)
         return any(
-            sender >= 0 or sender == ASKED or (sender == UNSTARTED and arrival.promised and arrival.at < 0)
+            sender >= 0 or sender == ASKED or (sender == UNSTARTED and arrival.promised and free(arrival, held))
             for sender, arrival in zip(state.senders, self.test.outside, strict=True)
         )
 
@@ -173,10 +178,13 @@ class Product:
                 return number
         return -1
 
-    def _startable(self, senders: Senders, number: int, landed: set[int]) -> bool:
+    def _startable(self, state: Point, number: int, landed: set[int], done: set[int]) -> bool:
         """An arrival can start; of several alike, the first that has not (they cannot be told apart)."""
-        if senders[number] != UNSTARTED or self.test.outside[number].at >= 0:
+        senders, arrival = state.senders, self.test.outside[number]
+        if senders[number] != UNSTARTED or not free(arrival, self.vcpu.held_at(state.core)):
             return False
+        if arrival.within >= 0:
+            return all(senders[earlier] == FINISHED or earlier in done for earlier in self._before[number])
         before = [earlier for earlier in self._by_vmm if earlier < number] if number in self._by_vmm else []
         if any(senders[earlier] != FINISHED for earlier in before):
             return False  # a VMM does one thing after the other
@@ -188,7 +196,7 @@ class Product:
         if placed >= 0:
             return [placed]
         senders = enumerate(state.senders)
-        return [n for n, sender in senders if sender >= 0 or self._startable(state.senders, n, set())]
+        return [n for n, sender in senders if sender >= 0 or self._startable(state, n, set(), set())]
 
     def _sends(self, state: Point) -> Iterator[Edge]:
         for number in self.sendable(state):
@@ -259,6 +267,8 @@ class Product:
         monitor = state.monitor
         if state.senders[number] == UNSTARTED:
             monitor = self.monitor.stamp(monitor, ("start", number))
+            if monitor == EMPTY:
+                return Edge(Kind.OUTSIDE, label, defect=NOT_HELD)
         left = step.sender
         if left == FINISHED:
             monitor = self.monitor.stamp(monitor, ("end", number))
@@ -270,9 +280,13 @@ class Product:
 
     def senders_around(self, state: Point) -> tuple[SenderState, ...]:
         """What each sender that may land in a host step has still to do."""
-        values = self.vcpu.senders.values
+        values, held = self.vcpu.senders.values, self.vcpu.held_at(state.core)
         return tuple(
-            values[sender] if sender >= 0 else values[fresh] if sender == UNSTARTED and arrival.at < 0 else NO_SENDER
+            values[sender]
+            if sender >= 0
+            else values[fresh]
+            if sender == UNSTARTED and free(arrival, held)
+            else NO_SENDER
             for sender, fresh, arrival in zip(state.senders, self.vcpu.fresh, self.test.outside, strict=True)
         )
 
@@ -280,8 +294,8 @@ class Product:
         """The hypervisor's step under every schedule that makes a difference."""
         senders = state.senders
 
-        def may_land(landed: set[int], number: int) -> bool:
-            return senders[number] >= 0 or self._startable(senders, number, landed)
+        def may_land(landed: set[int], done: set[int], number: int) -> bool:
+            return senders[number] >= 0 or self._startable(state, number, landed, done)
 
         return self.vcpu.pauses(state.core, senders, self.senders_around(state), may_land)
 
@@ -331,6 +345,8 @@ class Product:
             return Edge(Kind.RUN, step.label, defect=step.defect, unmodelled=step.unmodelled)
         for stamp in step.log:
             monitor = self.monitor.stamp(monitor, stamp)
+            if monitor == EMPTY:
+                return Edge(Kind.RUN, step.label, defect=NOT_HELD)
         return Edge(Kind.RUN, step.label, Point(step.core, step.senders, monitor, marks))
 
     def _went_on(self, state: Point, step: HostStep) -> Edge:
@@ -376,6 +392,16 @@ class Product:
         if not allowed:
             return "the processor would show nothing"
         return "the processor could only show " + " or ".join(allowed)
+
+
+def free(arrival: Arrival, held: int) -> bool:
+    """It can begin, as far as that is a matter of where the guest is: it is placed nowhere, or where it is held."""
+    return arrival.at < 0 and arrival.within in (-1, held)
+
+
+def _before_in_hold(outside: tuple[Arrival, ...], number: int) -> tuple[int, ...]:
+    """The arrivals before this one that begin in the same hold. They come from one CPU, one after the other."""
+    return tuple(n for n in range(number) if outside[n].within == outside[number].within >= 0)
 
 
 def _twins_before(outside: tuple[Arrival, ...], number: int) -> tuple[int, ...]:

@@ -59,6 +59,7 @@ from iretrace.machine.cpu import (
     see_smi,
 )
 from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.reset_hold import ASKS_AGAIN, init_may_stray, lose_init, move_in_reset_hold, stop_for_init
 from iretrace.machine.smm import (
     init_due,
     latch_init,
@@ -121,14 +122,14 @@ def forget_seen(cpu: Cpu) -> None:
 
 
 WAITS_FOR_SIPI = "waits for a SIPI"
-"""The ending of an application processor that has taken an INIT."""
+"""The ending of an application processor that has taken an INIT, or is in AP reset hold."""
 
 
 def ending_of(machine: Machine, cpu: Cpu) -> str:
     """How a processor that stays as it is goes on for ever; "" if it does not."""
     if cpu.shutdown:
         return "shutdown"
-    if cpu.waits_for_sipi:
+    if cpu.waits_for_sipi or cpu.held:
         return WAITS_FOR_SIPI
     if cpu.halted:
         return f"halted at {cpu.rip}"
@@ -176,6 +177,10 @@ class Known:
     """Taking the SMI, if no trap comes first."""
     init_taken: Move | None
     """Taking the INIT, if no trap comes first. Which of the two goes first is not documented."""
+    init_strays: tuple[Move, ...]
+    """What else may become of an INIT that finds an encrypted guest elsewhere than in AP reset hold."""
+    held_at: int
+    """Where the guest is held in AP reset hold, or -1."""
     sipi_taken: tuple[Move, ...]
     """Taking the SIPI: with the NMI and the SMI that came while the processor waited for it, and without. Whether they
     are held or lost is not documented, so that it may be either each time."""
@@ -198,7 +203,8 @@ class PatientReference:
         self._kinds = [arrival.kind for arrival in test.outside]
         self._senders = [sender_kind(arrival) for arrival in test.outside]
         self._has_smm = test.smi >= 0
-        self._has_higher = self._has_smm or test.init >= 0 or "sipi" in self._kinds
+        self._has_higher = self._has_smm or bool({"init", "sipi"} & set(self._kinds))
+        self._within = [arrival.within for arrival in test.outside]
         self._cpus: Interned[tuple[object, ...]] = Interned()
         self._known: dict[int, Known] = {}
         cpu = make_cpu(test, vcpu)
@@ -216,16 +222,19 @@ class PatientReference:
         """The machine as main begins."""
         return (self._first, 0, 0, BEGUN_NOTHING, False)
 
-    def stamp(self, state: Ref, event: Stamp) -> Ref:
+    def stamp(self, state: Ref, event: Stamp) -> Ref | None:
         """("start", i): arrival i is in transit. ("end", i): its sender's call has returned.
 
         All but an NMI can be latched at once then: however long it waits to be latched, it merges or waits for ever. A
         signal is for the hypervisor's thread; the guest's processor does not know of it. An encrypted guest has no SMM,
-        and is to see nothing of an SMI. ("call", i): the VMM's ioctl has been called."""
+        and is to see nothing of an SMI. ("call", i): the VMM's ioctl has been called. None: the arrival begins while
+        the guest is in AP reset hold, and here it is not."""
         cpu, transit, done, begun, attached = state
         what, arrival = event
         if what in ("attach", "detach"):
             return (cpu, transit, done, begun, what == "attach")
+        if what == "start" and not self.may_begin(state, arrival):
+            return None
         kind = self._kinds[arrival]
         bit = 1 << arrival
         if what == "call":
@@ -239,6 +248,10 @@ class PatientReference:
         if kind != "nmi":
             return (self._latched(self.known(cpu), kind), transit & ~bit, done, begun, attached)
         return (cpu, transit & ~bit, done + 1, begun, attached)
+
+    def may_begin(self, state: Ref, arrival: int) -> bool:
+        """An arrival of `in LABEL: init` begins while the guest is held there."""
+        return self._within[arrival] < 0 or self._within[arrival] == self.known(state[0]).held_at
 
     def _latched(self, known: Known, kind: str) -> int:
         """The Cpu with an event latched that merges freely."""
@@ -278,6 +291,8 @@ class PatientReference:
             yield None, (known.smi_taken[1], transit, done, BEGUN_SMI, attached)
         if known.init_taken is not None:
             yield None, (known.init_taken[1], transit, self._done_after_init(done), BEGUN_NOTHING, attached)
+        for _, stray in known.init_strays:
+            yield None, (stray, transit, done, BEGUN_NOTHING, attached)
         for _, started in known.sipi_taken:
             yield None, (started, transit, done, BEGUN_NOTHING, attached)
         if known.taken is not None and not known.higher_owed:
@@ -381,9 +396,11 @@ class PatientReference:
             nmi_latched=self._cpus(pack(nmi_latched)),
             irq_latched=self._cpus(pack(irq_latched)),
             higher=self._latched_higher(packed) if self._has_higher else None,
-            higher_owed=(smi_due(cpu) or init_due(cpu) or sipi_due(cpu)) and not cpu.shutdown,
+            higher_owed=(smi_due(cpu) or init_due(self.machine, cpu) or sipi_due(cpu)) and not cpu.shutdown,
             smi_taken=self._do(take_smi, packed) if smi_due(cpu) and interruptible else None,
-            init_taken=self._do(take_init, packed) if init_due(cpu) and interruptible else None,
+            init_taken=self._do(take_init, packed) if init_due(self.machine, cpu) and interruptible else None,
+            init_strays=self._init_strays(packed, cpu),
+            held_at=cpu.rip + (cpu.held == ASKS_AGAIN) if cpu.held else -1,
             sipi_taken=tuple(self._do(take, packed) for take in WAYS_TO_START) if sipi_due(cpu) else (),
             smi=self._smi_of(cpu),
             waits=due or bool(cpu.smm and cpu.nmi_latched and not cpu.smm_nmi_masked),
@@ -392,6 +409,14 @@ class PatientReference:
             executed=self._go_on(packed, cpu),
             executed_otherwise=self._go_on_otherwise(packed, cpu),
         )
+
+    def _init_strays(self, packed: tuple[object, ...], cpu: Cpu) -> tuple[Move, ...]:
+        if not init_may_stray(self.machine, cpu):
+            return ()
+        lost, stopped = unpack(Cpu, packed), unpack(Cpu, packed)
+        lose_init(lost)
+        stop_for_init(stopped)
+        return self._after(lost), self._after(stopped)
 
     def _latched_higher(self, packed: tuple[object, ...]) -> tuple[int, int, int]:
         """The Cpu with its SMI, with its INIT, and with a SIPI latched."""
@@ -421,6 +446,9 @@ class PatientReference:
             return None
         if cpu.trap:
             return self._do(take_debug_trap, packed)
+        if cpu.held and not cpu.waits_for_sipi:
+            move_in_reset_hold(cpu)
+            return self._after(cpu)
         return None if cpu.halted or cpu.waits_for_sipi else self._execute(cpu)
 
     def _go_on_otherwise(self, packed: tuple[object, ...], cpu: Cpu) -> Move | None:

@@ -9,13 +9,14 @@ from itertools import zip_longest
 from iretrace.world.core import Schedule
 from iretrace.world.protocol import Landing, Pause
 
+MayLand = Callable[[set[int], set[int], int], bool]
+"""Whether a sender may land that has not begun: by those that have, those of them that are done, and its number."""
 
-def differing(
-    step: Callable[[Schedule], Pause], may_land: Callable[[set[int], int], bool]
-) -> list[tuple[Schedule, Pause]]:
+
+def differing(step: Callable[[Schedule], Pause], may_land: MayLand) -> list[tuple[Schedule, Pause]]:
     """A step under every schedule that makes a difference, short ones first.
 
-    may_land: whether another sender may land, after some have landed.
+    may_land: whether another sender may land.
     """
     results: dict[Hashable, tuple[Schedule, Pause]] = {}
     turns: set[Hashable] = set()
@@ -25,11 +26,12 @@ def differing(
         pause = step(schedule)
         results.setdefault(_all_but_openings(pause), (schedule, pause))
         landed = {landing[1] for landing in schedule}
+        done = {number for what, number in pause.log if what == "end"}
         openings = frozenset(pause.openings)
         for landing, turn in zip_longest(pause.openings, pause.turns):
             if _continued(schedule, landing) in instead:
                 continue
-            if turn in turns or not (landing[1] in landed or may_land(landed, landing[1])):
+            if turn in turns or not (landing[1] in landed or may_land(landed, done, landing[1])):
                 continue
             if turn is not None:
                 turns.add(turn)

@@ -5,13 +5,23 @@ Nothing here knows of fairness, of the reference or of what has been observed so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import replace
 
 from iretrace.explore.interned import Interned
 from iretrace.litmus.test import Test
 from iretrace.machine.boundary import guest_step, virtual_nmi_due
-from iretrace.machine.cpu import DB_VECTOR, DR6_RESET, OP_HLT, OP_INT1, SEEN_MARK, VC_VECTOR, X86_EFLAGS_TF, Cpu
+from iretrace.machine.cpu import (
+    DB_VECTOR,
+    DR6_RESET,
+    OP_HLT,
+    OP_INT1,
+    OP_LOOK_AT_HOLD,
+    SEEN_MARK,
+    VC_VECTOR,
+    X86_EFLAGS_TF,
+    Cpu,
+)
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.smm import RESET_VECTOR, find_firmware, find_itself_started
 from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, intercepted, vmrun
@@ -46,7 +56,7 @@ from iretrace.world.protocol import (
     VmmCall,
 )
 from iretrace.world.reference import forget_seen, observation
-from iretrace.world.schedules import differing
+from iretrace.world.schedules import MayLand, differing
 
 KVM_EXIT_DEBUG = 4
 KVM_EXIT_SHUTDOWN = 8
@@ -69,6 +79,7 @@ class Vcpu:
         self.hypervisor = hypervisor
         self.machine = make_machine(test, vcpu, knobs, hypervisor.processor)
         self.first = pack(make_cpu(test, vcpu))
+        self._holds = frozenset(n for n, op in enumerate(self.machine.ops) if op == OP_LOOK_AT_HOLD)
         self.cores: Interned[Core] = Interned()
         self.cpus: Interned[tuple[int, ...]] = Interned()
         self.vmcbs: Interned[tuple[int, ...]] = Interned()
@@ -174,6 +185,13 @@ class Vcpu:
         """Whether the guest has executed HLT, and nothing has ended it."""
         return self.hypervisor.view(self.private(core)).mp_state == HALTED
 
+    def held_at(self, core: int) -> int:
+        """Where the guest is in AP reset hold: it has asked for it, and not looked at an answer yet. Else -1."""
+        if not self._holds or self.cores.values[core].phase in (Phase.GUEST, Phase.ENDED):
+            return -1
+        rip = self.cpus.values[self.cores.values[core].cpu][0]
+        return rip if rip in self._holds else -1
+
     def waits_for_sipi(self, core: int) -> bool:
         """Whether the vCPU has taken an INIT, and no SIPI yet."""
         return self.hypervisor.view(self.private(core)).mp_state == INIT_RECEIVED
@@ -235,14 +253,14 @@ class Vcpu:
         return self.cores(self.cores.values[core]._replace(phase=Phase.HOST, cause=Cause.WAKE))
 
     def pauses(
-        self, core: int, senders: Senders, around: tuple[SenderState, ...], may_land: Callable[[set[int], int], bool]
+        self, core: int, senders: Senders, around: tuple[SenderState, ...], may_land: MayLand
     ) -> list[tuple[Schedule, Pause]]:
         """The hypervisor's step under every schedule that makes a difference, short ones first.
 
-        around: what each sender that may land has still to do. may_land: whether another one may, after some landed.
+        around: what each sender that may land has still to do. may_land: whether another one may.
         """
         _, cause, _, vmcb, ghcb, private, _, debug = self.cores.values[core]
-        key = (cause, vmcb, ghcb, private, debug, senders)
+        key = (cause, vmcb, ghcb, private, debug, senders, self.held_at(core))
         known = self._pauses.get(key)
         if known is not None:
             return known
