@@ -319,3 +319,31 @@ IRET_DONE_AT_ITS_INTERCEPT = (
     Edit(SVM, "iret_interception", "svm->awaiting_iret_completion = true;", "svm->nmi_masked = false;"),
 )
 """The intercept of IRET, at which it has not executed, opens the gate."""
+
+# The look of a vCPU that is about to sleep (test_recheck.py). -----------------------------------------------------
+
+KVM_MAIN = "virt/kvm/kvm_main.c"
+
+LOOK_BEFORE_TASK_STATE = (
+    Edit(
+        KVM_MAIN,
+        "kvm_vcpu_block",
+        "set_current_state(TASK_INTERRUPTIBLE); if (kvm_vcpu_check_block(vcpu) < 0) break;",
+        "if (kvm_vcpu_check_block(vcpu) < 0)\n\t\t\tbreak;\n\t\tset_current_state(TASK_INTERRUPTIBLE);",
+    ),
+)
+"""The thread looks first and says then that it sleeps: who comes in between does not wake it."""
+
+SLEEP_BEFORE_THE_FIRST_LOOK = (
+    Edit(KVM_MAIN, "kvm_vcpu_block", "if (kvm_vcpu_check_block(vcpu)", "if (waited && kvm_vcpu_check_block(vcpu)"),
+)
+"""The thread does not look again between the task state and the first sleep."""
+
+QUEUED_NMIS_ARE_NO_EVENT = (Edit(X86, "kvm_vcpu_has_events", "kvm_test_request(KVM_REQ_NMI, vcpu) ||", ""),)
+"""An NMI that is queued and not pending yet is not seen."""
+
+MASKED_NMIS_ARE_EVENTS = (Edit(X86, "kvm_vcpu_has_events", "&& kvm_x86_call(nmi_allowed)(vcpu, false)", ""),)
+"""A pending NMI ends HLT, whether or not it can be taken."""
+
+INTERRUPTS_ARE_NO_EVENT = (Edit(X86, "kvm_vcpu_has_events", "kvm_cpu_has_interrupt(vcpu)", "0"),)
+"""No interrupt ends HLT."""
