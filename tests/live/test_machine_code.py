@@ -13,10 +13,8 @@ from iretrace.litmus.corpus import shipped
 from iretrace.litmus.parse import parse
 from iretrace.litmus.test import Instruction, Op
 from iretrace.live.guests import lstar_of, make_guests, reason_not_to_run, segments_of
-from iretrace.live.layout import ARMED, IDT, PAGE, PAGE_TABLE, STACKS, TSS, UNMAPPED
+from iretrace.live.layout import ARMED, IDT, MAIN_STUB, PAGE, PAGE_TABLE, STACKS, SYSCALL, TSS, UNMAPPED
 from iretrace.live.machine_code import (
-    MAIN_STUB,
-    SYSCALL,
     NotRunnable,
     assemble,
     counts_spins,

@@ -14,24 +14,27 @@ from iretrace.live.layout import (
     GDT_POINTER,
     IDT_POINTER,
     IN_FIRMWARE,
+    INIT,
     IVT_NMI,
     LOG_NEXT,
     NOT_CANONICAL,
     PAGE,
     RESET_VECTOR,
+    SMI,
     SMM_CODE,
     STACKS,
     TOO_EARLY,
     VALUES,
     WRAP_BIT,
 )
-from iretrace.live.machine_code import INIT, SMI, NotRunnable, assemble, number_of
+from iretrace.live.machine_code import NotRunnable, assemble, number_of
 from iretrace.live.observed import digits, read_run
 from iretrace.live.real_mode import (
     claim,
     enter_firmware,
     init_stub,
     lasting_mark,
+    lead,
     log_smi,
     smi_stub,
     store_marks,
@@ -228,8 +231,18 @@ def test_what_came_too_early_again_and_again_is_a_failure() -> None:
     assert "16-bit code" in run.failure
 
 
-def test_what_is_shown_in_smm_cannot_be_counted() -> None:
+def test_rsm_leaves_the_count_of_values_shown_in_smram() -> None:
     text = SMM.replace("init:\n    mark    i\n    spin\n", "").replace(", init", "")
-    with pytest.raises(NotRunnable, match="RSM brings back"):
-        assemble(make_test(text.replace("    mark    t", "    show    rax")), {})
-    assemble(make_test(text.replace("    mark    m", "    show    rax")), {})
+    test = make_test(text.replace("    mark    t", "    jmp out\n    nop\n    show    rax").replace("rsm", "out: rsm"))
+    at = next(index for index, instruction in enumerate(test.code) if instruction.op is Op.RSM)
+    program = assemble(test, {test.smi: at})
+    assert program.addresses[at] % PAGE == 0
+    start = program.stubs[SMI][0]
+    code = program.chunks[start]
+    front = lead(test, at)
+    assert code[program.addresses[at] - start - len(front) :] == front + b"\x0f\xaa"
+    assert program.place(program.addresses[at] - 1) == at
+    jump = next(index for index, instruction in enumerate(test.code) if instruction.op is Op.JMP)
+    over = int.from_bytes(code[program.addresses[jump] - start + 1 :][:4], "little")
+    assert program.addresses[jump] + 5 + over == program.addresses[at] - len(front)
+    assert lead(make_test(text), at - 2) == b""

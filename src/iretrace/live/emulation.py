@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from iretrace.litmus.grammar import DR7_BITS
 from iretrace.litmus.test import VECTORS, Op, Test
 from iretrace.live.explain import Objection
-from iretrace.live.machine_code import SMI, section_of
+from iretrace.live.layout import SMI
+from iretrace.live.machine_code import section_of
 from iretrace.live.observed import Run
 from iretrace.live.real_mode import has_init
 from iretrace.live.walk import Delivery

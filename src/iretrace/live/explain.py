@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from iretrace.explore.graph import Kind
 from iretrace.litmus.test import VECTORS, Test
-from iretrace.live.machine_code import SMI
+from iretrace.live.layout import SMI
 from iretrace.live.observed import Run
 from iretrace.live.walk import Delivery, Event, Mark, Shown
 from iretrace.machine.cpu import SEEN_DELIVERY, SEEN_FLAGS, SEEN_MARK, SEEN_SMI, SEEN_VALUE, X86_EFLAGS_TF

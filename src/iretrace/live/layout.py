@@ -41,3 +41,6 @@ TOO_EARLY = FIRMWARE + 0x800
 IVT_NMI = 2 * 4
 CODE_END = SMM_CODE
 """Where the sections of such a guest have to end."""
+
+# The sections to which no vector leads have numbers beyond those of vectors, as what is in front of an instruction has.
+MAIN_STUB, SMI, INIT, SYSCALL, LEAD = 0x100, 0x101, 0x102, 0x103, 0x200

@@ -2,7 +2,7 @@
 
 Each instruction of the test is exactly one instruction of the guest, so that shadows, single-steps and saved RIPs are
 what they are in the model. What the test must not notice runs outside of it: a store before main that tells that the
-guest has begun, and in front of each handler a few instructions that log the delivery in memory. Nothing here exits.
+guest has begun, and in front of each handler a few instructions that log the delivery in memory (stubs.py).
 
 A mark is `lea r15, [r15+r15*8+N]`: it appends the digit N to a number of base 9. One instruction, no memory, no flags.
 `show rax` is `stosq`: it appends rax to a list in memory. The stack pointer, r14 (next record of the log), r15, rcx
@@ -20,27 +20,30 @@ from dataclasses import dataclass
 
 from iretrace.litmus.test import VECTORS, Instruction, Op, Test
 from iretrace.live.layout import (
-    ARMED,
     CODE,
     CODE_END,
     CODE_SELECTOR,
     GDT,
     HOLES,
     IDT,
+    INIT,
+    LEAD,
+    MAIN_STUB,
     MEMORY_END,
     PAGE,
     PAGE_TABLE,
     PAGE_TABLES,
-    RECORD_BYTES,
     RESET_VECTOR,
     SECTION_SPACE,
+    SMI,
     STACKS,
+    SYSCALL,
     TSS,
     UNMAPPED,
     WARM_UP,
-    WRAP_BIT,
 )
-from iretrace.live.real_mode import claim, firmware, init_stub, lasting_mark, lasts, log_smi, smi_stub, store_marks
+from iretrace.live.real_mode import firmware, lasting_mark, lasts, lead
+from iretrace.live.stubs import stub
 from iretrace.machine.cpu import (
     EFER_BOOTED,
     EFER_LMA,
@@ -58,8 +61,6 @@ MAX_DIGITS = 20
 """9 ** 20 < 2 ** 64."""
 LASTING_MARKS = 16
 """The bytes of an XMM register."""
-
-ERROR_CODE_VECTORS = frozenset(VECTORS[name] for name in ("df", "np", "ss", "gp", "pf", "vc"))
 
 FIXED = {
     Op.NOP: b"\x90",
@@ -116,7 +117,8 @@ class Program:
     addresses: tuple[int, ...]
     stubs: Mapping[int, tuple[int, int]]
     """Of each vector: from where to where the instructions that log its delivery lie; those in front of main, `smi:`
-    and `init:` under the numbers MAIN_STUB, SMI and INIT; none in front of `syscall:`, to which no delivery leads."""
+    and `init:` under the numbers MAIN_STUB, SMI and INIT; none in front of `syscall:`, to which no delivery leads. And
+    what is in front of an instruction, under LEAD and its number."""
     claimed: Mapping[int, int]
     """Of each vector, and of SMI: behind which instruction of its stub it has a record of its own."""
     entry: int
@@ -132,7 +134,6 @@ class Program:
         return self.addresses.index(rip) if rip in self.addresses else -1
 
 
-MAIN_STUB, SMI, INIT, SYSCALL = 0x100, 0x101, 0x102, 0x103
 FIRMWARE_BYTES = 0x100
 """More than the 16-bit code behind an INIT has, whose first byte is at 0."""
 
@@ -150,22 +151,27 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
     sections = sections_of(test)
     starts = sorted(sections)
     labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
-    stubs = {start: _stub(vector, test) for start, vector in sections.items()}
+    stubs = {start: stub(vector, test, msr_of(test)) for start, vector in sections.items()}
     addresses = _addresses(test, starts, cuts)
     chunks = dict(_tables(test, addresses))
     where: dict[int, tuple[int, int]] = {}
     claimed: dict[int, int] = {}
     for start, vector in sections.items():
         end = _end(test, starts, start)
-        body = b"".join(_one(test, index, addresses, labels) for index in range(start, end))
-        stub = stubs[start]
-        first = addresses[start] - len(stub.code)
-        chunks[first] = stub.code + body
+        body = b"".join(lead(test, index) + _one(test, index, addresses, labels) for index in range(start, end))
+        before = stubs[start]
+        first = addresses[start] - len(lead(test, start)) - len(before.code)
+        chunks[first] = before.code + body
         where[vector] = (first, addresses[start])
-        if stub.claimed:
-            claimed[vector] = first + stub.claimed
+        if before.claimed:
+            claimed[vector] = first + before.claimed
+    leads = {
+        LEAD + at: (addresses[at] - len(code), addresses[at])
+        for at in range(len(test.code))
+        if (code := lead(test, at))
+    }
     chunks |= firmware({vector: first for vector, (first, _) in where.items()}, SMI, INIT, efer_of(test))
-    return Program(chunks, tuple(addresses), where, claimed, where[MAIN_STUB][0])
+    return Program(chunks, tuple(addresses), leads | where, claimed, where[MAIN_STUB][0])
 
 
 def _refuse(test: Test) -> None:
@@ -187,8 +193,6 @@ def _refuse(test: Test) -> None:
         raise NotRunnable("RSP goes to another stack, which lies elsewhere in a live guest")
     if test.init >= 0 and _has(test, Op.SHOW):
         raise NotRunnable("INIT clears the register that counts the values shown")
-    if test.smi >= 0 and any(i.op is Op.SHOW for i in test.code[min(sections_of(test).keys() - {test.main}) :]):
-        raise NotRunnable("RSM brings back the register that counts the values shown")
     if lasts(test) and CODE + len(sections_of(test)) * SECTION_SPACE > CODE_END:
         raise NotRunnable("more sections than there is room for in front of SMRAM")
 
@@ -253,6 +257,9 @@ def _one(test: Test, index: int, addresses: list[int], labels: Mapping[str, int]
         return SELF_JUMP
     if test.code[index].op is Op.PUSH and _has(test, Op.CPUID):
         return PUSH_0
+    if test.code[index].op is Op.JMP and lead(test, test.code[index].arg):
+        target = addresses[test.code[index].arg] - len(lead(test, test.code[index].arg))
+        return b"\xe9" + struct.pack("<i", target - addresses[index] - JMP_BYTES)
     if test.code[index].op is Op.MARK and lasts(test):
         return lasting_mark(test.code[index].arg)
     return encode(test.code[index], index, addresses, labels)
@@ -265,6 +272,7 @@ def _addresses(test: Test, starts: list[int], cuts: Mapping[int, int]) -> list[i
         end = _end(test, starts, start)
         offsets = [0]
         for index in range(start, end):
+            offsets[-1] += len(lead(test, index))
             offsets.append(offsets[-1] + _size(test, index))
         boundary = CODE + number * SECTION_SPACE + PAGE
         base = boundary - offsets[cuts.get(start, start) - start]
@@ -337,80 +345,6 @@ def stack_word(address: int) -> int:
 # What the test does not notice. -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Stub:
-    """What runs in front of a section. claimed: after how many bytes it has a record of the log; 0: it takes none."""
-
-    code: bytes
-    claimed: int = 0
-
-
-def _stub(vector: int, test: Test) -> Stub:
-    """In front of the section of this vector, or of main, `smi:` or `init:`."""
-    if vector == MAIN_STUB:
-        return Stub(_begun())
-    if vector == INIT:
-        return Stub(init_stub(msr_of(test)) + _begun())
-    if vector == SYSCALL:
-        return Stub(b"")
-    return _log_smi() if vector == SMI else _log_delivery(vector, test)
-
-
-def _begun() -> bytes:
-    """mov dword [ARMED], 1"""
-    return b"\xc7\x04\x25" + struct.pack("<II", ARMED, 1)
-
-
-def _log_smi() -> Stub:
-    """In registers that RSM brings back; nothing that needs them comes between."""
-    before = smi_stub()
-    taken = _claim(2, lasting=True)
-    return Stub(before + taken.code + log_smi(2, 3) + _log_registers(2, SMI, lasting=True), len(before) + taken.claimed)
-
-
-def _claim(pointer: int, lasting: bool) -> Stub:
-    """Take the next record. One XADD does it, so a delivery that comes in between takes another."""
-    code = bytes([0x41, 0xB8 + pointer]) + struct.pack("<I", RECORD_BYTES)  # mov pointer, RECORD_BYTES
-    if lasting:
-        xadd, wrap = claim(pointer, WRAP_BIT)
-    else:
-        xadd = b"\x4d\x0f\xc1" + bytes([0xC6 | pointer << 3])  # xadd r14, pointer
-        wrap = b"\x49\x0f\xba\xf6" + bytes([WRAP_BIT])  # btr r14, WRAP_BIT
-    return Stub(code + xadd + wrap, len(code + xadd))
-
-
-def _log_registers(pointer: int, vector: int, lasting: bool) -> bytes:
-    """The marks so far, the vector, the counts of spins and of values shown."""
-    marks = store_marks(pointer) if lasting else b"\x4d\x89" + bytes([0x78 | pointer, 16])  # mov [pointer+16], r15
-    code = marks + b"\x49\x89" + bytes([0x48 | pointer, 32])  # mov [pointer+32], rcx
-    code += b"\x49\x89" + bytes([0x78 | pointer, 40])  # mov [pointer+40], rdi
-    code += b"\x41\xc7" + bytes([0x40 | pointer, 24])  # mov dword [pointer+24], vector
-    return code + struct.pack("<I", vector)
-
-
-def _log_delivery(vector: int, test: Test) -> Stub:
-    """Log a delivery: RIP, RFLAGS, the marks so far, vector, error code, the counts of spins and of values shown.
-
-    NMIs, which may come between any two of these instructions, use registers of their own (r8, r9; the others r10,
-    r12), and the stack is only read.
-    """
-    pointer, value = (0, 1) if vector == VECTORS["nmi"] else (2, 4)
-    frame = 8 if vector in ERROR_CODE_VECTORS else 0
-
-    def load(offset: int) -> bytes:
-        return b"\x4c\x8b" + bytes([0x44 | value << 3, 0x24, offset])  # mov value, [rsp+offset]
-
-    def store(offset: int) -> bytes:
-        return b"\x4d\x89" + bytes([0x40 | value << 3 | pointer, offset])  # mov [pointer+offset], value
-
-    taken = _claim(pointer, lasts(test))
-    code = taken.code + load(frame) + store(0) + load(frame + 16) + store(8)
-    code += _log_registers(pointer, vector, lasts(test))
-    if frame:
-        code += load(0) + b"\x45\x89" + bytes([0x40 | value << 3 | pointer, 28])  # mov [pointer+28], value (32 bits)
-    return Stub(code, taken.claimed)
-
-
 def _warm_up() -> bytes:
     """Write to every page that is there, then leave by an OUT."""
     last = HOLES[-1] + PAGE
@@ -474,7 +408,7 @@ def _idt(test: Test, addresses: list[int]) -> bytes:
     idt = bytearray(struct.pack("<HHBBHII", 0, CODE_SELECTOR, 0, 0x0E, 0, 0, 0) * 256)
     names = {vector: name for name, vector in VECTORS.items()}
     for vector, start in test.handlers:
-        address = addresses[start] - len(_stub(vector, test).code)
+        address = addresses[start] - len(stub(vector, test, msr_of(test)).code)
         ist = IST_SLOTS[names[vector]] if vector in test.ist else 0
         kind = 0xEE if vector == VECTORS["bp"] else 0x8E
         gate = struct.pack("<HHBBHII", address & 0xFFFF, CODE_SELECTOR, ist, kind, address >> 16, 0, 0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from iretrace.litmus.test import Test
+from iretrace.litmus.test import Op, Test
 from iretrace.live.layout import (
     CODE_SELECTOR,
     DATA_SELECTOR,
@@ -41,6 +41,7 @@ from iretrace.machine.cpu import EFER_LMA, MSR_EFER
 
 SAVED_RFLAGS, SAVED_RIP = SMBASE + 0xFF70, SMBASE + 0xFF78
 """In AMD64's state-save area (APM vol. 2, "SMRAM State-Save Area"), which guests with long mode have."""
+SAVED_RDI = SMBASE + 0xFFC0
 SAVED_REGISTERS = (
     (0xFF90, b"\x4c\x8b\x2c\x25"),  # mov r13, [...]
     (0xFFC0, b"\x48\x8b\x3c\x25"),  # mov rdi, [...]
@@ -70,6 +71,15 @@ def has_init(test: Test) -> bool:
 def lasting_mark(number: int) -> bytes:
     """`palignr xmm8, xmmN, 15`: appends the top byte of xmmN, which is N + 1. No memory, no flags."""
     return b"\x66\x44\x0f\x3a\x0f" + bytes([0xC0 | number]) + b"\x0f"
+
+
+def lead(test: Test, index: int) -> bytes:
+    """What runs in front of an instruction, unnoticed: in front of RSM, which brings rdi back from SMRAM, the place for
+    the next value shown goes there, `mov [SAVED_RDI], rdi`."""
+    shows = any(instruction.op is Op.SHOW for instruction in test.code)
+    if test.code[index].op is not Op.RSM or not shows or not 0 <= test.smi <= index:
+        return b""
+    return b"\x48\x89\x3c\x25" + struct.pack("<I", SAVED_RDI)
 
 
 def store_marks(pointer: int) -> bytes:
