@@ -163,7 +163,7 @@ def returns_behind(event: u32) -> bool:
     return kind == SVM_EVTINJ_TYPE_SOFT
 
 
-@rule("AMD64 APM vol. 2", "Instruction Breakpoints; Priorities of simultaneous interrupts", "memory")
+@rule("AMD64 APM vol. 2", "Using Breakpoints; Instruction Breakpoints", "read")
 def next_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     """A breakpoint on the next instruction is a fault that comes before all else of it, and behind all other events.
     The saved RF is as it was, 0."""
@@ -203,7 +203,7 @@ def guest_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
         next_instruction(m, cpu, vmcb, ghcb)
 
 
-@rule("AMD64 APM vol. 2", "Priorities of simultaneous interrupts; Halt", "memory")
+@rule("AMD64 APM vol. 2", "Single Stepping; System-Management Interrupt (SMI); Processor Halt", "read")
 def bare_step(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     """One step of the machine alone: the trap of the instruction before, else the SMI that is due, the INIT, the SIPI,
     the NMI, the interrupt, else the next instruction. HLT ends by an event that is taken. Shut down it

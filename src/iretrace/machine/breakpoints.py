@@ -27,7 +27,7 @@ RW_WRITE = 1
 RW_READ_WRITE = 3
 
 
-@rule("AMD64 APM vol. 2", "Debug Control Register (DR7): L/G, R/W and LEN", "memory")
+@rule("AMD64 APM vol. 2", "Debug-Control Register (DR7): R/W", "read")
 def watches(rw: u32, access: u8) -> bool:
     """R/W = 0 watches execution, 1 writes, 3 reads and writes; 2 (I/O) nothing that a litmus guest does."""
     if access == EXECUTE:
@@ -44,7 +44,7 @@ def breakpoint_address(cpu: Cpu, number: u8) -> u64:
     return cpu.dr2 if number == 2 else cpu.dr3
 
 
-@rule("AMD64 APM vol. 2", "Debug Control Register (DR7); Breakpoint-Address Registers", "memory")
+@rule("AMD64 APM vol. 2", "Debug-Control Register (DR7): L, G; Setting Breakpoints", "read")
 def matching(cpu: Cpu, access: u8, address: u16) -> u32:
     """The breakpoints, as bits of DR6, that are enabled (locally or globally) and watch this access."""
     found: u32 = 0
@@ -58,13 +58,13 @@ def matching(cpu: Cpu, access: u8, address: u16) -> u32:
     return found
 
 
-@rule("AMD64 APM vol. 2", "Data Breakpoints: #DB is a trap behind the access", "memory")
+@rule("AMD64 APM vol. 2", "Data Breakpoints", "read")
 def touch(cpu: Cpu, access: u8, address: u16) -> None:
     """An access that a data breakpoint watches: #DB is due behind the instruction, or behind the delivery."""
     cpu.trap |= matching(cpu, access, address)
 
 
-@rule("AMD64 APM vol. 2", "Instruction Breakpoints; Resume Flag (RF) Bit; Bochs cpu/event.cc for MOV SS", "memory")
+@rule("AMD64 APM vol. 2", "Instruction Breakpoints; Bochs cpu/event.cc for MOV SS", "read")
 def code_breakpoint(cpu: Cpu) -> u32:
     """The breakpoints on the next instruction, as bits of DR6: a fault, before it does anything. RF holds them off for
     that instruction, and so does the shadow of MOV SS."""
@@ -84,7 +84,7 @@ def breakpoints_are_lost(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
     return knob(m, KNOB_VGIF_DISCARDS_BREAKPOINTS)
 
 
-@rule("AMD64 APM vol. 2", "Debug Status Register (DR6)", "memory")
+@rule("AMD64 APM vol. 2", "Debug-Status Register (DR6)", "read")
 def report(m: Machine, cpu: Cpu, causes: u32) -> None:
     """The causes of a #DB are added to DR6. A breakpoint or general detect rewrites B0-B3; whether a single step clears
     them is up to the implementation (knob). General detect is off then, so that the handler can use the registers, and

@@ -48,7 +48,7 @@ def dr_access_exits(m: Machine, cpu: Cpu, vmcb: Vmcb, number: u8, write: bool) -
     return True
 
 
-@rule("AMD64 APM vol. 2", "Debug Control Register (DR7): General-Detect Enable (GD)", "memory")
+@rule("AMD64 APM vol. 2", "Debug-Control Register (DR7): General-Detect Enable (GD)", "read")
 def general_detect(m: Machine, cpu: Cpu, vmcb: Vmcb) -> bool:
     """With DR7.GD set an access of a debug register is #DB, a fault with DR6.BD."""
     if cpu.dr7 & DR7_GD == 0:
@@ -63,7 +63,7 @@ def dr_access_stops(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8, number: u8) -> boo
     return dr_access_exits(m, cpu, vmcb, number, op == OP_TO_DR) or general_detect(m, cpu, vmcb)
 
 
-@rule("AMD64 APM vol. 2", "Debug Status Register (DR6); Debug Control Register (DR7): reserved bits", "memory")
+@rule("AMD64 APM vol. 2", "Debug-Status Register (DR6); Debug-Control Register (DR7): reserved bits", "read")
 def write_dr(cpu: Cpu, number: u8, value: u64) -> None:
     """What a debug register holds after a write: reserved bits of DR6 and DR7 are as at reset."""
     if number == 0:

@@ -274,10 +274,10 @@ def software_interrupt(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8, vector: u32) ->
             deliver(m, cpu, vmcb, SOFT, wrap8(vector), 0, behind)
 
 
-@rule("AMD64 APM vol. 2", "INT1 (ICEBP); #DB Intercept; ICEBP Intercept; Debug Status Register (DR6)", "memory")
+@rule("AMD64 APM vol. 2", "EXITINTINFO; Instruction Intercepts; #DB (Debug); Linux icebp_interception()", "read")
 def int1(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """INT1 is #DB behind the instruction, with DR6 and DR7 as they were. It has an intercept of its own, and that of
-    #DB does not see it. If its delivery is cut off, RIP is still at it, as for INT3 (Linux: icebp_interception())."""
+    #DB does not see it. If its delivery is cut off, RIP is still at it, as for INT3: Linux and Xen say so."""
     if exits_instead(m, cpu, vmcb, INTERCEPT_ICEBP):
         return
     if cpu.guest_mode and m.sev_es and intercepted(vmcb, INTERCEPT_ICEBP):

@@ -27,20 +27,20 @@ from iretrace.machine.vmcb import INTERCEPT_RSM, Vmcb
 from iretrace.subset import rule, u32, wrap16
 
 
-@rule("AMD64 APM vol. 2", "System-Management Interrupt (SMI): Leaving and Entering SMM", "memory")
+@rule("AMD64 APM vol. 2", "Exceptions and Interrupts (SMM): SMI", "read")
 def latch_smi(cpu: Cpu) -> None:
     """An SMI is latched, also inside SMM; another one that finds it latched merges into it."""
     cpu.smi_latched = 1
 
 
-@rule("AMD64 APM vol. 2", "Exceptions and Interrupts in SMM; Global Interrupt Flag", "memory")
+@rule("AMD64 APM vol. 2", "System-Management Interrupt (SMI); Global Interrupt Flag; Interprocessor Interrupts", "read")
 def smi_due(cpu: Cpu) -> bool:
     """An SMI is latched, the processor is not in SMM, does not wait for a SIPI, and GIF is set. RFLAGS.IF and an NMI
     that is served do not hold it."""
     return cpu.smi_latched != 0 and cpu.smm == 0 and cpu.gif != 0 and cpu.waits_for_sipi == 0
 
 
-@rule("AMD64 APM vol. 2", "SMM State-Save Area; SMM-Control State; Initial SMM State; Auto-Halt Restart", "memory")
+@rule("AMD64 APM vol. 2", "SMM Operating-Environment; Exceptions and Interrupts (SMM); Auto-Halt Restart", "read")
 def take_smi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """Enter SMM: what RSM brings back is saved in SMRAM, the mask of NMIs and whether the processor was halted with it;
     NMIs, interrupts, SMIs and INITs are held, RFLAGS is empty, SVM is off, no breakpoint is enabled and no shadow is
@@ -70,7 +70,7 @@ def take_smi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     cpu.nmi_masked = 1
 
 
-@rule("AMD64 APM vol. 3", "RSM; APM vol. 2: Leaving SMM; Auto-Halt Restart", "memory")
+@rule("AMD64 APM vol. 2", "Leaving SMM; Auto-Halt Restart; of an interrupt shadow it says nothing", "read")
 def rsm(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """Leave SMM for the state saved: in user mode if it was there, halted if it was, and in the shadow that it was in,
     since STI holds interrupts until the instruction behind it has executed. Outside of SMM: #UD. The TF that comes back
@@ -148,7 +148,7 @@ def latch_init(cpu: Cpu) -> None:
     cpu.sipi_latched = 0
 
 
-@rule("AMD64 APM vol. 2", "Exceptions and Interrupts in SMM: INIT", "memory")
+@rule("AMD64 APM vol. 2", "Exceptions and Interrupts (SMM): INIT; Global Interrupt Flag; INIT Support", "read")
 def init_due(m: Machine, cpu: Cpu) -> bool:
     """An INIT waits, and neither SMM nor GIF holds it."""
     return cpu.init_latched != 0 and cpu.smm == 0 and cpu.gif != 0 and held_for_init(m, cpu)
@@ -194,7 +194,7 @@ def forget_events(m: Machine, cpu: Cpu) -> None:
         cpu.smi_latched = 0
 
 
-@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+@rule("AMD64 APM vol. 2", "Interprocessor Interrupts (IPI): INIT, STARTUP", "read")
 def latch_sipi(m: Machine, cpu: Cpu) -> None:
     """A SIPI is for an application processor that waits for it, also if it is about to, because an INIT goes first
     that nothing holds but that an encrypted guest is elsewhere. Every other processor ignores it."""
@@ -202,40 +202,26 @@ def latch_sipi(m: Machine, cpu: Cpu) -> None:
         cpu.sipi_latched = 1
 
 
-@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+@rule("AMD64 APM vol. 2", "Interprocessor Interrupts (IPI): INIT, STARTUP", "read")
 def sipi_due(cpu: Cpu) -> bool:
     """The processor waits for a SIPI, and one has come. Another INIT goes first."""
     return cpu.sipi_latched != 0 and cpu.waits_for_sipi != 0 and cpu.init_latched == 0
 
 
-@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+@rule("AMD64 APM vol. 2", "Interprocessor Interrupts (IPI): INIT, STARTUP", "read")
 def take_sipi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """The processor begins to execute where the SIPI says, an encrypted guest where it has asked to be held. What came
-    while it waited is taken from here on."""
+    """The processor begins to execute where the SIPI says, an encrypted guest where it has asked to be held. While it
+    waited it responded to nothing else. What came, SMIs and NMIs too, was held, and is taken from here on."""
     cpu.sipi_latched = 0
     cpu.waits_for_sipi = 0
     end_reset_hold(cpu)
 
 
-@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
+@rule("Linux", "arch/x86/kvm/svm/sev.c:sev_vcpu_deliver_sipi_vector: AP reset hold; silent about NMIs", "derived")
 def take_sipi_alone(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """The same on a processor that has lost the NMI which came while it waited."""
+    """The same where an encrypted guest's hypervisor, which holds it, has lost the NMI which came while it was held."""
     take_sipi(m, cpu, vmcb)
     cpu.nmi_latched = 0
-
-
-@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
-def take_sipi_without_smi(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """The same on a processor that has lost the SMI which came while it waited, but no NMI."""
-    take_sipi(m, cpu, vmcb)
-    cpu.smi_latched = 0
-
-
-@rule("AMD64 APM vol. 2", "Multiple-Processor Initialization: STARTUP IPI", "memory")
-def take_sipi_without_both(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
-    """The same on a processor that has lost both."""
-    take_sipi_alone(m, cpu, vmcb)
-    cpu.smi_latched = 0
 
 
 def begin_firmware(m: Machine, cpu: Cpu) -> None:

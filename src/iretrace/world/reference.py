@@ -70,8 +70,6 @@ from iretrace.machine.smm import (
     take_init,
     take_sipi,
     take_sipi_alone,
-    take_sipi_without_both,
-    take_sipi_without_smi,
     take_smi,
 )
 from iretrace.machine.vmcb import EFER_SVME, SVM_EXIT_VMRUN, Vmcb
@@ -103,10 +101,6 @@ AUTOMATIC_EXITS = (OP_VMGEXIT, OP_HLT, OP_PAUSE)
 
 Take = Callable[[Machine, Cpu, Vmcb], None]
 """A rule by which an event is taken."""
-
-
-WAYS_TO_START = (take_sipi, take_sipi_alone, take_sipi_without_smi, take_sipi_without_both)
-"""What a SIPI may do to what has come before it."""
 
 
 def observation(cpu: Cpu) -> Observation | None:
@@ -182,8 +176,8 @@ class Known:
     held_at: int
     """Where the guest is held in AP reset hold, or -1."""
     sipi_taken: tuple[Move, ...]
-    """Taking the SIPI: with the NMI and the SMI that came while the processor waited for it, and without. Whether they
-    are held or lost is not documented, so that it may be either each time."""
+    """Taking the SIPI. An NMI and an SMI that came while the processor waited for it have been held. Whether an NMI is
+    held or lost that came in AP reset hold is not documented, so that it may be either each time."""
     smi: Observation
     """The SMI by which it got into SMM, if it is there."""
     waits: bool
@@ -401,7 +395,7 @@ class PatientReference:
             init_taken=self._do(take_init, packed) if init_due(self.machine, cpu) and interruptible else None,
             init_strays=self._init_strays(packed, cpu),
             held_at=cpu.rip + (cpu.held == ASKS_AGAIN) if cpu.held else -1,
-            sipi_taken=tuple(self._do(take, packed) for take in WAYS_TO_START) if sipi_due(cpu) else (),
+            sipi_taken=self._sipi_taken(packed, cpu),
             smi=self._smi_of(cpu),
             waits=due or bool(cpu.smm and cpu.nmi_latched and not cpu.smm_nmi_masked),
             taken=self._do(take_nmi, packed) if due and interruptible else None,
@@ -417,6 +411,11 @@ class PatientReference:
         lose_init(lost)
         stop_for_init(stopped)
         return self._after(lost), self._after(stopped)
+
+    def _sipi_taken(self, packed: tuple[object, ...], cpu: Cpu) -> tuple[Move, ...]:
+        """Taking the SIPI, each way that there is."""
+        ways = (take_sipi, take_sipi_alone) if self.machine.sev_es else (take_sipi,)
+        return tuple(self._do(take, packed) for take in ways) if sipi_due(cpu) else ()
 
     def _latched_higher(self, packed: tuple[object, ...]) -> tuple[int, int, int]:
         """The Cpu with its SMI, with its INIT, and with a SIPI latched."""
