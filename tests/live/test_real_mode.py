@@ -10,6 +10,7 @@ import pytest
 
 from iretrace.litmus.test import Op
 from iretrace.live.layout import (
+    EARLY,
     FIRMWARE,
     GDT_POINTER,
     IDT_POINTER,
@@ -23,7 +24,6 @@ from iretrace.live.layout import (
     SMI,
     SMM_CODE,
     STACKS,
-    TOO_EARLY,
     VALUES,
     WRAP_BIT,
 )
@@ -35,9 +35,11 @@ from iretrace.live.real_mode import (
     init_stub,
     lasting_mark,
     lead,
+    leave_firmware,
     log_smi,
     smi_stub,
     store_marks,
+    take_early_nmi,
     to_64_bits,
 )
 from iretrace.live.walk import Delivery, Mark
@@ -114,9 +116,23 @@ movl $7, %ecx
 movl $0, %eax
 movl $0, %edx
 movl $0, %ebp
-movw $0, {IN_FIRMWARE:#x}
 """
 )
+
+EARLY_NMI = f"""\
+cmpw $2, {IN_FIRMWARE:#x}
+movw $0, {IN_FIRMWARE:#x}
+jne over
+movl $0x13000, %esp
+pushq $0x18
+pushq $0x11000
+pushq $2
+pushq $0x10
+pushq $0x23000
+pushq $0x22f00
+ret
+over:
+"""
 
 LOGGING = f"""\
 xaddq %r10, {LOG_NEXT:#x}
@@ -151,8 +167,10 @@ def test_every_instruction_in_front_is_what_the_assembler_makes_of_it(tmp_path: 
     assert _disassembled(to_64_bits(0x21000, 0xD01 & ~0x400), tmp_path, "i8086") == _assembled(SWITCH, tmp_path)
     assert _disassembled(smi_stub(), tmp_path) == _assembled(SMI_STUB, tmp_path)
     assert _disassembled(init_stub(7), tmp_path) == _assembled(INIT_STUB, tmp_path)
+    early = _disassembled(take_early_nmi(0x23000, 0x22F00, STACKS["nmi"]), tmp_path)
+    assert early == _assembled(EARLY_NMI, tmp_path)
     flag = f".code16\nmovw $1, {IN_FIRMWARE:#x}\n"
-    assert _disassembled(enter_firmware(), tmp_path, "i8086") == _assembled(flag, tmp_path)
+    assert _disassembled(enter_firmware(1), tmp_path, "i8086") == _assembled(flag, tmp_path)
     logging = b"".join(claim(2, WRAP_BIT)) + log_smi(2, 3) + store_marks(2) + lasting_mark(0) + lasting_mark(7)
     plain = [text.replace(",0x0(", ",(") for text in _disassembled(logging, tmp_path)]
     assert plain == _assembled(LOGGING, tmp_path)
@@ -219,11 +237,22 @@ def test_what_an_smi_interrupts_behind_an_init_is_in_front_of_its_section() -> N
     assert {program.place(rip) for rip in (RESET_VECTOR, 0, 0x20)} == {test.init}
 
 
-def test_an_nmi_behind_an_init_goes_to_where_it_is_noted() -> None:
-    chunks = assemble(make_test(SMM), {}).chunks
-    offset, segment = (int.from_bytes(chunks[IVT_NMI][at : at + 2], "little") for at in (0, 2))
-    assert segment * 16 + offset == TOO_EARLY
-    assert chunks[TOO_EARLY].startswith(enter_firmware())
+def test_an_nmi_behind_an_init_begins_the_way_again_and_is_taken_at_its_end() -> None:
+    program = assemble(make_test(SMM), {})
+    offset, segment = (int.from_bytes(program.chunks[IVT_NMI][at : at + 2], "little") for at in (0, 2))
+    assert segment * 16 + offset == EARLY
+    assert program.chunks[EARLY] == enter_firmware(2) + program.chunks[FIRMWARE][len(enter_firmware(1)) :]
+    first, end = program.stubs[INIT]
+    taken = take_early_nmi(end, program.stubs[2][0], STACKS["main"])
+    assert program.chunks[first][: end - first].endswith(taken)
+
+
+def test_an_nmi_that_nothing_handles_is_lost_behind_an_init() -> None:
+    text = SMM.replace("nmi:\n    mark    n\n    iretq\n", "").replace(" nmi,", "")
+    program = assemble(make_test(text), {})
+    first, end = program.stubs[INIT]
+    assert program.chunks[EARLY] == enter_firmware(2) + b"\xf4\xeb\xfd"
+    assert program.chunks[first][: end - first].endswith(leave_firmware())
 
 
 def test_what_came_too_early_again_and_again_is_a_failure() -> None:

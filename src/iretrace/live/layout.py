@@ -36,7 +36,7 @@ FIRMWARE = 0x3A000
 RESET_VECTOR = 0xFFF0
 IN_FIRMWARE = 0x6010
 """Not 0 while the guest is on its way from there to `init:`."""
-TOO_EARLY = FIRMWARE + 0x800
+EARLY = FIRMWARE + 0x800
 """Where an NMI goes that comes on that way."""
 IVT_NMI = 2 * 4
 CODE_END = SMM_CODE

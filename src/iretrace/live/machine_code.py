@@ -151,8 +151,8 @@ def assemble(test: Test, cuts: Mapping[int, int]) -> Program:
     sections = sections_of(test)
     starts = sorted(sections)
     labels = {instruction.label: index for index, instruction in enumerate(test.code) if instruction.label}
-    stubs = {start: stub(vector, test, msr_of(test)) for start, vector in sections.items()}
     addresses = _addresses(test, starts, cuts)
+    stubs = {start: stub(vector, test, msr_of(test), addresses) for start, vector in sections.items()}
     chunks = dict(_tables(test, addresses))
     where: dict[int, tuple[int, int]] = {}
     claimed: dict[int, int] = {}
@@ -408,7 +408,7 @@ def _idt(test: Test, addresses: list[int]) -> bytes:
     idt = bytearray(struct.pack("<HHBBHII", 0, CODE_SELECTOR, 0, 0x0E, 0, 0, 0) * 256)
     names = {vector: name for name, vector in VECTORS.items()}
     for vector, start in test.handlers:
-        address = addresses[start] - len(stub(vector, test, msr_of(test)).code)
+        address = addresses[start] - len(stub(vector, test, msr_of(test), addresses).code)
         ist = IST_SLOTS[names[vector]] if vector in test.ist else 0
         kind = 0xEE if vector == VECTORS["bp"] else 0x8E
         gate = struct.pack("<HHBBHII", address & 0xFFFF, CODE_SELECTOR, ist, kind, address >> 16, 0, 0)

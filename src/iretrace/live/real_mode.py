@@ -4,8 +4,9 @@ RSM brings back every general register as SMRAM has it, and INIT clears them. So
 the marks are where neither comes to: the place of the next record lies in memory, and the marks are in an XMM register.
 
 On the way from 16-bit to 64-bit mode KVM exits for CR4, EFER and CR0, as it does for any firmware. All of that is over
-when the first instruction of the test executes. A run in which an NMI comes on the way from INIT is not counted: the
-guest has no IDT yet, and the section of the test stands for what comes when it has.
+when the first instruction of the test executes. An NMI that comes on the way from INIT finds no IDT yet: it begins the
+way again, with NMIs masked, and is taken at its end. Where it comes between real mode and the IDT, or the test has no
+`nmi:`, the guest is lost, and the run is made again.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from iretrace.litmus.test import Op, Test
+from iretrace.litmus.test import VECTORS, Op, Test
 from iretrace.live.layout import (
     CODE_SELECTOR,
     DATA_SELECTOR,
+    EARLY,
     FIRMWARE,
     GDT,
     GDT_LIMIT,
@@ -33,7 +35,6 @@ from iretrace.live.layout import (
     SMBASE,
     SMM_CODE,
     STACKS,
-    TOO_EARLY,
     TSS_SELECTOR,
     VALUES,
 )
@@ -54,6 +55,9 @@ SAVED_REGISTERS = (
 """Where it has the registers that a test uses, and what loads them: 16-bit code cannot keep their upper halves."""
 
 CR0, CR4 = 0x8000_0033, 0x220
+ON_THE_WAY, EARLY_NMI = 1, 2
+"""IN_FIRMWARE: an NMI has not come, has come."""
+
 MARKS_AT = 48
 """In a record: the marks, 16 bytes."""
 
@@ -108,6 +112,24 @@ def smi_stub() -> bytes:
     return _idt_and_segments() + b"".join(load + struct.pack("<I", SMBASE + offset) for offset, load in SAVED_REGISTERS)
 
 
+def take_early_nmi(init: int, nmi: int, stack: int) -> bytes:
+    """Behind the rest of the way to `init:`: it is over, and an NMI that has come on it is taken now, before the first
+    instruction, as the IDT would have it. NMIs are still masked. init, nmi: addresses; stack: where the frame goes."""
+    code = b"\x66\x83\x3c\x25" + struct.pack("<IB", IN_FIRMWARE, EARLY_NMI)  # cmp word [IN_FIRMWARE], EARLY_NMI
+    code += leave_firmware()
+    taken = b"\xbc" + struct.pack("<I", stack)  # mov esp, stack
+    taken += bytes([0x6A, DATA_SELECTOR]) + b"\x68" + struct.pack("<I", STACKS["main"])  # push SS; push RSP
+    taken += b"\x6a\x02" + bytes([0x6A, CODE_SELECTOR])  # push RFLAGS; push CS
+    taken += b"\x68" + struct.pack("<I", init)  # push init
+    taken += b"\x68" + struct.pack("<I", nmi) + b"\xc3"  # push nmi; ret
+    return code + bytes([0x75, len(taken)]) + taken  # jne over it
+
+
+def leave_firmware() -> bytes:
+    """`mov word [IN_FIRMWARE], 0`, in 64-bit mode."""
+    return b"\x66\xc7\x04\x25" + struct.pack("<IH", IN_FIRMWARE, 0)
+
+
 def init_stub(rcx: int) -> bytes:
     """In front of `init:`, in 64-bit mode: IDT, segments, TSS, a stack, and the registers with which main began."""
     code = _idt_and_segments()
@@ -117,8 +139,7 @@ def init_stub(rcx: int) -> bytes:
     code += b"\xbf" + struct.pack("<I", VALUES)  # mov edi, VALUES
     code += b"\x49\xbd" + struct.pack("<Q", NOT_CANONICAL)  # mov r13, NOT_CANONICAL
     code += b"\xb9" + struct.pack("<I", rcx)  # mov ecx, rcx
-    code += b"".join(bytes([register]) + bytes(4) for register in (0xB8, 0xBA, 0xBD))  # mov eax, edx, ebp, 0
-    return code + b"\x66\xc7\x04\x25" + struct.pack("<IH", IN_FIRMWARE, 0)  # mov word [IN_FIRMWARE], 0
+    return code + b"".join(bytes([register]) + bytes(4) for register in (0xB8, 0xBA, 0xBD))  # mov eax, edx, ebp, 0
 
 
 def _idt_and_segments() -> bytes:
@@ -133,9 +154,10 @@ def firmware(stubs: Mapping[int, int], smi: int, init: int, efer: int) -> Mappin
     if smi in stubs:
         found[SMM_CODE] = to_64_bits(stubs[smi], efer)
     if init in stubs:
-        found[FIRMWARE] = enter_firmware() + to_64_bits(stubs[init], efer)
-        found[TOO_EARLY] = enter_firmware() + b"\xf4\xeb\xfd"  # hlt, for good
-        found[IVT_NMI] = struct.pack("<HH", 0, TOO_EARLY >> 4)
+        found[FIRMWARE] = enter_firmware(ON_THE_WAY) + to_64_bits(stubs[init], efer)
+        again = to_64_bits(stubs[init], efer) if VECTORS["nmi"] in stubs else b"\xf4\xeb\xfd"  # or hlt, for good
+        found[EARLY] = enter_firmware(EARLY_NMI) + again
+        found[IVT_NMI] = struct.pack("<HH", 0, EARLY >> 4)
     if found:
         found[GDT_POINTER] = struct.pack("<HQ", GDT_LIMIT, GDT)
         found[IDT_POINTER] = struct.pack("<HQ", IDT_LIMIT, IDT)
@@ -143,9 +165,9 @@ def firmware(stubs: Mapping[int, int], smi: int, init: int, efer: int) -> Mappin
     return found
 
 
-def enter_firmware() -> bytes:
-    """`mov word [IN_FIRMWARE], 1`, in 16-bit mode with DS at 0."""
-    return b"\xc7\x06" + struct.pack("<HH", IN_FIRMWARE, 1)
+def enter_firmware(how: int) -> bytes:
+    """`mov word [IN_FIRMWARE], how`, in 16-bit mode with DS at 0."""
+    return b"\xc7\x06" + struct.pack("<HH", IN_FIRMWARE, how)
 
 
 def to_64_bits(target: int, efer: int) -> bytes:

@@ -4,11 +4,21 @@ begun, and a few instructions that log the delivery in memory. Nothing here exit
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iretrace.litmus.test import VECTORS, Test
-from iretrace.live.layout import ARMED, INIT, MAIN_STUB, RECORD_BYTES, SMI, SYSCALL, WRAP_BIT
-from iretrace.live.real_mode import claim, init_stub, lasts, log_smi, smi_stub, store_marks
+from iretrace.live.layout import ARMED, INIT, MAIN_STUB, RECORD_BYTES, SMI, STACKS, SYSCALL, WRAP_BIT
+from iretrace.live.real_mode import (
+    claim,
+    init_stub,
+    lasts,
+    leave_firmware,
+    log_smi,
+    smi_stub,
+    store_marks,
+    take_early_nmi,
+)
 
 ERROR_CODE_VECTORS = frozenset(VECTORS[name] for name in ("df", "np", "ss", "gp", "pf", "vc"))
 
@@ -21,15 +31,25 @@ class Stub:
     claimed: int = 0
 
 
-def stub(vector: int, test: Test, rcx: int) -> Stub:
-    """In front of the section of this vector, or of main, `smi:` or `init:`. rcx: as main has it."""
+def stub(vector: int, test: Test, rcx: int, addresses: Sequence[int]) -> Stub:
+    """In front of the section of this vector, or of main, `smi:` or `init:`. rcx: as main has it. addresses: of each
+    instruction."""
     if vector == MAIN_STUB:
         return Stub(_begun())
     if vector == INIT:
-        return Stub(init_stub(rcx) + _begun())
+        return Stub(init_stub(rcx) + _begun() + _take_early_nmi(test, addresses))
     if vector == SYSCALL:
         return Stub(b"")
     return _log_smi() if vector == SMI else _log_delivery(vector, test)
+
+
+def _take_early_nmi(test: Test, addresses: Sequence[int]) -> bytes:
+    nmi = VECTORS["nmi"]
+    start = next((start for vector, start in test.handlers if vector == nmi), -1)
+    if start < 0:
+        return leave_firmware()
+    handler = addresses[start] - len(_log_delivery(nmi, test).code)
+    return take_early_nmi(addresses[test.init], handler, STACKS["nmi" if nmi in test.ist else "main"])
 
 
 def _begun() -> bytes:
