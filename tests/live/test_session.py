@@ -126,6 +126,25 @@ def test_behind_an_arrival_that_is_bound_to_a_place_another_comes_inside_the_ire
     assert [guest.test.code[guest.inside].text for guest in guests if guest.inside >= 0] == ["iretq"]
 
 
+DEBUGGED = """\
+test debugged
+about A debugger comes while the guest accesses a debug register.
+vcpu  plain
+outside guest-debug break there
+
+main:
+    mov rax, dr0
+    there: spin
+"""
+
+
+def test_a_vcpu_is_held_up_where_a_debugger_may_come_and_the_guest_has_debug_registers() -> None:
+    for text, held in ((DEBUGGED, [0]), (DEBUGGED.replace("mov rax, dr0", "nop"), [])):
+        assert [guest.held for guest in make_guests(make_test(text), 10, 0) if guest.held >= 0] == held
+    bound = DEBUGGED.replace("outside guest", "outside at there: guest")
+    assert all(guest.held < 0 for guest in make_guests(make_test(bound), 10, 0))
+
+
 def test_an_interrupts_sender_is_held_up_where_the_guest_halts() -> None:
     halting = SHADOW.replace("    nop", "    hlt")
     assert [guest.held for guest in make_guests(make_test(halting), 10, 0) if guest.held >= 0] == [0]

@@ -54,7 +54,8 @@ class Guest:
     """The IRETQ behind the place inside which the placed arrival comes, when its intercept is handled and before it
     executes; -1 if it comes at the place."""
     held: int = -1
-    """The arrival whose sender is held up inside KVM while the vCPU halts, or -1."""
+    """The arrival whose sender is held up inside KVM while the vCPU halts, or for which the vCPU is held up where KVM
+    lets the guest have the debug registers; -1 if there is none."""
     carried: int = 0
     """Of CARRIED: what a VMM saves and restores."""
 
@@ -127,10 +128,12 @@ def _carried(test: Test, guests: Sequence[Guest]) -> list[Guest]:
 
 
 def _held(test: Test, repeat: int, first: int) -> list[Guest]:
-    """With a sender that is held up while the vCPU halts: of each kind that may be."""
-    if all(instruction.op is not Op.HLT for instruction in test.code):
-        return []
-    numbers = [number for number in _one_of_each_kind(test.outside) if test.outside[number].kind in HELD]
+    """With a sender that is held up while the vCPU halts, or a vCPU that is when a debugger is to come."""
+    ops = {instruction.op for instruction in test.code}
+    free = _one_of_each_kind(test.outside)
+    numbers = [number for number in free if test.outside[number].kind in HELD] if Op.HLT in ops else []
+    if not ops.isdisjoint((Op.TO_DR, Op.FROM_DR)):
+        numbers += [number for number in free if test.outside[number].kind == "guest-debug"]
     guest = _guest(test, first, _bound(test), repeat)
     return [replace(guest, number=first + n, held=number) for n, number in enumerate(numbers)]
 

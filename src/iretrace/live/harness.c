@@ -95,7 +95,7 @@ struct arrival {
 	uint32_t inside; /* of an IRETQ behind the cut: comes when its intercept is handled and before it executes */
 	uint32_t debugger; /* what the VMM does with its debugger, for GUEST_DEBUG */
 	uint32_t target;   /* where it stops the guest, for BREAK; where it goes, for OFF behind a STEP */
-	uint32_t held;	   /* its sender is held up inside KVM, while the vCPU halts */
+	uint32_t held;	   /* its sender is held up inside KVM, while the vCPU halts; or the vCPU is, for GUEST_DEBUG */
 };
 
 struct guest {
@@ -859,8 +859,8 @@ static void send_all(void)
 	else if (cuts && random_number() & 1)
 		wait_cut(CUT_LIMIT / 4);
 	for (unsigned n = 0; n < count; n++) {
-		sleep_until(now() + random_delay());
-		if (guest->arrival[order[n]].held)
+		sleep_until(now() + (holds_vcpu() ? random_number() % HELD_VCPU_FOR : random_delay()));
+		if (guest->arrival[order[n]].held && !by_vmm(order[n]))
 			wait_asleep();
 		if (!fired[order[n]])
 			send(order[n], -1);
@@ -1128,8 +1128,12 @@ static int run_once(unsigned repetition, unsigned attempt)
 		if (guest->cs & 3)
 			enter_user_mode();
 		start_at(guest->entry, guest->rflags, guest->rcx);
+		if (holds_vcpu())
+			enable_probes("lent", "1");
 		start_vcpu();
 		send_all();
+		if (holds_vcpu())
+			enable_probes("lent", "0");
 		int rounds = settle(&seen);
 		counts = !came_too_early();
 		if (!counts)

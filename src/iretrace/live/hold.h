@@ -8,14 +8,19 @@
  * that comes behind the bit takes stack traces, which needs time; meanwhile a timer signals the thread of the vCPU. As
  * for any signal that comes back to userspace, and calls KVM_RUN again: the bit is there, the request is not. Nothing of
  * KVM is changed but how long a function takes.
+ *
+ * And a vCPU that is held up where KVM lets the guest have the debug registers, so that the signal which brings a debugger
+ * comes right then: the sender goes first anyway.
  */
 #define HELD_AT "svm_complete_interrupt_delivery"
+#define LENT_AT "dr_interception"
 #define HELD_PROBES 4
 #define HELD_FOR (MS / 4) /* from the beginning of the call: until then the signal comes */
+#define HELD_VCPU_FOR MS /* from the start of the guest: until then the signal comes */
 #define PREEMPT "/sys/kernel/debug/sched/preempt"
 
 static timer_t recall; /* signals the thread of the vCPU */
-static int can_hold;
+static int can_hold, can_hold_vcpu;
 
 static int append_file(const char *name, const char *text)
 {
@@ -28,15 +33,15 @@ static int append_file(const char *name, const char *text)
 }
 
 /* Several at one place, so that it takes longer. */
-static int add_probes(void)
+static int add_probes(const char *name, const char *where)
 {
 	char text[128];
 
 	for (int i = 0; i < HELD_PROBES; i++) {
-		snprintf(text, sizeof text, "p:iretrace/held%d " HELD_AT "\n", i);
+		snprintf(text, sizeof text, "p:iretrace/%s%d %s\n", name, i, where);
 		if (!append_file(TRACING "kprobe_events", text))
 			return 0;
-		snprintf(text, sizeof text, TRACING "events/iretrace/held%d/trigger", i);
+		snprintf(text, sizeof text, TRACING "events/iretrace/%s%d/trigger", name, i);
 		if (!append_file(text, "stacktrace\n"))
 			return 0;
 	}
@@ -52,16 +57,19 @@ static void find_hold(pid_t vcpu_thread_number)
 	if (!is_init)
 		return;
 	mount("debug", "/sys/kernel/debug", "debugfs", 0, NULL);
-	can_hold = write_file(PREEMPT, "full\n") && add_probes() && !timer_create(CLOCK_MONOTONIC, &event, &recall);
+	if (!write_file(PREEMPT, "full\n"))
+		return;
+	can_hold = add_probes("held", HELD_AT) && !timer_create(CLOCK_MONOTONIC, &event, &recall);
+	can_hold_vcpu = add_probes("lent", LENT_AT);
 }
 
-static void enable_probes(const char *on)
+static void enable_probes(const char *name, const char *on)
 {
-	char name[128];
+	char file[128];
 
 	for (int i = 0; i < HELD_PROBES; i++) {
-		snprintf(name, sizeof name, TRACING "events/iretrace/held%d/enable", i);
-		write_file(name, on);
+		snprintf(file, sizeof file, TRACING "events/iretrace/%s%d/enable", name, i);
+		write_file(file, on);
 	}
 }
 
@@ -79,11 +87,20 @@ static int signal_msi_held(struct kvm_msi *msi)
 	struct itimerspec soon = { .it_value.tv_nsec = 1 + random_number() % HELD_FOR };
 	struct sched_param gives_way = { 0 };
 
-	enable_probes("1");
+	enable_probes("held", "1");
 	sched_setscheduler(0, SCHED_IDLE, &gives_way);
 	timer_settime(recall, 0, &soon, NULL);
 	int result = ioctl(vm, KVM_SIGNAL_MSI, msi);
 	go_first();
-	enable_probes("0");
+	enable_probes("held", "0");
 	return result;
+}
+
+/* Whether the vCPU is to be held up when the guest accesses a debug register. */
+static int holds_vcpu(void)
+{
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].held && guest->arrival[i].kind == GUEST_DEBUG)
+			return can_hold_vcpu;
+	return 0;
 }
