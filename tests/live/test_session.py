@@ -119,6 +119,13 @@ def test_an_nmi_comes_inside_each_iretq_too() -> None:
     assert inside == ["iretq", "iretq"]
 
 
+def test_an_nmi_comes_where_the_delivery_of_an_int_is_cut_off() -> None:
+    text = TWO_NMIS.replace("main:\n", "main:\n    int3\n").replace("db:", "bp:")
+    guests = make_guests(make_test(text), 10, 0)
+    raised = [guest for guest in guests if guest.inside >= 0 and guest.test.code[guest.inside].text == "int3"]
+    assert [guest.cuts for guest in raised] == [(0, -1)]
+
+
 def test_behind_an_arrival_that_is_bound_to_a_place_another_comes_inside_the_iretq() -> None:
     text = TWO_NMIS.replace("outside nmi, nmi", "outside at here: nmi, nmi").replace("mark    n", "here: mark n")
     guests = [guest for guest in make_guests(make_test(text), 10, 0) if guest.cuts[0] == guest.cuts[1]]

@@ -17,7 +17,7 @@ from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.bare import build_firmware, run_bare
-from iretrace.live.emulation import breaks, excuse, unfit
+from iretrace.live.emulation import OPTIONS, breaks, excuse, unfit
 from iretrace.live.explain import Explainer
 from iretrace.live.follow import NOT_KNOWN, Follower
 from iretrace.live.guests import Guest, directed, pack
@@ -175,9 +175,8 @@ def hash_of(test: Test) -> str:
 
 def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[str, Compared]:
     """By test: what the model of this tree says, tickless and ticking, beside what was seen."""
-    request = Request(
-        tree=tree, tests=[seen.test for seen in session.seen], vcpus=["plain"], hosts=HOSTS, limits=LIMITS
-    )
+    tests, options = [seen.test for seen in session.seen], OPTIONS if place.qemu else {}
+    request = Request(tree=tree, tests=tests, vcpus=["plain"], hosts=HOSTS, options=options, limits=LIMITS)
     source = source_of(request)
     results = run(request, source, progress, Stored(cache_directory())).results
     source.read()

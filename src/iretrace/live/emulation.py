@@ -25,6 +25,9 @@ DR7_ENABLE = 0xFF
 DR7_GD = 0x2000
 ERROR_EXT = 1
 
+OPTIONS = {"nrips": "0"}
+"""What QEMU's processor is, as options of the model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:

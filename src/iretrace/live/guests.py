@@ -30,6 +30,9 @@ DEBUGGERS = {"off": 0, "step": 1, "break": 2}
 HELD = frozenset({"irq"})
 """Whose sender can be held up: it goes through the function that hold.h names."""
 
+RAISING = (Op.INT3, Op.INT)
+"""Whose delivery can be cut off by a page of the stack that is taken away."""
+
 CARRIED = ("events", "everything", "everything, into another vCPU")
 """What `save-restore` saves and restores: what the model has, what a VMM does, and what it does for a migration."""
 
@@ -52,7 +55,7 @@ class Guest:
     placed: int = -1
     inside: int = -1
     """The IRETQ behind the place inside which the placed arrival comes, when its intercept is handled and before it
-    executes; -1 if it comes at the place."""
+    executes; or the INT at the place, when the delivery that it asks for is cut off; -1 if it comes at the place."""
     held: int = -1
     """The arrival whose sender is held up inside KVM while the vCPU halts, or for which the vCPU is held up where KVM
     lets the guest have the debug registers; -1 if there is none."""
@@ -108,7 +111,7 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
     for index, instruction in enumerate(test.code):
         place = taken.get(section_of(test, index), index)
         insides = [-1] if place == index else []
-        if instruction.op is Op.IRETQ and place <= index:
+        if (instruction.op is Op.IRETQ and place <= index) or (instruction.op in RAISING and place == index):
             insides.append(index)
         for number in free:
             cuts = (*own[:number], place, *own[number + 1 :])

@@ -92,7 +92,7 @@ struct arrival {
 	uint32_t promised;
 	uint32_t cut;	 /* page whose first instruction it must precede; 0: any time */
 	uint32_t strict; /* comes there or not at all */
-	uint32_t inside; /* of an IRETQ behind the cut: comes when its intercept is handled and before it executes */
+	uint32_t inside; /* at or behind the cut: comes when this IRETQ's intercept is handled, or this INT's delivery cut off */
 	uint32_t debugger; /* what the VMM does with its debugger, for GUEST_DEBUG */
 	uint32_t target;   /* where it stops the guest, for BREAK; where it goes, for OFF behind a STEP */
 	uint32_t held;	   /* its sender is held up inside KVM, while the vCPU halts; or the vCPU is, for GUEST_DEBUG */
@@ -698,7 +698,13 @@ static void send(unsigned i, int64_t spins)
 	}
 }
 
-/* An IRET was intercepted, and then could not read its frame. */
+/* Where an IRETQ reads, or what an INT raises writes. */
+static uint64_t frame_at(uint32_t instruction, uint64_t rsp)
+{
+	return memory[instruction] == 0xcc || memory[instruction] == 0xcd ? rsp - 8 : rsp;
+}
+
+/* An IRET was intercepted, and then could not read its frame; or what an INT raises could not write it. */
 static int cross_stack(const struct kvm_regs *regs)
 {
 	allow(hidden, PROT_READ | PROT_WRITE);
@@ -725,13 +731,13 @@ static int cross_cut(void)
 		uint32_t cut = guest->arrival[i].cut;
 		if (!cut || cut != (regs.rip & ~(PAGE - 1ull)))
 			continue;
+		allow(cut, PROT_READ | PROT_WRITE);
 		if (regs.rip == cut && !fired[i]) {
 			if (!guest->arrival[i].inside)
 				send(i, -regs.rcx);
 			else if (regs.rsp < MEMORY_SIZE)
-				allow(hidden = regs.rsp & ~(PAGE - 1ull), PROT_NONE);
+				allow(hidden = frame_at(guest->arrival[i].inside, regs.rsp) & ~(PAGE - 1ull), PROT_NONE);
 		}
-		allow(cut, PROT_READ | PROT_WRITE);
 		crossed = 1;
 	}
 	cut_time = now();
