@@ -18,7 +18,7 @@ from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.bare import build_firmware, run_bare
 from iretrace.live.emulation import OPTIONS, breaks, excuse, unfit
-from iretrace.live.explain import Explainer
+from iretrace.live.explain import Explainer, Objection
 from iretrace.live.follow import NOT_KNOWN, Follower
 from iretrace.live.guests import Guest, directed, pack
 from iretrace.live.harness import build_harness, workplace
@@ -189,9 +189,9 @@ def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[
         explainer = Explainer(seen.test)
         histories = distinct(seen.runs)
         objections = [
-            Strange(one.outcome(), why, count, _excuse(one, explainer, place))
+            Strange(one.outcome(), lack.why, count, _excuse(one, lack, explainer, place))
             for one, count in histories
-            if (why := follower.objection(one))
+            if (lack := follower.objection(one))
         ]
         beyond = [one for one in objections if not one.why.startswith(NOT_KNOWN)]
         given_up = [one for one in objections if one.why.startswith(NOT_KNOWN)]
@@ -204,10 +204,10 @@ def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[
     return compared
 
 
-def _excuse(one: Run, explainer: Explainer, place: Place) -> str:
-    """What is wrong with the machine that showed what the model lacks; nothing is where the processor could show it."""
-    objection = explainer.objection(one)
-    return place.machine().excuse(one, objection) if objection else ""
+def _excuse(one: Run, lack: Objection, explainer: Explainer, place: Place) -> str:
+    """What is wrong with the machine that showed what the model lacks: of that which the processor could not show
+    either, or, where it could, of that which the model's KVM could not."""
+    return place.machine().excuse(one, explainer.objection(one) or lack)
 
 
 def _unseen(seen: Seen, results: Sequence[Result]) -> list[Outcome]:

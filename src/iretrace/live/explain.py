@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """Why a run cannot be; none if why is "". shown: how many of its events can come. could: what the processor could
-    show in place of the next one."""
+    """Why a run cannot be; none if why is "". shown: how many of its events can come. could: what could come next, in
+    place of what did, as far as it was asked for."""
 
     why: str = ""
     shown: int = 0

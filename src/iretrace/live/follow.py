@@ -15,7 +15,7 @@ from iretrace.explore.fair import endings
 from iretrace.explore.graph import Edge, Kind, Limits, explore
 from iretrace.explore.monitor import EMPTY, Monitor, Stamp
 from iretrace.litmus.test import Test
-from iretrace.live.explain import for_some_value, matches, say
+from iretrace.live.explain import Objection, for_some_value, matches, say
 from iretrace.live.observed import Run
 from iretrace.machine.cpu import SEEN_FLAGS, SEEN_MARK, SEEN_VALUE
 from iretrace.world.endings import how
@@ -74,12 +74,12 @@ class Follower:
         self._test, self._hypervisor = test, hypervisor
         self._products: dict[int, Product] = {}
 
-    def objection(self, run: Run) -> str:
-        """Why the model does not have this run, for any value of the disputed rules; "" if it has."""
+    def objection(self, run: Run) -> Objection:
+        """Why the model does not have this run, for any value of the disputed rules."""
         deadline = time.process_time() + SECONDS
-        return for_some_value(lambda knobs: self._ask(knobs, run, deadline), len)
+        return for_some_value(lambda knobs: self._ask(knobs, run, deadline), lambda objection: objection.shown)
 
-    def _ask(self, knobs: int, run: Run, deadline: float) -> tuple[str, int]:
+    def _ask(self, knobs: int, run: Run, deadline: float) -> tuple[Objection, int]:
         product = self._products.get(knobs)
         if product is None:
             product = self._products[knobs] = Product(self._test, "plain", "ticking", self._hypervisor, knobs)
@@ -97,16 +97,17 @@ class Search:
     gave_up: str = ""
 
 
-def _objection(product: Product, run: Run, deadline: float) -> str:
+def _objection(product: Product, run: Run, deadline: float) -> Objection:
     product.monitor = History(product, run)
     search = find(product, run, deadline)
     if search.way:
-        return ""
+        return Objection()
     if search.gave_up:
-        return f"{NOT_KNOWN}: {search.gave_up}"
+        return Objection(f"{NOT_KNOWN}: {search.gave_up}", search.shown)
     if search.shown < len(run.history):
-        return f"event {search.shown + 1}, {say(run, run.history[search.shown])}, does not come in the model"
-    return f"in the model it is not the end that the guest {run.ending}"
+        event = say(run, run.history[search.shown])
+        return Objection(f"event {search.shown + 1}, {event}, does not come in the model", search.shown)
+    return Objection(f"in the model it is not the end that the guest {run.ending}", search.shown)
 
 
 def find(product: Product, run: Run, deadline: float) -> Search:
