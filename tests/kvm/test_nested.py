@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from iretrace.check import check
 from iretrace.kvm.exceptions import GP_VECTOR, UD_VECTOR
+from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.kvm.kvm_host import (
     AGAIN,
     KVM_REQ_EVENT,
@@ -17,6 +19,7 @@ from iretrace.kvm.nested import set_efer, svm_recalc_instruction_intercepts, svm
 from iretrace.kvm.svm import svm_enable_nmi_window
 from iretrace.kvm.svm_exits import svm_invoke_exit_handler
 from iretrace.kvm.svm_h import gif_set
+from iretrace.litmus.parse import parse
 from iretrace.machine.vmcb import (
     EFER_SVME,
     INTERCEPT_CLGI,
@@ -175,3 +178,13 @@ def test_a_guest_reads_the_efer_that_it_has_written() -> None:
     vcpu.svm.vmcb.exit_info_1, vcpu.svm.vmcb.next_rip = 0, 11
     svm_invoke_exit_handler(vcpu, SVM_EXIT_MSR)
     assert (vcpu.svm.vmcb.rax, vcpu.svm.vmcb.efer) == (LONG_MODE, LONG_MODE | EFER_SVME)
+
+
+WITHOUT_LMA = "test t\nabout x\nvcpu plain\n\nmain:\n    mov rax, 0x901\n    wrmsr efer\n    mark a\n    spin\n"
+
+
+def test_a_guest_that_clears_lma_has_no_verdict() -> None:
+    """KVM ignores the bit, as older manuals have it; by newer ones it is #GP."""
+    test = parse(WITHOUT_LMA + "gp:\n    spin\n", "t.litmus")
+    result = check(test, "plain", "tickless", BuiltinHypervisor("v6.12", "plain"))
+    assert result.reason.startswith("holds if not efer_lma_is_checked, violated if efer_lma_is_checked")

@@ -15,6 +15,7 @@ from iretrace.machine.cpu import (
     EFER_SCE,
     GP_VECTOR,
     IRQ_VECTOR,
+    KNOB_EFER_LMA_IS_CHECKED,
     KNOB_SEV_ES_GUEST_READS_SVME,
     KNOB_VGIF_DISCARDS_BREAKPOINTS,
     NMI_VECTOR,
@@ -210,10 +211,19 @@ def test_efer_reads_back() -> None:
     assert (on.cpu.rax, on.cpu.rip) == (EFER_BOOTED | EFER_SVME, 4)
 
 
-def test_lma_is_read_only() -> None:
-    """APM vol. 2, Extended Feature Enable Register (EFER)."""
-    on = rig((OP_MOV_RAX, EFER_LME), OP_WRMSR).bare(2)
-    assert on.cpu.efer == EFER_LME | EFER_LMA
+@pytest.mark.parametrize("checked", [0, 1])
+def test_lma_cannot_be_changed(checked: int) -> None:
+    """APM vol. 2, Extended Feature Enable Register (EFER): #GP today, read-only in older editions (knob)."""
+    knobs = checked << KNOB_EFER_LMA_IS_CHECKED
+    on = rig((OP_MOV_RAX, EFER_LME), OP_WRMSR, handlers={GP_VECTOR: [OP_SPIN]}, knobs=knobs).bare(2)
+    found = (on.delivered(), on.cpu.efer)
+    assert found == ((GP_VECTOR, EFER_BOOTED) if checked else (-1, EFER_LME | EFER_LMA))
+
+
+def test_a_write_that_leaves_lma_asks_nobody_about_it() -> None:
+    """The knob is consulted where it makes a difference only."""
+    on = rig((OP_MOV_RAX, EFER_BOOTED | EFER_SVME), OP_WRMSR, knobs=1 << KNOB_EFER_LMA_IS_CHECKED).bare(2)
+    assert (on.delivered(), on.m.consulted) == (-1, 0)
 
 
 def test_lme_cannot_be_changed_while_paging_is_on() -> None:

@@ -112,6 +112,7 @@ def test_an_smi_to_a_user_program_runs_in_kernel_mode_and_rsm_goes_back() -> Non
     assert (on.cpu.cpl, on.cpu.ss, on.cpu.rsp) == (0, KERNEL_DS, STACK_WORDS)
     on.bare(2)
     assert (on.cpu.rip, on.cpu.cpl, on.cpu.ss, on.cpu.smm) == (0, 3, USER_DS, 0)
+    assert saved(on) == (0,) * 12
 
 
 def test_rsm_brings_the_null_ss_of_a_handler_back() -> None:
@@ -306,11 +307,11 @@ def test_vmrun_at_the_entry_of_smm_is_an_smi_to_the_guest() -> None:
 
 def test_what_is_injected_before_the_first_instruction_in_smm_finds_no_idt() -> None:
     on = bench(OP_SPIN)
-    on.cpu.rip = SMM_ENTRY
+    on.cpu.rip, on.cpu.smm_rip = SMM_ENTRY, 3
     on.enter(INJECT_NMI)
     find_firmware(on.m, on.cpu)
     on.guest()
-    assert (on.cpu.seen, on.cpu.smm_found, on.cpu.event_inj) == (SEEN_NOTHING, 0, 0)
+    assert (on.cpu.seen, on.cpu.smm_found, on.cpu.event_inj, saved(on)) == (SEEN_NOTHING, 0, 0, (0,) * 12)
     assert (on.vmcb.exit_code, on.cpu.guest_mode) == (SVM_EXIT_SHUTDOWN, 0)
 
 

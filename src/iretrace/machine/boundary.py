@@ -98,7 +98,7 @@ def take_debug_trap(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     raise_exception(m, cpu, vmcb, TRAP, DB_VECTOR, 0, cpu.rip)
 
 
-@rule("AMD64 APM vol. 2", "Local APIC: Interrupt Request Register; APIC Software Enable", "memory")
+@rule("AMD64 APM vol. 2", "Accepting System and IPI Interrupts; Spurious Interrupts: APIC Software Enable")
 def latch_irq(cpu: Cpu) -> None:
     """The device's interrupt waits in the local APIC; another one that finds it waiting merges into it. A local APIC
     that software has not enabled accepts none: it is lost."""
@@ -106,7 +106,7 @@ def latch_irq(cpu: Cpu) -> None:
         cpu.irr = 1
 
 
-@rule("AMD64 APM vol. 2", "External Interrupts; Local APIC: In-Service Register; Interrupt Shadows; GIF", "memory")
+@rule("AMD64 APM vol. 2", "Selecting and Handling Interrupts (APIC); Interrupt Shadows; Global Interrupt Flag")
 def irq_due(cpu: Cpu) -> bool:
     """The device's interrupt waits and nothing holds it: not IF, not GIF, not a shadow, not one of its own class in
     service."""
@@ -114,7 +114,7 @@ def irq_due(cpu: Cpu) -> bool:
     return cpu.irr != 0 and cpu.gif != 0 and cpu.waits_for_sipi == 0 and not held
 
 
-@rule("AMD64 APM vol. 2", "Maskable External Interrupts; Local APIC: In-Service Register", "memory")
+@rule("AMD64 APM vol. 2", "Accepting System and IPI Interrupts; Selecting and Handling Interrupts (APIC)")
 def take_irq(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """Acknowledge the device's interrupt, which moves it into service, and deliver it."""
     cpu.irr = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from iretrace.machine.cpu import (
     EFER_LMA,
     EFER_LME,
+    KNOB_EFER_LMA_IS_CHECKED,
     KNOB_SEV_ES_GUEST_READS_SVME,
     OP_STGI,
     OP_WRMSR,
@@ -35,8 +36,8 @@ from iretrace.subset import rule, u8, u32, u64, wrap16, wrap32, wrap64
 
 @rule("AMD64 APM vol. 2", "Enabling SVM; Global Interrupt Flag, STGI and CLGI Instructions; Virtual GIF", "read")
 def gif_instruction(m: Machine, cpu: Cpu, vmcb: Vmcb, op: u8) -> None:
-    """STGI and CLGI are #UD unless EFER.SVME is set (STGI also works where CPUID has SKINIT, as no guest's has). VMRUN
-    wants SVME set: not intercepted, a guest's move V_GIF, whatever the guest knows of SVME."""
+    """STGI and CLGI are #UD unless EFER.SVME is set (STGI also works where CPUID has SKINIT or SVM-Lock, as no guest's
+    has). VMRUN wants SVME set: not intercepted, a guest's move V_GIF, whatever the guest knows of SVME."""
     number: u8 = INTERCEPT_STGI if op == OP_STGI else INTERCEPT_CLGI
     if gif_instruction_is_vc(m, cpu, vmcb, number):
         raise_vc(m, cpu, vmcb, number)
@@ -93,22 +94,25 @@ def msr_access_exits(m: Machine, cpu: Cpu, vmcb: Vmcb, write: bool) -> bool:
     return True
 
 
-@rule("AMD64 APM vol. 2", "Extended Feature Enable Register (EFER); Enabling SVM", "memory")
+@rule("AMD64 APM vol. 2", "Extended Feature Enable Register (EFER); Enabling SVM")
 def efer_refuses(m: Machine, cpu: Cpu, value: u64) -> bool:
-    """A write is #GP if it changes LME while paging is on, or sets SVME although CPUID has no SVM."""
+    """A write is #GP if it changes LME while paging is on, or sets SVME although CPUID has no SVM. One that changes LMA
+    is, too, as newer editions have it; older ones call the bit read-only, and KVM and emulators ignore it (knob)."""
     if (value ^ cpu.efer) & EFER_LME != 0:
         return True
-    return value & EFER_SVME != 0 and m.svm == 0 and m.sev_es == 0
+    if value & EFER_SVME != 0 and m.svm == 0 and m.sev_es == 0:
+        return True
+    return (value ^ cpu.efer) & EFER_LMA != 0 and knob(m, KNOB_EFER_LMA_IS_CHECKED)
 
 
-@rule("AMD64 APM vol. 2", "Extended Feature Enable Register (EFER): LMA is read-only; SVME", "memory")
+@rule("AMD64 APM vol. 2", "Extended Feature Enable Register (EFER): LMA; Control Register Write Traps (SEV-ES): SVME")
 def write_efer(m: Machine, cpu: Cpu, value: u64) -> None:
     """LMA stays as it is. Clearing SVME does not set GIF. What an SEV-ES guest writes to SVME is ignored."""
     kept: u32 = EFER_LMA | EFER_SVME if m.sev_es else EFER_LMA
     cpu.efer = (wrap32(value) & ~kept) | (cpu.efer & kept)
 
 
-@rule("AMD64 APM vol. 2", "Encrypted State: writes by SEV-ES guests to EFER.SVME are always ignored by hardware")
+@rule("AMD64 APM vol. 2", "Control Register Write Traps: writes by SEV-ES guests to EFER.SVME are always ignored")
 def read_efer(m: Machine, cpu: Cpu) -> u32:
     """EFER. An SEV-ES guest's has SVME set whenever it runs; whether it can see that is not documented (knob)."""
     if m.sev_es and not knob(m, KNOB_SEV_ES_GUEST_READS_SVME):

@@ -96,10 +96,11 @@ def rsm(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     forget_save_area(cpu)
 
 
-@rule("AMD64 BKDG", "SMMFECA NMI Mask; Linux arch/x86/kvm/smm.c: HF_SMM_INSIDE_NMI_MASK", "memory")
+@rule("AMD64 APM vol. 2", "SMM_CTL MSR: EXIT; Linux arch/x86/kvm/smm.c: HF_SMM_INSIDE_NMI_MASK")
 def restore_nmi_mask(m: Machine, cpu: Cpu) -> None:
     """RSM brings NMIs' mask back as it was when SMM was entered. Whether it masks them again where an IRET inside of
-    SMM had unmasked them is disputed (knob); by default it does."""
+    SMM had unmasked them is disputed (knob). By default it does, as SMM_CTL does, which stands for RSM where a
+    hypervisor leaves SMM."""
     if cpu.smm_nmi_masked != 0 and cpu.nmi_masked == 0 and knob(m, KNOB_RSM_LEAVES_NMIS_UNMASKED):
         return
     cpu.nmi_masked = cpu.smm_nmi_masked
@@ -134,8 +135,6 @@ def find_itself_in_smm(cpu: Cpu) -> None:
 def delivery_at_smm_entry(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
     """An event that is delivered before the first instruction in SMM finds no IDT, which the handler has yet to set up:
     the guest shuts down, and has seen nothing of the SMI."""
-    cpu.event_inj = 0
-    cpu.event_inj_err = 0
     cpu.smm_found = 0
     forget_save_area(cpu)
     shut_down(m, cpu, vmcb)

@@ -34,7 +34,7 @@ STACK_OFFSET_SHIFT = 24
 STACK_IMMEDIATE = 0xFF_FFFF
 
 
-@rule("AMD64 APM vol. 2", "Single Stepping; Control-Transfer Breakpoint Feature", "memory")
+@rule("AMD64 APM vol. 2", "Single Stepping; Debug-Control MSR: Branch Single Step")
 def steps(cpu: Cpu, next_rip: u16) -> bool:
     """TF traps behind every instruction, and with DEBUGCTL.BTF behind those only that do not go on to the next one."""
     if cpu.rflags & X86_EFLAGS_TF == 0:

@@ -85,7 +85,7 @@ def event_inj_legal(event_inj: u32) -> bool:
     return kind == SVM_EVTINJ_TYPE_SOFT
 
 
-@rule("AMD64 APM vol. 2", "Encrypted State: Event Injection Restrictions")
+@rule("AMD64 APM vol. 2", "Encrypted State (SEV-ES): VMRUN: event injection for SEV-ES guests is restricted")
 def event_inj_legal_sev_es(event_inj: u32) -> bool:
     """SEV-ES: software interrupts and the exceptions 3 and 4 cannot be injected."""
     kind: u32 = event_inj & SVM_EVTINJ_TYPE_MASK

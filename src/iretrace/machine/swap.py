@@ -24,7 +24,7 @@ class DebugState:
     debugctl: u32
 
 
-@rule("AMD64 APM vol. 2", "Last Branch Record Virtualization", "memory")
+@rule("Linux", "arch/x86/kvm/svm/svm.c:svm_vcpu_run: DEBUGCTL is switched by hand if LBR virtualization is disabled")
 def lbr_virtualized(vmcb: Vmcb) -> bool:
     """VMRUN loads DEBUGCTL from the VMCB, where guests of this model have 0, and #VMEXIT loads the host's again."""
     return vmcb.virt_ext & LBR_CTL_ENABLE_MASK != 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from iretrace.machine.cpu import (
     KNOB_CUT_OFF_INJECTION_MASKS,
+    KNOB_EFER_LMA_IS_CHECKED,
     KNOB_INIT_KEEPS_NMI_LATCH,
     KNOB_INIT_KEEPS_NMI_MASK,
     KNOB_INIT_KEEPS_SMI_LATCH,
@@ -36,6 +37,7 @@ UNKNOWN_KNOBS = {
     KNOB_INIT_KEEPS_NMI_MASK: "init_keeps_nmi_mask",
     KNOB_INIT_KEEPS_SMI_LATCH: "init_keeps_smi_latch",
     KNOB_INIT_WAITS_FOR_RESET_HOLD: "init_waits_for_reset_hold",
+    KNOB_EFER_LMA_IS_CHECKED: "efer_lma_is_checked",
 }
 """Disputed rules that are a fact about the processor, not known: a verdict counts if it is the same for all values. Of
 a shadow that holds NMIs or does not, the patient reference may do either."""
