@@ -7,6 +7,7 @@ from iretrace.litmus.test import VECTORS
 from iretrace.live.emulation import excuse
 from iretrace.live.explain import Explainer
 from iretrace.live.guests import make_guests
+from iretrace.live.layout import SMI
 from iretrace.live.observed import Run
 from iretrace.live.walk import Delivery, Event, Mark
 
@@ -28,12 +29,18 @@ class Bench:
     def mark(self, name: str) -> Mark:
         return Mark(self.test.marks.index(name))
 
-    def excuse(self, *history: Event, placed: str = "", alone: bool = False) -> str:
-        """What is said for a guest with an event placed there that has shown this and then spins in main."""
+    def smi(self, text: str, flags: int = 0) -> Delivery:
+        """An SMI at the first instruction of this text."""
+        return Delivery(SMI, self.texts.index(text), flags, 0)
+
+    def excuse(self, *history: Event, placed: str = "", alone: bool = False, halted: str = "") -> str:
+        """What is said for a guest with an event placed there that has shown this and then spins in main, or is halted
+        at an instruction."""
         cut = self.texts.index(placed) if placed else -1
         guests = make_guests(self.test, 10, 0)
         guest = next((guest for guest in guests if set(guest.cuts) <= {cut} and guest.inside < 0), guests[0])
-        run = Run(guest, 0, history, True, "spins", self.texts.index("spin"), (0,) * len(self.test.outside))
+        ending, place = ("halted" if halted else "spins"), self.texts.index(halted or "spin")
+        run = Run(guest, 0, history, True, ending, place, (0,) * len(self.test.outside))
         objection = Explainer(self.test).objection(run)
         assert objection, "the processor can show it, there is nothing to excuse"
         return excuse(run, objection, QEMU, alone)
@@ -103,3 +110,35 @@ def test_a_breakpoint_while_gif_is_0_is_excused_between_clgi_and_stgi() -> None:
     assert "while GIF is 0" in bench.excuse(early, d, h, bench.comes("db", "spin"), d)
     assert bench.excuse(h, bench.comes("db", "add rsp, 8"), d, bench.comes("db", "spin"), d) == ""
     assert bench.excuse(h) == "", "a lost #DB"
+
+
+def test_what_rsm_does_not_bring_back_is_excused_without_kvm_only() -> None:
+    bench = Bench("smi-at-hlt")
+    ended: list[Event] = [bench.smi("mark m"), bench.mark("s"), bench.mark("m")]
+    assert "back into HLT" in bench.excuse(*ended, alone=True)
+    assert bench.excuse(*ended) == "", "KVM executes RSM itself"
+    bench = Bench("smi-in-sti-shadow")
+    irq = bench.comes("irq", "push rax", IF)
+    early: list[Event] = [bench.smi("push rax", IF), bench.mark("s"), irq, bench.mark("i"), bench.mark("m")]
+    assert "back into an interrupt shadow" in bench.excuse(*early, alone=True)
+    assert bench.excuse(*early) == ""
+
+
+def test_an_init_that_should_be_held_is_excused_where_its_section_begins() -> None:
+    bench = Bench("init-in-smm")
+    assert "holds an INIT neither" in bench.excuse(bench.smi("spin"), bench.mark("s"), bench.mark("i"), alone=True)
+    assert bench.excuse(bench.smi("spin"), bench.mark("s"), bench.mark("i")) == "", "KVM holds it"
+    assert bench.excuse(bench.smi("spin"), bench.mark("t"), alone=True) == "", "another mark is missing"
+
+
+def test_a_halted_guest_is_excused_if_an_init_should_have_come() -> None:
+    bench = Bench("init-at-hlt")
+    assert "does not end HLT" in bench.excuse(halted="mark m", alone=True)
+    assert bench.excuse(halted="mark m") == ""
+    assert bench.excuse(bench.mark("m"), alone=True) == "", "HLT has ended without it"
+
+
+def test_a_wrmsr_that_should_be_refused_is_excused_without_kvm_only() -> None:
+    bench = Bench("wrmsr-of-lme")
+    assert "EFER.LME" in bench.excuse(bench.comes("nmi", "spin"), bench.mark("n"), alone=True)
+    assert bench.excuse(bench.comes("nmi", "spin"), bench.mark("n")) == ""

@@ -343,7 +343,13 @@ def test_every_event_of_the_language_comes() -> None:
     assert KINDS.keys() == set(EVENTS)
 
 
-def test_a_machine_that_loses_the_marks_at_an_init_is_not_asked() -> None:
-    test = make_test(TWO_NMIS.replace("outside nmi", "outside init") + "init:\n    mark i\n    spin\n")
-    assert "clears XMM registers" in unfit(test, "11.1.3", alone=True)
+def test_a_machine_of_one_processor_has_no_application_processor() -> None:
+    text = TWO_NMIS.replace("outside nmi", "processor ap\noutside init") + "init:\n    mark i\n    spin\n"
+    assert "bootstrap processor" in unfit(make_test(text), "11.1.3", alone=True)
+    assert unfit(make_test(text), "11.1.3") == ""
+
+
+def test_a_machine_without_a_vmm_gets_none_of_its_nmis() -> None:
+    test = make_test(TWO_NMIS.replace("outside nmi", "outside kvm-nmi"))
+    assert "no VMM" in unfit(test, "11.1.3", alone=True)
     assert unfit(test, "11.1.3") == ""

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The firmware of `iretrace run --on qemu-machine`: from reset into the guest that lies in memory, with the state that
- * harness.c gives to a vCPU. One guest for each reset: a second reset without a new guest was a shutdown.
+ * harness.c gives to a vCPU. One guest for each reset: a second reset without a new guest was a shutdown. INIT leads here,
+ * too, and on to the guest's own code.
  *
  * MAIL: 1 = start the guest (written from outside), 2 = started, 3 = the guest has shut down. Behind it, 8 bytes each: RFLAGS,
  * entry, RCX, EFER, CS, SS, LSTAR.
@@ -26,10 +27,18 @@
 	.set	TSS_SELECTOR, 0x20
 	.set	APIC, 0xfee00000
 	.set	MASKED, 0x10000
+	.set	FIRMWARE, 0x3a000
 
 	.text
 	.code16
 start:
+	movl	$0x200, %eax		/* OSFXSR */
+	movl	%eax, %cr4
+	pextrw	$7, %xmm0, %eax		/* RESET clears it, INIT does not */
+	cmpw	$0x100, %ax
+	jne	behind_reset
+	ljmp	$FIRMWARE >> 4, $0
+behind_reset:
 	lgdtl	%cs:boot_gdtr - start
 	movl	$0x33, %eax		/* PE MP ET NE */
 	movl	%eax, %cr0

@@ -18,7 +18,16 @@ from iretrace.litmus.test import Op
 from iretrace.live.gdb import Debugger
 from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest, lstar_of, segments_of
 from iretrace.live.harness import Broken, end, last_line, spawn
-from iretrace.live.layout import LOG, LOG_END, LOG_NEXT, MEMORY_END, RECORD_BYTES, VALUES
+from iretrace.live.layout import (
+    FIRMWARE,
+    IN_FIRMWARE,
+    LOG,
+    LOG_END,
+    LOG_NEXT,
+    MEMORY_END,
+    RECORD_BYTES,
+    VALUES,
+)
 from iretrace.live.machine_code import FIXED, SELF_JUMP, efer_of, msr_of, number_of
 from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS, SHOWN_VALUES
 from iretrace.live.real_mode import lasts
@@ -33,7 +42,7 @@ MAIL, START, SHUT_DOWN = 0x8000, 1, 3
 """As in bare.S: state, RFLAGS, entry, RCX, EFER, CS, SS, LSTAR."""
 
 MSI = 0xFEE00000
-MESSAGES = {"nmi": 0x400, "irq": 0x30, "smi": 0x200}
+MESSAGES = {"nmi": 0x400, "irq": 0x30, "smi": 0x200, "init": 0x500, "sipi": 0x600 | FIRMWARE >> 12}
 """What a device writes for it. A signal is for a VMM, and here is none."""
 
 RECORD = "<QQQIIQQ16s"
@@ -49,7 +58,7 @@ REACH = 0.01
 
 TRIES = 4
 
-MAX_LOOKS = 12
+MAX_LOOKS = 40
 
 START_LIMIT = 10.0
 """Seconds for the firmware."""
@@ -178,6 +187,7 @@ class _Run:
         state = (msr_of(test), efer_of(test) & ~EFER_LMA, *segments_of(test), lstar_of(self._guest))
         debugger.write(MAIL, struct.pack("<8Q", START, rflags, entry, *state))
         debugger.write(LOG_NEXT, struct.pack("<Q", LOG))
+        debugger.write(IN_FIRMWARE, bytes(2))
         debugger.breakpoint(entry, there=True)
         if not debugger.go(START_LIMIT):
             raise Broken("QEMU does not come as far as the guest")
@@ -232,13 +242,20 @@ class _Run:
             return int.from_bytes(self._debugger.read(LOG_NEXT, 8), "little")
         return registers.get("r14", 0)
 
+    def _has_run(self, before: int) -> bool:
+        """Whether a guest that is not halted has had the processor since; a busy machine may give it to others."""
+        return self._debugger.processor_time() - before > QUIET / 4 * 1e9
+
     def _settle(self) -> Look:
         """Run until looks in a row see the same, two if the guest is at rest, else more. The last look."""
         before, equal = self._look(), 0
         for _ in range(MAX_LOOKS):
-            self._go(QUIET)
+            time = self._debugger.processor_time()
+            sent = self._go(QUIET)
             look = self._look()
-            equal = equal + 1 if look.key == before.key else 0
+            if not (sent or look.registers["hlt"] or look.mail == SHUT_DOWN or self._has_run(time)):
+                continue
+            equal = equal + 1 if look.key == before.key and not sent else 0
             before = look
             if equal == (1 if self._at_rest(look) else 4):
                 break
@@ -263,6 +280,8 @@ class _Run:
     def _line(self, repetition: int, look: Look) -> str:
         at = look.registers
         shut_down = look.mail == SHUT_DOWN
+        if self._lasts and any(self._debugger.read(IN_FIRMWARE, 2)):
+            return f"run {self._guest.number} {repetition} end=early reason=0"
         how = f"end=exit reason={EXIT_SHUTDOWN}" if shut_down else "end=runs reason=0"
         state = MP_STATE_HALTED if at["hlt"] else 0
         where = f"rip={at['rip']:x} rflags={at['rfl']:x} marks={look.marks:x} mp={state}"

@@ -14,8 +14,7 @@ from iretrace.live.explain import Objection
 from iretrace.live.layout import SMI
 from iretrace.live.machine_code import section_of
 from iretrace.live.observed import Run
-from iretrace.live.real_mode import has_init
-from iretrace.live.walk import Delivery
+from iretrace.live.walk import Delivery, Mark
 from iretrace.machine.cpu import PAGE_WORDS, SEEN_DELIVERY
 from iretrace.world.guest import VECTOR_PAGES
 
@@ -190,6 +189,32 @@ def _int1_is_cut_off(run: Run, objection: Objection) -> bool:
     return bool(run.guest.test.cold) and any(_is_behind(run.guest.test, trap.place, Op.INT1) for trap in traps)
 
 
+def _init_is_not_held(run: Run, objection: Objection) -> bool:
+    """The section behind INIT has begun where SMM or GIF should hold it."""
+    test = run.guest.test
+    holds = test.smi >= 0 or any(instruction.op is Op.CLGI for instruction in test.code)
+    event = run.history[objection.shown] if objection.shown < len(run.history) else None
+    made = [i.arg for at, i in enumerate(test.code) if i.op is Op.MARK and section_of(test, at) == test.init]
+    return holds and isinstance(event, Mark) and event.number in made
+
+
+def _init_leaves_halted(run: Run, objection: Objection) -> bool:
+    """The guest stays halted, and an INIT has been sent."""
+    sent = any(arrival.kind == "init" for arrival in run.guest.test.outside)
+    at_end = objection.shown == len(run.history)
+    return sent and at_end and run.ending == "halted" and _is_behind(run.guest.test, run.place, Op.HLT)
+
+
+def _lme_is_changed(run: Run, objection: Objection) -> bool:
+    """The processor would have refused a WRMSR."""
+    return any(run.guest.test.code[place].op is Op.WRMSR for place in _due(objection, VECTORS["gp"]))
+
+
+def _calls_the_vmm(test: Test) -> bool:
+    """The VMM makes an event of its own."""
+    return any(arrival.kind == "kvm-nmi" for arrival in test.outside)
+
+
 FAULTS = (
     Fault("QEMU takes a virtual interrupt inside an interrupt shadow", (11, 1), _irq_in_shadow, in_svm=True),
     Fault("QEMU raises no single-step trap after STI", (11, 1), _no_step_behind_sti),
@@ -214,6 +239,9 @@ FAULTS = (
     Fault("QEMU's RIP is behind INT1 already where the delivery is cut off", (), _int1_is_cut_off, in_svm=True),
     Fault("QEMU's RSM does not go back into HLT", (), _smi_ends_hlt, alone=True),
     Fault("QEMU's RSM does not go back into an interrupt shadow", (), _smi_in_shadow, alone=True),
+    Fault("QEMU holds an INIT neither in SMM nor while GIF is 0", (), _init_is_not_held, alone=True),
+    Fault("QEMU's INIT does not end HLT", (), _init_leaves_halted, alone=True),
+    Fault("QEMU lets EFER.LME be changed while paging is on", (), _lme_is_changed, alone=True),
 )
 
 
@@ -233,7 +261,8 @@ UNFIT = (
     Limit("it arms no breakpoints at VMRUN, and keeps those of another guest", (11, 1), _breaks_anywhere, in_svm=True),
     Limit("it has no general detect", (11, 1), _general_detect),
     Limit("it takes INT1 for a breakpoint of its own debugger, and stops", (11, 1), _int1),
-    Limit("its INIT clears XMM registers, where the marks are", (), has_init, alone=True),
+    Limit("its only processor is the bootstrap processor", (), lambda test: test.ap, alone=True),
+    Limit("there is no VMM", (), _calls_the_vmm, alone=True),
 )
 BREAKS = (Limit("it aborts where a delivery or an IRETQ touches a watched word", (), _watches),)
 

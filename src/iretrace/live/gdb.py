@@ -11,6 +11,8 @@ import selectors
 import struct
 import subprocess
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from iretrace.live.harness import Broken
 
@@ -94,6 +96,14 @@ class Debugger:
         os.write(self._in, b"\x03")
         # A breakpoint may have been met just now; then the machine stops once, not twice.
         return "T05" in self._answer()
+
+    def processor_time(self) -> int:
+        """Nanoseconds for which QEMU's threads have had a processor."""
+        total = 0
+        for time_of in Path(f"/proc/{self._process.pid}/task").glob("*/schedstat"):
+            with suppress(FileNotFoundError):  # a thread that has ended
+                total += int(time_of.read_text().split()[0])
+        return total
 
     def _must(self, packet: str) -> None:
         answer = self.ask(packet)

@@ -67,11 +67,6 @@ def lasts(test: Test) -> bool:
     return test.smi >= 0 or test.init >= 0
 
 
-def has_init(test: Test) -> bool:
-    """Whether an INIT or a SIPI may lead to code of the test."""
-    return test.init >= 0
-
-
 def lasting_mark(number: int) -> bytes:
     """`palignr xmm8, xmmN, 15`: appends the top byte of xmmN, which is N + 1. No memory, no flags."""
     return b"\x66\x44\x0f\x3a\x0f" + bytes([0xC0 | number]) + b"\x0f"
