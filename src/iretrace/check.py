@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from iretrace.explore.fair import Ending, endings, loop_of
 from iretrace.explore.graph import Edge, Graph, Limits, explore
 from iretrace.litmus.test import Reach, Test
-from iretrace.verdict import Assumption, Ledger, Outcome, Result, Trace, Verdict
+from iretrace.verdict import Assumption, CLine, Ledger, Outcome, Result, Step, Trace, Verdict
+from iretrace.world.cited import cited, last_writer, of_injected
 from iretrace.world.endings import can_exit, explained, how, point
 from iretrace.world.knobs import UNKNOWN_KNOBS, Values
-from iretrace.world.product import Point, Product
+from iretrace.world.product import GUEST_LABEL, Point, Product
 from iretrace.world.protocol import Hypervisor, View
 from iretrace.world.story import Story
 
@@ -285,8 +286,27 @@ def _violated(result: Result, explored: Explored, stem: Path, loop: Path, cause:
     story = Story(explored.product)
     told = story.tell(stem)
     told_loop = story.tell(loop)
-    trace = Trace(told, told_loop, cause, story.declined)
-    return replace(result, verdict=Verdict.VIOLATED, reason=cause, trace=trace)
+    statement = _of_ending(explored.product, story, stem)
+    if stem and stem[-1][1].defect:
+        statement = _deciding(explored.product, story, stem, told)
+    return replace(result, verdict=Verdict.VIOLATED, reason=cause, trace=Trace(told, told_loop, cause, statement))
+
+
+def _deciding(product: Product, story: Story, stem: Path, told: tuple[Step, ...]) -> CLine | None:
+    """What to cite for a last step that is a defect: of the guest's, or of the hypervisor's."""
+    state, edge = stem[-1]
+    if state is not None and edge.label == GUEST_LABEL:
+        return cited(product, state, story.writes)
+    where = told[-1].where
+    return where if isinstance(where, CLine) else last_writer(story.writes, "event_inj")
+
+
+def _of_ending(product: Product, story: Story, stem: Path) -> CLine | None:
+    """What to cite for a run that ends as no processor's does: who declined the event, or what shut the guest down."""
+    steps = [state for state, edge in stem if state is not None and edge.label == GUEST_LABEL]
+    if steps and product.shuts_down(steps[-1]):
+        return of_injected(product, steps[-1], story.writes)
+    return story.declined
 
 
 def view_fields() -> tuple[str, ...]:

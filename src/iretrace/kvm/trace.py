@@ -18,9 +18,6 @@ from iretrace.world.protocol import Executed, PauseKind, View
 ASKS = {"svm_nmi_allowed": "nmi_pending", "svm_interrupt_allowed": "irq_pending"}
 """Functions that examine a waiting event, and the field of the view that says that it waits."""
 
-UNTOLD = ("requests", "nmi_queued", "mp_state")
-"""Fields of the view whose changes are not worth a line of a counterexample."""
-
 HANDLERS = ("_interception", "sev_nmi_complete", "kvm_emulate_halt", "efer_trap")
 """How the names of exit handlers end."""
 
@@ -72,6 +69,7 @@ class Tracer:
         self._changes: list[tuple[CLine, View]] = []
         self._refusals: dict[str, CLine] = {}
         self._before: View | None = None
+        self._first: View | None = None
 
     def run(self, call: Callable[[], T]) -> T:
         """The call's result."""
@@ -95,15 +93,16 @@ class Tracer:
         if vcpu is None:
             return
         now = self._view(vcpu)
-        if self._before is not None and _told(now) != _told(self._before):
+        if self._before is not None and now != self._before:
             self._changes.append((self._lines[-1], now))
         self._before = now
+        self._first = self._first or now
 
     def executed(self, kind: PauseKind, after: View) -> Executed:
         """What the step has done; after: the view at its end."""
         declined = [line for name, line in self._refusals.items() if getattr(after, ASKS[name])]
         told = declined[-1] if declined and not after.event_inj and kind is not PauseKind.USERSPACE else None
-        return Executed(tuple(self._lines), told, tuple(self._changes), self._handling())
+        return Executed(tuple(self._lines), told, tuple(self._changes), self._handling(), self._first)
 
     def _handling(self) -> tuple[CLine, ...]:
         """Of the exit handlers that ran, the last statement of each that calls something."""
@@ -113,6 +112,3 @@ class Tracer:
                 last[line.function] = line
         return tuple(last.values())
 
-
-def _told(view: View) -> tuple[int, ...]:
-    return tuple(getattr(view, name) for name in View.__dataclass_fields__ if name not in UNTOLD)

@@ -20,6 +20,7 @@ class NotedMemory(dict[int, int]):
         self, words: dict[int, int], watched: frozenset[int], statement: Callable[[FrameType], CLine | None]
     ) -> None:
         super().__init__(words)
+        self.first = dict(words)
         self._watched = watched
         self._statement = statement
         self.writers: list[Writer] = []
@@ -34,15 +35,13 @@ class NotedMemory(dict[int, int]):
 
 
 def view_changes(
-    before: View, writers: Iterable[Writer], view: Callable[[dict[int, int]], View], ignored: Sequence[str]
+    before: View, writers: Iterable[Writer], view: Callable[[dict[int, int]], View]
 ) -> tuple[tuple[CLine, View], ...]:
-    """The statements after which the view differs, with the view after each; fields in `ignored` do not count."""
+    """The statements after which the view differs, with the view after each."""
     changes: list[tuple[CLine, View]] = []
     for line, memory in writers:
         after = view(memory)
-        if any(
-            getattr(before, name) != getattr(after, name) for name in View.__dataclass_fields__ if name not in ignored
-        ):
+        if before != after:
             changes.append((line, after))
         before = after
     return tuple(changes)

@@ -60,10 +60,6 @@ from iretrace.world.protocol import (
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
 """Operations of the vendor's table that examine a waiting event -> field of the view that says that it waits."""
 
-UNTOLD = ("requests", "nmi_queued", "mp_state")
-"""Fields of the view whose changes are not worth a line of a counterexample."""
-
-
 class TreeHypervisor:
     """Linux `tree.version`, executed.
 
@@ -254,9 +250,10 @@ class TreeHypervisor:
                 watching.enter_context(self.program.watched(*self.machine.target(operation), seen))
             pause, _, run = self._step(private, *packed, cause, senders, schedule, debug, Hidden({}, ()), note)
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
-        changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private), UNTOLD)
+        changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private))
         handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
-        return Executed(lines, self._declined(refusals, pause), changes, handling(lines, handlers))
+        before = self._view_of(private)(noted[-1].first)
+        return Executed(lines, self._declined(refusals, pause), changes, handling(lines, handlers), before)
 
     def _statement(self, frame: FrameType) -> CLine | None:
         """The C statement that a Python frame belongs to."""

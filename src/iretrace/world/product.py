@@ -19,7 +19,7 @@ from iretrace.explore.graph import Edge, Kind
 from iretrace.explore.monitor import EMPTY, Monitor
 from iretrace.litmus.test import Arrival, Test
 from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
-from iretrace.machine.vmcb import SVM_EXIT_VMRUN
+from iretrace.machine.vmcb import SVM_EXIT_SHUTDOWN, SVM_EXIT_VMRUN, Vmcb
 from iretrace.subset import unpack
 from iretrace.world.commuting import commute
 from iretrace.world.core import ASKED, FINISHED, UNSTARTED, Core, Did, HostStep, Phase, Schedule, Senders, SenderStep
@@ -146,6 +146,11 @@ class Product:
     def did(self, state: Point) -> Did:
         """What the guest's next step does."""
         return self.vcpu.did(state.core)
+
+    def shuts_down(self, state: Point) -> bool:
+        """Whether the guest shuts down by its next step."""
+        did = self.did(state)
+        return did.exited and unpack(Vmcb, self.vcpu.vmcbs.values[did.vmcb]).exit_code == SVM_EXIT_SHUTDOWN
 
     def _guest_edge(self, state: Point) -> Edge:
         core, senders, monitor, marks = state
@@ -385,6 +390,15 @@ class Product:
             if kinds == {(SEEN_DELIVERY, vector)}:
                 return vector_name(vector)
         return ""
+
+    def reference_cpus(self, monitor: int) -> list[Cpu]:
+        """The processors that explain the history so far."""
+        return [self.reference.cpu(ref) for ref in self.monitor.members(monitor)]
+
+    def reference_waits(self, monitor: int, vector: int) -> bool:
+        """Whether an NMI, or an interrupt, can still come on one of them."""
+        kind = "nmi" if vector == NMI_VECTOR else "irq"
+        return any(self.reference.waits(ref, kind) for ref in self.monitor.members(monitor))
 
     def say_allowed(self, monitor: int) -> str:
         """What the processor could have shown instead."""

@@ -245,6 +245,8 @@ class Executed:
     """The statements that changed the view, each with the view after it."""
     handling: tuple[CLine, ...] = ()
     """What the exit's handlers did about it, in a statement each."""
+    before: View | None = None
+    """The view as the step begins, behind what the processor has written at the #VMEXIT; None: not known."""
 
 
 class Hypervisor(Protocol):

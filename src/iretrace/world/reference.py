@@ -344,6 +344,16 @@ class PatientReference:
             at = known.executed[1]
         return loops_through(self.known(cpu).rip for cpu in way[way.index(at) :])
 
+    def cpu(self, state: Ref) -> Cpu:
+        """A copy of its processor."""
+        return unpack(Cpu, self._cpus.values[state[0]])
+
+    def waits(self, state: Ref, kind: str) -> bool:
+        """Whether an NMI or an interrupt is latched or in transit."""
+        cpu, (_, transit, done, _, _) = self.cpu(state), state
+        coming = any(transit >> number & 1 and name == kind for number, name in enumerate(self._kinds))
+        return coming or bool((cpu.nmi_latched or done) if kind == "nmi" else cpu.irr)
+
     def rip(self, state: Ref) -> int:
         """Where it executes."""
         return self.known(state[0]).rip

@@ -11,6 +11,7 @@ from iretrace.machine.boundary import virtual_nmi_due
 from iretrace.machine.vmcb import SVM_EXIT_INTR, SVM_EXIT_VINTR, Vmcb
 from iretrace.subset import unpack
 from iretrace.verdict import CLine, Step
+from iretrace.world.cited import Write
 from iretrace.world.core import UNSTARTED
 from iretrace.world.debugger import Attached
 from iretrace.world.guest import place
@@ -39,6 +40,9 @@ VMM_CALLS = {
     VmmCall.SAVE_RESTORE.name: ("saves what events there are, and restores them", "KVM_GET_/SET_VCPU_EVENTS"),
 }
 
+UNTOLD = ("requests", "nmi_queued", "mp_state")
+"""Fields of the view whose changes are not worth a line of a counterexample."""
+
 SENDER_RULE = "in-kernel source: request + kick"
 
 Pairs = tuple[tuple[str, int], ...]
@@ -52,6 +56,8 @@ class Story:
         self._view: dict[str, int] = {}
         self.declined: CLine | None = None
         """The last statement told that examined a waiting event and declined it."""
+        self.writes: list[Write] = []
+        """The statements told that changed the view, and what they changed."""
 
     def tell(self, path: Iterable[tuple[Point | None, Edge]]) -> tuple[Step, ...]:
         """The steps of a path: (state that is left, edge)."""
@@ -152,10 +158,11 @@ class Story:
         """What KVM did: how it handled the exit, what changed its view, which event it declined; in its order."""
         told: list[tuple[int, CLine, str, View | None]] = []
         at = 0
-        for line, view in executed.changes:  # in order; a line may be executed more than once
+        changes = self._worth_telling(executed)
+        for line, view in changes:  # in order; a line may be executed more than once
             at = _next(executed.lines, line, at)
             told.append((at, line, line.text, view))
-        changing = {line for line, _ in executed.changes}
+        changing = {line for line, _ in changes}
         told += [
             (_next(executed.lines, line, 0), line, line.text, None)
             for line in executed.handling
@@ -167,6 +174,18 @@ class Story:
             told.append((_last(executed.lines, line), line, f"declines the waiting {event}: {line.text}", None))
         told.sort(key=lambda item: item[0])
         return [self._step("KVM", what or line.function, line, view) for _, line, what, view in told]
+
+    def _worth_telling(self, executed: Executed) -> list[tuple[CLine, View]]:
+        """The changes of the view that have a line of their own; all of them are noted."""
+        told, before = [], self._view if executed.before is None else asdict(executed.before)
+        for line, view in executed.changes:
+            now = asdict(view)
+            changed = [Write(line, name, before[name], value) for name, value in now.items() if before[name] != value]
+            self.writes += changed
+            if any(write.field not in UNTOLD for write in changed):
+                told.append((line, view))
+            before = now
+        return told
 
     def _explain(self, state: Point, schedule: tuple[tuple[int, int, int], ...]) -> Executed:
         product = self._product
