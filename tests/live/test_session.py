@@ -8,7 +8,7 @@ import pytest
 
 from iretrace.linux.debian import Unavailable
 from iretrace.litmus.grammar import EVENTS
-from iretrace.live.emulation import breaks, excuse, unfit
+from iretrace.live.emulation import breaks, excuse, mend, unfit
 from iretrace.live.explain import Explainer
 from iretrace.live.guests import CARRIED, KINDS, Guest, make_guests, pack, reason_not_to_run
 from iretrace.live.harness import Broken
@@ -225,6 +225,25 @@ def test_only_an_error_code_without_ext_is_a_known_fault() -> None:
     )
     assert "lacks EXT" in excused(without, "11.1.3", alone=True)
     assert excused(with_it, "11.1.3", alone=True) == ""
+
+
+def test_what_is_wrong_behind_an_excused_error_code_is_a_defect_all_the_same() -> None:
+    def strange(*errors: int) -> list[tuple[str, bool]]:
+        """What is wrong with #NPs with these error codes, and whether it is excused."""
+
+        def runs(guests: Sequence[Guest]) -> Generator[str, None, None]:
+            place = guests[0].program.addresses[0]
+            log = "".join(f"b:{place:x}:2:{error:x}:{n:x};" for n, error in enumerate(errors))
+            yield f"begin {guests[0].number}"
+            yield line(guests[0], log, int("1" * len(errors), 9))
+
+        machine = Machine(runs, lambda run, objection: excuse(run, objection, "11.1.3"), mend)
+        [seen] = run_tests([make_test(NO_GATE)], 1, machine, lambda text: None).seen
+        return [(why[:7], bool(fault)) for _, why, fault in seen.strange]
+
+    assert strange(0x13) == []
+    assert strange(0x12) == [("event 1", True)]
+    assert strange(0x12, 0x12) == [("event 1", True), ("event 3", False)], "there is one NMI only"
 
 
 WATCHED = """\

@@ -17,7 +17,7 @@ from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.bare import build_firmware, run_bare
-from iretrace.live.emulation import OPTIONS, breaks, excuse, unfit
+from iretrace.live.emulation import OPTIONS, breaks, excuse, mend, unfit
 from iretrace.live.explain import Explainer, Objection
 from iretrace.live.follow import NOT_KNOWN, Follower
 from iretrace.live.guests import Guest, directed, pack
@@ -69,6 +69,7 @@ class Place:
         return Machine(
             self.start,
             lambda run, objection: excuse(run, objection, qemu, alone),
+            mend,
             lambda test: unfit(test, qemu, alone),
             lambda test: breaks(test, qemu, alone),
             any_place=alone,

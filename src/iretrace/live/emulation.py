@@ -6,7 +6,7 @@ RF in pushed flags is not in the table: this comparison looks at TF and IF only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iretrace.litmus.grammar import DR7_BITS
 from iretrace.litmus.test import VECTORS, Op, Test
@@ -87,16 +87,30 @@ def _no_step_behind_sti(run: Run, objection: Objection) -> bool:
     return any(_is_behind(run.guest.test, place, Op.STI) for place in _due(objection, VECTORS["db"]))
 
 
+def mend(run: Run, objection: Objection) -> Run | None:
+    """The run as the processor would have shown it, if an error code is all that is wrong with the event; else None."""
+    wrong, at = _wrong(run, objection), objection.shown
+    if wrong is None:
+        return None
+    same = (SEEN_DELIVERY, wrong.vector, wrong.place, wrong.flags)
+    right = [shown[4] for shown in objection.could if isinstance(shown, tuple) and shown[:4] == same]
+    if len(right) != 1:
+        return None
+    return replace(run, history=(*run.history[:at], replace(wrong, error=right[0]), *run.history[at + 1 :]))
+
+
 def _gate_is_absent(run: Run, objection: Objection) -> bool:
     """#NP for an event that no instruction asked for must have EXT."""
     wrong = _wrong(run, objection)
-    return wrong is not None and wrong.vector == VECTORS["np"] and not wrong.error & ERROR_EXT
+    absent = wrong is not None and wrong.vector == VECTORS["np"] and not wrong.error & ERROR_EXT
+    return absent and mend(run, objection) is not None
 
 
 def _refused_gate_is_doubled(run: Run, objection: Objection) -> bool:
     """The error code of #GP for a gate that refuses an INT is 16 * vector + 2, not 8 * vector + 2."""
     wrong = _wrong(run, objection)
-    return wrong is not None and wrong.vector == VECTORS["gp"] and wrong.error == 16 * VECTORS["int"] + 2
+    doubled = wrong is not None and wrong.vector == VECTORS["gp"] and wrong.error == 16 * VECTORS["int"] + 2
+    return doubled and mend(run, objection) is not None
 
 
 def _dr7_values(test: Test) -> list[int]:

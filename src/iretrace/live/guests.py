@@ -76,11 +76,19 @@ def reason_not_to_run(test: Test, any_place: bool = False) -> str:
     for at in _bound(test):
         if at >= 0 and not any_place and places.setdefault(section_of(test, at), at) != at:
             return "arrivals at two places of one section, or at one beside a cold instruction"
+    if _waits_for_sipi(test):
+        return "an NMI that waits for a SIPI comes in 16-bit code, where a guest has nothing to take it with"
     try:
         assemble(test, {})
     except NotRunnable as error:
         return str(error)
     return ""
+
+
+def _waits_for_sipi(test: Test) -> bool:
+    """An NMI comes between an INIT and a SIPI."""
+    kinds = [arrival.kind for arrival in test.outside]
+    return {"init", "sipi"} <= set(kinds) and "nmi" in kinds[kinds.index("init") : kinds.index("sipi")]
 
 
 def breakpoints(test: Test) -> frozenset[int]:

@@ -39,13 +39,19 @@ def _no_excuse(_: Run, __: Objection) -> str:
     return ""
 
 
+def _unmended(_: Run, __: Objection) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What runs guests. unfit: why it cannot run a test; breaks: why a test may break it; "" if nothing is known.
+    """What runs guests. mend: a run without what is excused, if that is known, so that the rest of it can be judged.
+    unfit: why it cannot run a test; breaks: why a test may break it; "" if nothing is known.
     any_place: as for reason_not_to_run."""
 
     start: Start
     excuse: Excuse = _no_excuse
+    mend: Callable[[Run, Objection], Run | None] = _unmended
     unfit: Callable[[Test], str] = _nothing
     breaks: Callable[[Test], str] = _nothing
     any_place: bool = False
@@ -94,7 +100,7 @@ def run_more(session: Session, guests: Sequence[Guest], machine: Machine, progre
         for run in mine:
             _count(seen, run)
         progress(f"{seen.test.name}: what the processor alone can show")
-        _explain(seen, [run for run in mine if not run.failure], machine.excuse)
+        _explain(seen, [run for run in mine if not run.failure], machine)
 
 
 class _Runs:
@@ -151,14 +157,28 @@ def _count(seen: Seen, run: Run) -> None:
     seen.outcomes[run.outcome()] = seen.outcomes.get(run.outcome(), 0) + 1
 
 
-def _explain(seen: Seen, runs: Sequence[Run], excuse: Excuse) -> None:
+def _explain(seen: Seen, runs: Sequence[Run], machine: Machine) -> None:
     """Ask the patient reference about every history, each once."""
     explainer = Explainer(seen.test)
     for run, count in distinct(runs):
-        objection = explainer.objection(run)
-        if objection:
-            strange = (run.outcome(), objection.why, excuse(run, objection))
+        for why, fault in _wrong(explainer, run, machine):
+            strange = (run.outcome(), why, fault)
             seen.strange[strange] = seen.strange.get(strange, 0) + count
+
+
+def _wrong(explainer: Explainer, run: Run, machine: Machine) -> list[tuple[str, str]]:
+    """What the processor could not show, with its excuse: the first thing, and the first one that has no excuse, as far
+    as it is known how the run would be without what is excused."""
+    found: list[tuple[str, str]] = []
+    while objection := explainer.objection(run):
+        fault = machine.excuse(run, objection)
+        if not found or not fault:
+            found.append((objection.why, fault))
+        mended = machine.mend(run, objection) if fault else None
+        if mended is None:
+            break
+        run = mended
+    return found
 
 
 def distinct(runs: Iterable[Run]) -> list[tuple[Run, int]]:
