@@ -155,7 +155,13 @@ def test_two_reads_and_two_sets_commute(how: int, other: int, matters: int) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("test", "kind"),
-    [("nmi-complete-then-spin", "sev-es"), ("nmi-iret-then-spin", "plain"), ("irq-at-sti-hlt", "plain")],
+    [
+        ("nmi-complete-then-spin", "sev-es"),
+        ("nmi-iret-then-spin", "plain"),
+        ("irq-at-sti-hlt", "plain"),
+        ("nmi-and-no-sipi", "plain"),
+        ("nmi-in-reset-hold", "sev-es"),
+    ],
 )
 @pytest.mark.parametrize("revision", ["v6.1", "v6.12"])
 def test_landings_that_are_not_offered_change_nothing(test: str, kind: str, revision: str) -> None:

@@ -30,7 +30,7 @@ ENDLESS = "the vCPU thread does not come to a hand-over: its loop neither waits 
 
 NO_STATE = frozenset(
     "program m trace read write fuel cells allocator features members lines physical sender senders log ipi openings"
-    " turns logged _schedule _reduce _count _landed _next _last _paths _watching _turned"
+    " turns logged findings _schedule _reduce _count _landed _next _last _paths _watching _turned"
     " _been _suspect".split()
 )
 """What of a run plays no role for how it goes on, or is told apart (HostRun._turn)."""
@@ -234,7 +234,7 @@ class HostRun(Landings, KernelRun):
         events = (("start", not state.log), ("end", done.after is None))
         log = (*self.log, *((what, number) for what, happens in events if happens))
         # Of this run's own frames _turn(), _open() and shared() are no part of where it stands.
-        return self._place(memory, (senders, ipi), sys._getframe(3)), log
+        return self._place(memory, (senders, ipi, tuple(self.findings)), sys._getframe(3)), log
 
     def _place(self, memory: dict[int, int], state: Hashable, frame: FrameType) -> bytes:
         """Where the thread stands, with what memory and in what state, as a digest."""
