@@ -88,29 +88,40 @@ def _no_step_behind_sti(run: Run, objection: Objection) -> bool:
 
 
 def mend(run: Run, objection: Objection) -> Run | None:
-    """The run as the processor would have shown it, if an error code is all that is wrong with the event; else None."""
+    """The run as the processor would have shown it, if all that is wrong with the event is its error code, or that it
+    comes behind the INT that it is a fault of; else None."""
     wrong, at = _wrong(run, objection), objection.shown
     if wrong is None:
         return None
-    same = (SEEN_DELIVERY, wrong.vector, wrong.place, wrong.flags)
-    right = [shown[4] for shown in objection.could if isinstance(shown, tuple) and shown[:4] == same]
+    places = (wrong.place, wrong.place - 1) if _is_behind(run.guest.test, wrong.place, Op.INT) else (wrong.place,)
+    could = [shown for shown in objection.could if isinstance(shown, tuple) and shown[0] == SEEN_DELIVERY]
+    right = [s for s in could if s[1] == wrong.vector and s[2] in places and s[3] == wrong.flags]
     if len(right) != 1:
         return None
-    return replace(run, history=(*run.history[:at], replace(wrong, error=right[0]), *run.history[at + 1 :]))
+    mended = replace(wrong, place=right[0][2], error=right[0][4])
+    return replace(run, history=(*run.history[:at], mended, *run.history[at + 1 :]))
+
+
+def _has_other_error(run: Run, objection: Objection, vector: int) -> bool:
+    """Such a delivery has another error code than the processor's, and nothing else is wrong with it."""
+    wrong, mended = _wrong(run, objection), mend(run, objection)
+    if wrong is None or mended is None or wrong.vector != vector:
+        return False
+    right = _wrong(mended, objection)
+    return right is not None and right.place == wrong.place
 
 
 def _gate_is_absent(run: Run, objection: Objection) -> bool:
     """#NP for an event that no instruction asked for must have EXT."""
     wrong = _wrong(run, objection)
-    absent = wrong is not None and wrong.vector == VECTORS["np"] and not wrong.error & ERROR_EXT
-    return absent and mend(run, objection) is not None
+    return wrong is not None and not wrong.error & ERROR_EXT and _has_other_error(run, objection, VECTORS["np"])
 
 
 def _refused_gate_is_doubled(run: Run, objection: Objection) -> bool:
     """The error code of #GP for a gate that refuses an INT is 16 * vector + 2, not 8 * vector + 2."""
     wrong = _wrong(run, objection)
-    doubled = wrong is not None and wrong.vector == VECTORS["gp"] and wrong.error == 16 * VECTORS["int"] + 2
-    return doubled and mend(run, objection) is not None
+    doubled = wrong is not None and wrong.error == 16 * VECTORS["int"] + 2
+    return doubled and _has_other_error(run, objection, VECTORS["gp"])
 
 
 def _dr7_values(test: Test) -> list[int]:
@@ -192,9 +203,11 @@ def _breakpoint_while_gif_is_0(run: Run, objection: Objection) -> bool:
 
 
 def _fault_of_int_is_redone(run: Run, objection: Objection) -> bool:
-    """#GP of an INT that its gate refuses comes behind the INT, where a cold page may have cut it off."""
-    faults = _until_then(run, objection, VECTORS["gp"])
-    return bool(run.guest.test.cold) and any(_is_behind(run.guest.test, fault.place, Op.INT) for fault in faults)
+    """A fault that an INT's gate is the cause of was due at the INT and comes behind it. A cold page has cut it off."""
+    wrong, test = _wrong(run, objection), run.guest.test
+    if wrong is None or wrong.vector not in (VECTORS["gp"], VECTORS["np"]) or not test.cold:
+        return False
+    return _is_behind(test, wrong.place, Op.INT) and wrong.place - 1 in _due(objection, wrong.vector)
 
 
 def _int1_is_cut_off(run: Run, objection: Objection) -> bool:
@@ -245,7 +258,7 @@ FAULTS = (
     Fault("QEMU does not discard the #DB of a breakpoint while GIF is 0", (), _breakpoint_while_gif_is_0),
     Fault("QEMU drops the RF that an IRETQ pops, if it runs with RF set itself", (), _rf_is_dropped),
     Fault(
-        "QEMU's EXITINTINFO has the INT that its gate refuses, not the #GP whose delivery was cut off",
+        "QEMU's EXITINTINFO has the INT that its gate refuses, not the fault whose delivery was cut off",
         (),
         _fault_of_int_is_redone,
         in_svm=True,
