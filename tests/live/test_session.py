@@ -10,7 +10,7 @@ from iretrace.linux.debian import Unavailable
 from iretrace.litmus.grammar import EVENTS
 from iretrace.live.emulation import breaks, excuse, mend, unfit
 from iretrace.live.explain import Explainer
-from iretrace.live.guests import CARRIED, KINDS, Guest, make_guests, pack, reason_not_to_run
+from iretrace.live.guests import AT_COLD, CARRIED, KINDS, Guest, make_guests, pack, reason_not_to_run, where_else
 from iretrace.live.harness import Broken
 from iretrace.live.observed import Run, read_run
 from iretrace.live.session import MAX_OF_A_TEST, Machine, Session, Start, run_tests
@@ -131,6 +131,35 @@ def test_behind_an_arrival_that_is_bound_to_a_place_another_comes_inside_the_ire
     guests = [guest for guest in make_guests(make_test(text), 10, 0) if guest.cuts[0] == guest.cuts[1]]
     assert [guest.inside for guest in guests if guest.inside < 0] == [-1], "and one comes at the place itself"
     assert [guest.test.code[guest.inside].text for guest in guests if guest.inside >= 0] == ["iretq"]
+
+
+CUT_OFF = """\
+test cut-off
+about NMIs and a signal come where a cold stack cuts a delivery off.
+vcpu  plain
+outside nmi, nmi, signal
+cold  main
+
+main:
+    spin
+nmi:
+    iretq
+"""
+
+
+def test_an_event_of_each_kind_comes_where_a_cold_stack_is_met() -> None:
+    guests = [guest for guest in make_guests(make_test(CUT_OFF), 10, 0) if guest.at_cold]
+    assert [(guest.placed, guest.cuts) for guest in guests] == [(0, (-1, -1, -1)), (2, (-1, -1, -1))]
+    warm = make_test(CUT_OFF.replace("cold  main\n", ""))
+    assert not any(guest.at_cold for guest in make_guests(warm, 10, 0))
+
+
+def test_the_harness_is_told_where_else_an_event_comes() -> None:
+    guests = make_guests(make_test(CUT_OFF), 10, 0)
+    [at_cold, *_] = [guest for guest in guests if guest.at_cold]
+    inside = next(guest for guest in guests if guest.inside >= 0)
+    assert (where_else(guests[0]), where_else(at_cold)) == (0, AT_COLD)
+    assert where_else(inside) == inside.program.addresses[inside.inside] > AT_COLD
 
 
 DEBUGGED = """\

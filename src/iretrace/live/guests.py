@@ -39,6 +39,9 @@ CARRIED = ("events", "everything", "everything, into another vCPU")
 ARRIVAL = struct.Struct("<8I")
 """As in harness.c."""
 
+AT_COLD = 1
+"""As in harness.c."""
+
 RFLAGS, RFLAGS_IF = 0x2, 0x200
 
 
@@ -59,6 +62,8 @@ class Guest:
     held: int = -1
     """The arrival whose sender is held up inside KVM while the vCPU halts, or for which the vCPU is held up where KVM
     lets the guest have the debug registers; -1 if there is none."""
+    at_cold: bool = False
+    """The placed arrival comes where a cold page of the stack is met, which may be in a delivery that it cuts off."""
     carried: int = 0
     """Of CARRIED: what a VMM saves and restores."""
 
@@ -126,6 +131,7 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
             for inside in insides:
                 times = max(1 if inside < 0 else 3, repeat // 10)
                 guests.append(_guest(test, first + len(guests), cuts, times, number, inside))
+    guests += _at_cold(test, repeat, first + len(guests))
     guests += _held(test, repeat, first + len(guests))
     return guests + _carried(test, guests)
 
@@ -136,6 +142,15 @@ def _carried(test: Test, guests: Sequence[Guest]) -> list[Guest]:
         return []
     number = itertools.count(guests[-1].number + 1)
     return [replace(guest, number=next(number), carried=how) for how in range(1, len(CARRIED)) for guest in guests]
+
+
+def _at_cold(test: Test, repeat: int, first: int) -> list[Guest]:
+    """With an event that comes where a cold page of the stack is met: of each kind, if there is such a page."""
+    if not test.cold:
+        return []
+    guest = _guest(test, first, _bound(test), max(3, repeat // 5))
+    free = enumerate(_one_of_each_kind(test.outside))
+    return [replace(guest, number=first + n, placed=number, at_cold=True) for n, number in free]
 
 
 def _held(test: Test, repeat: int, first: int) -> list[Guest]:
@@ -206,7 +221,7 @@ def _pack(guest: Guest, seed: int) -> bytes:
     )
     for number, (arrival, at) in enumerate(zip(test.outside, guest.cuts, strict=True)):
         cut = program.addresses[at] if at >= 0 else 0
-        inside = program.addresses[guest.inside] if number == guest.placed and guest.inside >= 0 else 0
+        inside = where_else(guest) if number == guest.placed else 0
         debugger = DEBUGGERS.get(arrival.debugger, 0)
         stops_at = max(arrival.target, arrival.at if at < 0 else -1)
         target = program.addresses[stops_at] if stops_at >= 0 else 0
@@ -217,6 +232,13 @@ def _pack(guest: Guest, seed: int) -> bytes:
     cold_code = program.addresses[test.cold_code] if test.cold_code >= 0 else 0
     head += struct.pack("<4I", _cold(test), cold_code, guest.carried, len(program.chunks))
     return head + b"".join(_chunk(address, data) for address, data in program.chunks.items())
+
+
+def where_else(guest: Guest) -> int:
+    """Where else than at its place the placed arrival comes, as in harness.c; 0 if it comes there."""
+    if guest.at_cold:
+        return AT_COLD
+    return guest.program.addresses[guest.inside] if guest.inside >= 0 else 0
 
 
 def _chunk(address: int, data: bytes) -> bytes:

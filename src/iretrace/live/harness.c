@@ -87,12 +87,14 @@ enum carried { EVENTS, EVERYTHING, INTO_ANOTHER };
 #define CUT_LIMIT (4 * MS) /* a label that the guest has not reached by then, and with a tick, it does not reach now */
 #define START_LIMIT (500 * MS)
 
+#define AT_COLD 1 /* it comes where a cold page of the stack is met, which may be in a delivery */
+
 struct arrival {
 	uint32_t kind;
 	uint32_t promised;
 	uint32_t cut;	 /* page whose first instruction it must precede; 0: any time */
 	uint32_t strict; /* comes there or not at all */
-	uint32_t inside; /* at or behind the cut: comes when this IRETQ's intercept is handled, or this INT's delivery cut off */
+	uint32_t inside; /* at or behind the cut: comes when this IRETQ's intercept is handled, or this INT's delivery cut off; or AT_COLD */
 	uint32_t debugger; /* what the VMM does with its debugger, for GUEST_DEBUG */
 	uint32_t target;   /* where it stops the guest, for BREAK; where it goes, for OFF behind a STEP */
 	uint32_t held;	   /* its sender is held up inside KVM, while the vCPU halts; or the vCPU is, for GUEST_DEBUG */
@@ -164,6 +166,7 @@ static struct {
 	unsigned after;
 	uint64_t rip;
 } done_after[MAX_ARRIVALS + 1]; /* when the debugger came or went; the last one: when it went by itself */
+static int cold_hidden; /* the cold pages of the stack are away */
 static uint64_t hidden; /* a page of the stack that the guest cannot have now, 0: none */
 static int at_port, is_init;
 static sem_t go, done;
@@ -715,6 +718,33 @@ static int cross_stack(const struct kvm_regs *regs)
 	return 1;
 }
 
+static int comes_at_cold(void)
+{
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].inside == AT_COLD)
+			return 1;
+	return 0;
+}
+
+static void allow_cold(int protection)
+{
+	cold_hidden = protection == PROT_NONE;
+	for (unsigned n = 0; n < 8; n++)
+		if (guest->cold >> n & 1)
+			allow(MAIN_STACK_TOP - PAGE + 2 * n * PAGE, protection);
+}
+
+/* A cold page of the stack was met: an event that was being delivered there is to be delivered again. */
+static int cross_cold(const struct kvm_regs *regs)
+{
+	allow_cold(PROT_READ | PROT_WRITE);
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].inside == AT_COLD && !fired[i])
+			send(i, -regs->rcx);
+	cut_time = now();
+	return 1;
+}
+
 /*
  * The vCPU was about to fetch from a page that it cannot have: send what must come here, and let it go on. A guest that
  * comes to the page at another place has jumped over the first instruction; then nothing is sent.
@@ -727,6 +757,8 @@ static int cross_cut(void)
 	must(ioctl(vcpu, KVM_GET_REGS, &regs), "KVM_GET_REGS");
 	if (hidden)
 		return cross_stack(&regs);
+	if (cold_hidden && !(regs.rip < MEMORY_SIZE && denied[regs.rip / PAGE]))
+		return cross_cold(&regs);
 	for (unsigned i = 0; i < guest->arrivals; i++) {
 		uint32_t cut = guest->arrival[i].cut;
 		if (!cut || cut != (regs.rip & ~(PAGE - 1ull)))
@@ -749,6 +781,8 @@ static void open_cuts(void)
 	if (hidden)
 		allow(hidden, PROT_READ | PROT_WRITE);
 	hidden = 0;
+	if (cold_hidden)
+		allow_cold(PROT_READ | PROT_WRITE);
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		if (guest->arrival[i].cut)
 			allow(guest->arrival[i].cut, PROT_READ | PROT_WRITE);
@@ -850,8 +884,9 @@ static void send_all(void)
 	int cuts = 0;
 
 	for (unsigned i = 0; i < guest->arrivals; i++) {
-		cuts += guest->arrival[i].cut != 0;
-		if (!guest->arrival[i].cut && !guest->arrival[i].strict && (guest->arrival[i].promised || random_number() & 1))
+		int placed = guest->arrival[i].cut || guest->arrival[i].inside;
+		cuts += placed;
+		if (!placed && !guest->arrival[i].strict && (guest->arrival[i].promised || random_number() & 1))
 			order[count++] = i;
 	}
 	for (unsigned i = count; i > 1; i--) {
@@ -876,7 +911,7 @@ static void send_all(void)
 		wait_inside();
 	}
 	for (unsigned i = 0; i < guest->arrivals; i++)
-		if (guest->arrival[i].cut && !guest->arrival[i].strict && !fired[i])
+		if ((guest->arrival[i].cut || guest->arrival[i].inside) && !guest->arrival[i].strict && !fired[i])
 			send(i, -1);
 }
 
@@ -1067,6 +1102,8 @@ static int warm_up(void)
 	for (unsigned n = 0; n < 8; n++)
 		if (guest->cold >> n & 1)
 			must(madvise(memory + MAIN_STACK_TOP - PAGE + 2 * n * PAGE, PAGE, MADV_DONTNEED), "madvise");
+	if (comes_at_cold())
+		allow_cold(PROT_NONE);
 	/* Its content stays, but KVM maps it again only when the guest comes there. */
 	if (guest->cold_code) {
 		allow(guest->cold_code, PROT_NONE);
