@@ -1126,12 +1126,12 @@ static void enter_user_mode(void)
 	must(ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
 }
 
-/* The guest has made its first store, or an event came before it. */
-static int has_begun(void)
+/* The guest has made its first store, or an event came before it: it is in the log, or has the guest wait for a SIPI. */
+static int has_begun(const struct seen *seen)
 {
 	const struct record *first = (const void *)(memory + LOG);
 
-	return *(volatile uint32_t *)(memory + ARMED) || first->rip;
+	return *(volatile uint32_t *)(memory + ARMED) || first->rip || seen->mp.mp_state == KVM_MP_STATE_INIT_RECEIVED;
 }
 
 /* An NMI came in 16-bit code behind an INIT, where a guest has nothing to take it with. */
@@ -1181,7 +1181,7 @@ static int run_once(unsigned repetition, unsigned attempt)
 		counts = !came_too_early();
 		if (!counts)
 			;
-		else if (has_begun() || exited || refused)
+		else if (has_begun(&seen) || exited || refused)
 			print_run(repetition, &seen, rounds);
 		else
 			put("run %u %u end=hangs reason=0\n", guest->number, repetition);
