@@ -13,6 +13,7 @@ from iretrace.kvm.kvm_host import (
     KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_NMI,
+    NOT_MODELLED_VMGEXIT,
     Vcpu,
 )
 from iretrace.kvm.reset import kvm_apic_accept_events
@@ -20,7 +21,12 @@ from iretrace.kvm.reset_hold import AP_RESET_HOLD_NAE_EVENT, AP_RESET_HOLD_NONE
 from iretrace.kvm.sev import sev_es_unmap_ghcb, sev_handle_vmgexit
 from iretrace.kvm.x86 import kvm_emulate_ap_reset_hold
 from iretrace.kvm.x86_run import leave_halt
-from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP, VALID_SW_EXIT_INFO_2_HI
+from iretrace.machine.ghcb import (
+    GHCB_MSR_AP_RESET_HOLD_REQ,
+    GHCB_MSR_AP_RESET_HOLD_RESP,
+    SVM_VMGEXIT_AP_HLT_LOOP,
+    VALID_SW_EXIT_INFO_2_HI,
+)
 from iretrace.machine.vmcb import SVM_NESTED_CTL_SEV_ES_ENABLE
 from tests.kvm.rig import make_vcpu
 
@@ -104,3 +110,35 @@ def test_an_init_leaves_the_vmcb_that_of_an_encrypted_guest() -> None:
     kvm_apic_accept_events(vcpu)
     assert vcpu.svm.vmcb.nested_ctl & SVM_NESTED_CTL_SEV_ES_ENABLE
     assert vcpu.svm.vmcb.intercept_dr == 1 << 7 | 1 << 23
+
+
+def asked_by_msr(revision: str) -> Vcpu:
+    """An application processor whose guest has asked by the GHCB MSR protocol."""
+    vcpu = make_vcpu("sev-es", revision)
+    vcpu.thread = HostRun(vcpu, (), (), True)
+    vcpu.ap = 1
+    vcpu.svm.vmcb.ghcb_gpa = GHCB_MSR_AP_RESET_HOLD_REQ
+    assert sev_handle_vmgexit(vcpu) == AGAIN
+    return vcpu
+
+
+def test_a_request_by_the_msr_is_answered_there() -> None:
+    vcpu = asked_by_msr("v6.12")
+    assert (vcpu.mp_state, vcpu.svm.vmcb.ghcb_gpa) == (KVM_MP_STATE_AP_RESET_HOLD, GHCB_MSR_AP_RESET_HOLD_RESP)
+    vcpu.pending_events = 1 << KVM_APIC_INIT | 1 << KVM_APIC_SIPI
+    leave_halt(vcpu)
+    assert (vcpu.mp_state, vcpu.svm.vmcb.ghcb_gpa) == (KVM_MP_STATE_RUNNABLE, GHCB_MSR_AP_RESET_HOLD_RESP | 1 << 12)
+    assert not told(vcpu)
+
+
+def test_v6_1_leaves_a_request_by_the_msr_as_it_is() -> None:
+    vcpu = asked_by_msr("v6.1")
+    assert (vcpu.mp_state, vcpu.svm.vmcb.ghcb_gpa) == (KVM_MP_STATE_RUNNABLE, GHCB_MSR_AP_RESET_HOLD_REQ)
+
+
+def test_another_request_by_the_msr_is_not_modelled() -> None:
+    vcpu = make_vcpu("sev-es", "v6.12")
+    vcpu.thread = HostRun(vcpu, (), (), True)
+    vcpu.svm.vmcb.ghcb_gpa = 0x002
+    sev_handle_vmgexit(vcpu)
+    assert vcpu.thread.unmodelled == NOT_MODELLED_VMGEXIT

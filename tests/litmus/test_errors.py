@@ -81,7 +81,11 @@ MISTAKES = [
     ("nmi_pending", "nmi_waiting", "10:8: unknown field 'nmi_waiting'; write 'nmi_pending'"),
     ("always n", "alwyas n", "11:1: unknown 'alwyas'; write 'always'"),
     ("always n", "always m", "11:8: no instruction marks 'm'; write 'mark m' where it happens"),
-    ("spin", "vmgexit nmi", "6:13: unknown vmgexit 'nmi'; write one of: nmi_complete, cpuid, forward, ap_reset_hold"),
+    (
+        "spin",
+        "vmgexit nmi",
+        "6:13: unknown vmgexit 'nmi'; write one of: nmi_complete, cpuid, forward, ap_reset_hold, ap_reset_hold_msr",
+    ),
     ("spin", "mov ds, ax", "6:9: unexpected 'ds'; write 'mov qword [rsp+8], 0', or 'mov ss, ax'"),
     ("spin", "mov ss, bx", "6:13: unexpected 'bx'; write 'mov ss, ax'"),
     ("spin", "int 0x21", "6:9: unexpected '0x21'; write 'int 0x20', the only int there is"),

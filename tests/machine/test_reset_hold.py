@@ -15,6 +15,8 @@ from iretrace.machine.cpu import (
     OP_VMGEXIT,
     X86_EFLAGS_IF,
 )
+from iretrace.machine.ghcb import GHCB_MSR_AP_RESET_HOLD_REQ as REQUEST
+from iretrace.machine.ghcb import GHCB_MSR_AP_RESET_HOLD_RESP as RESPONSE
 from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP
 from iretrace.machine.ghcb import VALID_SW_EXIT_INFO_2_HI as VALID
 from iretrace.machine.reset_hold import (
@@ -27,15 +29,16 @@ from iretrace.machine.reset_hold import (
     stop_for_init,
 )
 from iretrace.machine.smm import init_due, latch_init, latch_sipi, take_init
+from iretrace.machine.vmcb import SVM_EXIT_VMGEXIT
 from tests.machine.rig import HANDLER, Rig, rig
 
 LOOK = 1
 BEHIND = 2
 
 
-def bench(sev_es: bool = True, knobs: int = 0) -> Rig:
+def bench(sev_es: bool = True, knobs: int = 0, request: int = SVM_VMGEXIT_AP_HLT_LOOP) -> Rig:
     """An encrypted guest's application processor: the request, the look at its answer, and what comes behind."""
-    program = ((OP_VMGEXIT, SVM_VMGEXIT_AP_HLT_LOOP), OP_LOOK_AT_HOLD, OP_SPIN)
+    program = ((OP_VMGEXIT, request), (OP_LOOK_AT_HOLD, request), OP_SPIN)
     made = rig(*program, handlers={NMI_VECTOR: [OP_NOP, OP_IRETQ]}, sev_es=sev_es, knobs=knobs)
     made.m.ap = 1
     return made
@@ -59,6 +62,21 @@ def test_the_guest_asks_again_unless_the_answer_is_valid_and_not_0(valid: int, a
     on.ghcb.valid_bitmap_hi, on.ghcb.sw_exit_info_2 = valid & (1 << 64) - 1, answer
     on.guest()
     assert (on.cpu.rip, on.cpu.held, on.cpu.rflags >> 16) == (to, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "to"), [(REQUEST, 0), (RESPONSE, 0), (RESPONSE | 1 << 12, BEHIND), (REQUEST | 1 << 12, 0)]
+)
+def test_a_guest_without_a_ghcb_asks_by_the_msr_and_looks_there(answer: int, to: int) -> None:
+    on = bench(request=REQUEST).enter()
+    on.vmcb.ghcb_gpa, on.ghcb.sw_exit_code, on.ghcb.sw_exit_info_2 = 0, 1, 1
+    on.ghcb.valid_bitmap_hi = VALID
+    on.guest()
+    assert (on.cpu.guest_mode, on.vmcb.exit_code, on.vmcb.ghcb_gpa) == (0, SVM_EXIT_VMGEXIT, REQUEST)
+    assert (on.cpu.rip, on.ghcb.sw_exit_code) == (LOOK, 1)
+    on.enter()
+    on.vmcb.ghcb_gpa = answer
+    assert on.guest().cpu.rip == to
 
 
 def test_a_held_processor_executes_nothing_and_takes_no_sipi_without_an_init() -> None:

@@ -161,7 +161,8 @@ DIFFERENCES = (
         "SINCE_RESET_HOLD_HAS_A_TYPE",
         differences.SINCE_RESET_HOLD_HAS_A_TYPE,
         "KVM remembers that the guest has asked to be held, until it enters it again, and a SIPI tells it so only then."
-        " Before, it told the guest so in whatever request it had not answered yet.",
+        " Before, it told the guest so in whatever request it had not answered yet, and knew of no request by the GHCB"
+        " MSR protocol.",
         "by v6.12",
     ),
     Difference(

@@ -13,17 +13,22 @@ from iretrace.kvm.kvm_host import (
     not_modelled,
     since,
 )
-from iretrace.kvm.reset_hold import AP_RESET_HOLD_NAE_EVENT, AP_RESET_HOLD_NONE
+from iretrace.kvm.reset_hold import AP_RESET_HOLD_MSR_PROTO, AP_RESET_HOLD_NAE_EVENT, AP_RESET_HOLD_NONE
 from iretrace.kvm.svm_exits import svm_invoke_exit_handler
 from iretrace.kvm.x86 import kvm_emulate_ap_reset_hold
-from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP, SVM_VMGEXIT_NMI_COMPLETE
+from iretrace.machine.ghcb import (
+    GHCB_MSR_AP_RESET_HOLD_REQ,
+    GHCB_MSR_AP_RESET_HOLD_RESP,
+    GHCB_MSR_INFO_MASK,
+    SVM_VMGEXIT_AP_HLT_LOOP,
+    SVM_VMGEXIT_NMI_COMPLETE,
+)
 from iretrace.machine.vmcb import SVM_EXIT_CPUID, SVM_EXIT_IRET
 from iretrace.subset import u8, u64
 
 SVM_EXIT_READ_DR7 = 0x27
 SVM_EXIT_WRITE_DR7 = 0x37
 
-GHCB_MSR_INFO_MASK = 0xFFF
 GHCB_ERROR = 2
 GHCB_ERR_INVALID_USAGE = 2
 GHCB_ERR_MISSING_INPUT = 4
@@ -98,13 +103,26 @@ def sev_nmi_complete(vcpu: Vcpu) -> u8:
     return AGAIN
 
 
+def sev_handle_vmgexit_msr_protocol(vcpu: Vcpu) -> u8:
+    """The guest asks for something by the MSR that else has the address of its GHCB. A request that KVM does not know
+    it leaves there as it is."""
+    if vcpu.svm.vmcb.ghcb_gpa & GHCB_MSR_INFO_MASK != GHCB_MSR_AP_RESET_HOLD_REQ:
+        return not_modelled(vcpu, NOT_MODELLED_VMGEXIT)
+    if not since(vcpu, SINCE_RESET_HOLD_HAS_A_TYPE):
+        return AGAIN
+    vcpu.svm.ap_reset_hold_type = AP_RESET_HOLD_MSR_PROTO
+    r: u8 = kvm_emulate_ap_reset_hold(vcpu)
+    vcpu.svm.vmcb.ghcb_gpa = GHCB_MSR_AP_RESET_HOLD_RESP
+    return r
+
+
 def sev_handle_vmgexit(vcpu: Vcpu) -> u8:
     """The guest asks for something through its GHCB."""
     svm = vcpu.svm
     if svm.vmcb.ghcb_gpa == 0:
         return AGAIN
     if svm.vmcb.ghcb_gpa & GHCB_MSR_INFO_MASK != 0:
-        return not_modelled(vcpu, NOT_MODELLED_VMGEXIT)
+        return sev_handle_vmgexit_msr_protocol(vcpu)
     svm.ghcb_mapped = 1
     valid_lo: u64 = svm.ghcb.valid_bitmap_lo
     valid_hi: u64 = svm.ghcb.valid_bitmap_hi

@@ -32,7 +32,6 @@ from iretrace.litmus.grammar import (
 )
 from iretrace.litmus.lex import Source, Token, nearest, quote
 from iretrace.litmus.test import VECTORS, Arrival, Clause, Instruction, Op, Test
-from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP
 
 
 def build(draft: Draft, source: Source) -> Test:
@@ -42,7 +41,7 @@ def build(draft: Draft, source: Source) -> Test:
 
 def is_hold(statement: Statement) -> bool:
     """`vmgexit ap_reset_hold`, which stands for two instructions: the request, and a look at its answer."""
-    return statement.text == "vmgexit ap_reset_hold"
+    return statement.text in ("vmgexit ap_reset_hold", "vmgexit ap_reset_hold_msr")
 
 
 class _Builder:
@@ -291,7 +290,7 @@ class _Builder:
             self.code.append(Instruction(statement.op, arg, statement.text, statement.at.line, label))
             if is_hold(statement):
                 text = "ap_reset_hold: back to vmgexit if it was no SIPI"
-                self.code.append(Instruction(Op.LOOK_AT_HOLD, 0, text, statement.at.line))
+                self.code.append(Instruction(Op.LOOK_AT_HOLD, arg, text, statement.at.line))
         if section.code[-1].op == Op.HLT:
             line = section.code[-1].at.line
             self.code.append(Instruction(Op.JMP, end - 1, "jmp back to hlt", line))
@@ -364,7 +363,7 @@ class _Builder:
     def hold(self, label: Token) -> int:
         """Where the guest looks at the hold that a label names, when it ends."""
         at = self.resolve(label)
-        if self.code[at].arg != SVM_VMGEXIT_AP_HLT_LOOP or self.code[at].op != Op.VMGEXIT:
+        if at + 1 >= len(self.code) or self.code[at + 1].op != Op.LOOK_AT_HOLD:
             what = f"label {quote(label.text)} names no 'vmgexit ap_reset_hold'; write 'at' for 'in'"
             self.source.fail_at(label, what)
         return at + 1

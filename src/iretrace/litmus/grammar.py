@@ -21,7 +21,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_RF,
     X86_EFLAGS_TF,
 )
-from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP, SVM_VMGEXIT_NMI_COMPLETE
+from iretrace.machine.ghcb import GHCB_MSR_AP_RESET_HOLD_REQ, SVM_VMGEXIT_AP_HLT_LOOP, SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.vmcb import EFER_SVME, SVM_EXIT_CPUID
 
 VCPUS = ("plain", "vnmi", "sev-es", "sev-es-vnmi", "sev-es-debugswap")
@@ -150,6 +150,7 @@ VMGEXITS = {
     "cpuid": SVM_EXIT_CPUID,
     "forward": VC_FORWARD,
     "ap_reset_hold": SVM_VMGEXIT_AP_HLT_LOOP,
+    "ap_reset_hold_msr": GHCB_MSR_AP_RESET_HOLD_REQ,
 }
 """Operands of vmgexit, and the software exit codes that they stand for."""
 

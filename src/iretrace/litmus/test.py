@@ -87,7 +87,8 @@ class Op(IntEnum):
     RSM = 48
     """Leaves SMM; #UD elsewhere."""
     LOOK_AT_HOLD = 64
-    """Behind `vmgexit ap_reset_hold`: the guest looks at SW_EXITINFO2, and if it is 0, goes back and asks again."""
+    """Behind `vmgexit ap_reset_hold`: the guest looks at SW_EXITINFO2, and if it is 0, goes back and asks again. arg:
+    that of VMGEXIT; if that is a request of the GHCB MSR protocol, the guest looks at the MSR."""
 
 
 VC_FORWARD = 0xFFFF_FFFF

@@ -26,6 +26,11 @@ class Ghcb:
 # Software exit codes of the GHCB protocol (arch/x86/include/uapi/asm/svm.h).
 SVM_VMGEXIT_NMI_COMPLETE = 0x8000_0003
 SVM_VMGEXIT_AP_HLT_LOOP = 0x8000_0004
+# The GHCB MSR protocol: a request in the MSR (VMCB.ghcb_gpa) in place of the GHCB's address (asm/sev-common.h).
+GHCB_MSR_INFO_MASK = 0xFFF
+GHCB_MSR_AP_RESET_HOLD_REQ = 0x006
+GHCB_MSR_AP_RESET_HOLD_RESP = 0x007
+GHCB_MSR_AP_RESET_HOLD_RESULT_POS = 12
 VALID_SW_EXIT_INFO_2_HI = 1 << (0x3A0 // 8 - 64)
 """The bit of sw_exit_info_2 in valid_bitmap_hi."""
 GHCB_GPA = 0x0050_0000

@@ -82,7 +82,7 @@ from iretrace.machine.delivery import (
     raise_vc,
 )
 from iretrace.machine.gates import gif_instruction, msr_instruction, vmrun_instruction
-from iretrace.machine.ghcb import GHCB_GPA, Ghcb
+from iretrace.machine.ghcb import GHCB_GPA, GHCB_MSR_AP_RESET_HOLD_REQ, Ghcb
 from iretrace.machine.privilege import (
     RPL,
     SELECTOR,
@@ -206,7 +206,8 @@ def cpuid(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 2", "VMGEXIT; Types of Exits (SEV-ES)")
 def vmgexit(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb, operand: u32) -> None:
-    """Fill the GHCB and execute VMGEXIT: it completes, RIP is past it, and #VMEXIT(403h) follows, always.
+    """Fill the GHCB, or put a request into its MSR, and execute VMGEXIT: it completes, RIP is past it, and
+    #VMEXIT(403h) follows, always.
 
     On the machine alone the world answers for the ideal hypervisor (Cpu.door)."""
     code: u64 = operand
@@ -220,6 +221,10 @@ def vmgexit(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb, operand: u32) -> None:
         return
     if cpu.guest_mode == 0:
         cpu.door = code
+        return
+    if code == GHCB_MSR_AP_RESET_HOLD_REQ:
+        vmcb.ghcb_gpa = code
+        vmexit(m, cpu, vmcb, SVM_EXIT_VMGEXIT, 0, 0)
         return
     ghcb.sw_exit_code = code
     ghcb.sw_exit_info_1 = 0
@@ -411,7 +416,7 @@ def execute(m: Machine, cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb) -> None:
     elif op == OP_RSM:
         rsm(m, cpu, vmcb)
     elif op == OP_LOOK_AT_HOLD:
-        look_at_reset_hold(cpu, ghcb)
+        look_at_reset_hold(cpu, vmcb, ghcb, m.args[cpu.rip])
     elif OP_MOV_RAX <= op <= OP_VC_DB:
         rax_instruction(m, cpu, vmcb, op, m.args[cpu.rip])
     elif OP_INT1 <= op <= OP_TO_R11:

@@ -7,9 +7,17 @@ says. An INIT cannot reset what is encrypted, so that behind the SIPI the guest 
 from __future__ import annotations
 
 from iretrace.machine.cpu import KNOB_INIT_WAITS_FOR_RESET_HOLD, Cpu, Machine, knob
-from iretrace.machine.ghcb import VALID_SW_EXIT_INFO_2_HI, Ghcb
+from iretrace.machine.ghcb import (
+    GHCB_MSR_AP_RESET_HOLD_REQ,
+    GHCB_MSR_AP_RESET_HOLD_RESP,
+    GHCB_MSR_AP_RESET_HOLD_RESULT_POS,
+    GHCB_MSR_INFO_MASK,
+    VALID_SW_EXIT_INFO_2_HI,
+    Ghcb,
+)
 from iretrace.machine.stack import retire
-from iretrace.subset import rule, wrap16
+from iretrace.machine.vmcb import Vmcb
+from iretrace.subset import rule, u32, wrap16
 
 HELD = 1
 """RIP is behind the VMGEXIT, which has not been answered."""
@@ -37,7 +45,7 @@ def move_in_reset_hold(cpu: Cpu) -> None:
 
 
 @rule("Linux", "arch/x86/coco/sev/core.c:sev_es_ap_hlt_loop", "read")
-def look_at_reset_hold(cpu: Cpu, ghcb: Ghcb) -> None:
+def look_at_reset_hold(cpu: Cpu, vmcb: Vmcb, ghcb: Ghcb, request: u32) -> None:
     """The guest's loop around the VMGEXIT: if SW_EXITINFO2 is 0, or not marked as valid, something other than a SIPI
     has ended the hold, and the guest asks for it again. On the machine alone it just goes on being held."""
     if cpu.guest_mode == 0:
@@ -46,10 +54,19 @@ def look_at_reset_hold(cpu: Cpu, ghcb: Ghcb) -> None:
             return
         cpu.started = 0
         retire(cpu, wrap16(cpu.rip + 1))
-    elif ghcb.valid_bitmap_hi & VALID_SW_EXIT_INFO_2_HI != 0 and ghcb.sw_exit_info_2 != 0:
+    elif told_of_sipi(vmcb, ghcb, request):
         retire(cpu, wrap16(cpu.rip + 1))
     else:
         retire(cpu, wrap16(cpu.rip - 1))
+
+
+@rule("GHCB specification", "AP Reset Hold; GHCB MSR Protocol: AP Reset Hold Response", "read")
+def told_of_sipi(vmcb: Vmcb, ghcb: Ghcb, request: u32) -> bool:
+    """The answer says that a SIPI has come: SW_EXITINFO2, or to a request by the MSR the value of the response."""
+    if request == GHCB_MSR_AP_RESET_HOLD_REQ:
+        answered: bool = vmcb.ghcb_gpa & GHCB_MSR_INFO_MASK == GHCB_MSR_AP_RESET_HOLD_RESP
+        return answered and vmcb.ghcb_gpa >> GHCB_MSR_AP_RESET_HOLD_RESULT_POS != 0
+    return ghcb.valid_bitmap_hi & VALID_SW_EXIT_INFO_2_HI != 0 and ghcb.sw_exit_info_2 != 0
 
 
 @rule("GHCB specification", "AP Reset Hold", "derived")

@@ -6,7 +6,7 @@ The reference is then the machine under an ideal hypervisor. What has no contrac
 from __future__ import annotations
 
 from iretrace.machine.cpu import Cpu, Machine
-from iretrace.machine.ghcb import SVM_VMGEXIT_AP_HLT_LOOP, SVM_VMGEXIT_NMI_COMPLETE
+from iretrace.machine.ghcb import GHCB_MSR_AP_RESET_HOLD_REQ, SVM_VMGEXIT_AP_HLT_LOOP, SVM_VMGEXIT_NMI_COMPLETE
 from iretrace.machine.reset_hold import begin_reset_hold
 from iretrace.machine.vmcb import SVM_EXIT_CPUID, SVM_EXIT_WRITE_DR7
 
@@ -24,7 +24,7 @@ def answer_vmgexit(m: Machine, cpu: Cpu) -> bool:
     changes nothing that is compared. A write of DR7 is only remembered by the guest's own handler. AP Reset Hold holds
     an application processor until a SIPI comes.
     """
-    if cpu.door == SVM_VMGEXIT_AP_HLT_LOOP and m.ap:
+    if cpu.door in (SVM_VMGEXIT_AP_HLT_LOOP, GHCB_MSR_AP_RESET_HOLD_REQ) and m.ap:
         begin_reset_hold(cpu)
         return True
     if cpu.door == SVM_VMGEXIT_NMI_COMPLETE:

@@ -22,7 +22,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_TF,
     Cpu,
 )
-from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.ghcb import GHCB_MSR_AP_RESET_HOLD_REQ, GHCB_MSR_INFO_MASK, Ghcb
 from iretrace.machine.smm import RESET_VECTOR, find_firmware, find_itself_started
 from iretrace.machine.svm import PAGE_SHIFT, SEV_FEATURE_DEBUG_SWAP, exception_intercepted, intercepted, vmrun
 from iretrace.machine.swap import lbr_virtualized, swap_in, swap_out
@@ -70,6 +70,8 @@ EAGAIN = 11
 
 NO_GHCB_EVENT = {SVM_EXIT_IRET: "IRET", SVM_EXIT_ICEBP: "INT1"}
 """Instructions whose intercept an encrypted guest can do nothing about: the GHCB specification has no such event."""
+
+NOT_IN_THIS_PROTOCOL = "no contract: the hypervisor has no AP reset hold by the GHCB MSR protocol (version 2)"
 
 
 class Vcpu:
@@ -278,7 +280,10 @@ class Vcpu:
         faulted_page = vmcb.exit_info_2 >> PAGE_SHIFT
         asked = cause == Cause.VMEXIT and vmcb.exit_code == SVM_EXIT_VMGEXIT
         _, _, cpu, _, _, _, debugger, _ = self.cores.values[core]
-        return self._hand_over(cpu, faulted_page, senders, schedule, pause, asked, debugger)
+        made = self._hand_over(cpu, faulted_page, senders, schedule, pause, asked, debugger)
+        if asked and made.core >= 0 and _ignored(vmcb, pause):
+            return replace(made, core=-1, log=(), unmodelled=NOT_IN_THIS_PROTOCOL)
+        return made
 
     def _hand_over(
         self, cpu: int, page: int, senders: Senders, schedule: Schedule, pause: Pause, asked: bool, debugger: int = 0
@@ -423,6 +428,12 @@ class Vcpu:
             made.defect = f"KVM_RUN fails with errno {-reason}"
         else:
             made.unmodelled = f"KVM_RUN returns to userspace with exit reason {reason}; no VMM for it is modelled"
+
+
+def _ignored(vmcb: Vmcb, pause: Pause) -> bool:
+    """A request of the GHCB MSR protocol stands where its response belongs."""
+    asks = vmcb.ghcb_gpa & GHCB_MSR_INFO_MASK == GHCB_MSR_AP_RESET_HOLD_REQ
+    return asks and unpack(Vmcb, pause.vmcb).ghcb_gpa == vmcb.ghcb_gpa
 
 
 def _refusal(ghcb: Ghcb) -> str:
