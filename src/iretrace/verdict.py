@@ -54,6 +54,7 @@ class Trace:
     loop: tuple[Step, ...]
     cause: str
     cited: CLine | None = None
+    """For an omission the statement that declined the event last, else the one that decided (world.cited)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,11 @@ def test_a_changelog_has_functions_numbered_steps_manuals_by_title_and_a_reprodu
     assert all(len(line) <= 75 for line in text.splitlines() if not line.startswith("  iretrace"))
 
 
+def test_a_changelog_says_what_decided_where_no_event_was_declined(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "show", checked(capsys, "irq-before-iret"), "--format", "changelog")
+    assert "svm_complete_interrupts() in kvm/svm.py decides it: svm.nmi_masked = 0" in " ".join(text.split())
+
+
 def test_a_changelog_is_for_a_defect(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--test", TEST]) == 0
     assert main(["show", TEST, "--format", "changelog"]) == 2

@@ -17,6 +17,9 @@ LOOK = Look(ascii_only=True)
 ARRIVES = " arrives"
 """Behind an event's name, where its sender begins."""
 
+DECLINES = "declines the waiting "
+"""How a step begins in which a statement examined a waiting event and declined it."""
+
 MANUALS = {"AMD64 APM vol. 2": 'AMD\'s APM volume 2, "System Programming"'}
 """Manuals as the rules cite them, and their titles."""
 
@@ -31,7 +34,9 @@ def changelog(result: Result, about: str, sources: Mapping[str, str], command: s
     paragraphs.append("\n".join(_scenario(trace.stem, trace.loop)))
     if trace.cited is not None:
         text = f": {trace.cited.text}" if trace.cited.text else ""
-        paragraphs.append(_filled(f"{_function(trace.cited)} in {trace.cited.path} examines the event last{text}"))
+        declines = any(step.where == trace.cited and DECLINES in step.what for step in (*trace.stem, *trace.loop))
+        does = "examines the event last" if declines else "decides it"
+        paragraphs.append(_filled(f"{_function(trace.cited)} in {trace.cited.path} {does}{text}"))
     manuals = list(_manuals((*trace.stem, *trace.loop), sources))
     if manuals:
         paragraphs.append(_filled(f"What the processor does instead is in {'; '.join(manuals)}."))
