@@ -35,8 +35,19 @@ def _told(
 ) -> tuple[str, str, int]:
     """(test, what differs or could not be compared, pairs of states looked at)."""
     found = agree(test, kind, test.hosts[0], builtin, tree)
-    problems = [*map(str, found.differences), *found.unmodelled, *(["too many states"] if found.gave_up else [])]
+    problems = [*map(str, found.differences), *_not_common(found.unmodelled)]
+    problems += ["too many states"] if found.gave_up else []
     return test.name, "; ".join(problems), found.pairs
+
+
+def _not_common(unmodelled: list[str]) -> list[str]:
+    """What could not be compared, but for what has no contract on either side. Each says first which side it is."""
+    reasons = [said.partition(": ")[2] for said in unmodelled]
+    return [
+        said
+        for said, reason in zip(unmodelled, reasons, strict=True)
+        if reasons.count(reason) < 2 or not reason.startswith("no contract: ")
+    ]
 
 
 def _work(test: litmus_test.Test) -> tuple[str, str, int]:
