@@ -13,6 +13,7 @@ import pytest
 from iretrace import kvm
 from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.kvm.lines import NOT_KVM, Marks, marks
+from iretrace.kvm.svm_h import gif_set
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import SVM_EXIT_INTR, Vmcb
 from iretrace.subset import unpack
@@ -25,10 +26,14 @@ def each_line(call: Callable[[], object]) -> Lines:
     """What a plain trace function sees of a call."""
     found: Lines = set()
     folder = Path(kvm.__file__).parent
+    marks()
+    asked = gif_set.__code__
+    """What the driver asks for its view is no line of a step."""
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:
         path = Path(frame.f_code.co_filename)
-        if path.parent != folder or path.name in NOT_KVM:
+        asker = frame.f_back.f_code.co_filename if frame.f_back else ""
+        if path.parent != folder or path.name in NOT_KVM or (frame.f_code is asked and asker.endswith("hypervisor.py")):
             return None
         if event == "line" and not frame.f_code.co_name.startswith("<"):
             found.add((f"kvm/{path.name}", frame.f_lineno))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -121,7 +122,7 @@ def comparison(revision: Revision, pending: int) -> Comparison:
     vcpu = unpack(Vcpu, private.vcpu)
     vcpu.nmi_pending = pending
     vcpu.requests = 1 << KVM_REQ_NMI
-    return hypervisor.compare(private._replace(vcpu=pack(vcpu)))
+    return hypervisor.compare(replace(private, vcpu=pack(vcpu)))
 
 
 @pytest.mark.parametrize(("revision", "told"), [("v6.1", 1), ("v6.12", 2)])

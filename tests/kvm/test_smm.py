@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from iretrace.kvm import host
 from iretrace.kvm.host import DROPPED_SMI, HostRun, Sender, send
 from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.kvm.kvm_host import (
@@ -21,6 +20,7 @@ from iretrace.kvm.kvm_host import (
     VMRUN,
     Vcpu,
 )
+from iretrace.kvm.passes import Between, Passes, at_rest, set_up
 from iretrace.kvm.reset import kvm_apic_accept_events
 from iretrace.kvm.smm import SMM_ENTRY, enter_smm, process_smi, rsm_interception, svm_enable_smi_window, svm_smi_allowed
 from iretrace.kvm.svm import X86_EFLAGS_IF, X86_EFLAGS_TF, svm_complete_interrupts, svm_set_nmi_mask
@@ -216,31 +216,37 @@ def kept_awake() -> Vcpu:
 def test_a_thread_whose_vcpu_waits_for_a_sipi_does_not_sleep_while_an_nmi_is_requested() -> None:
     vcpu = kept_awake()
     assert (vcpu_run(vcpu), vcpu.mp_state, vcpu.sleeping) == (AGAIN, KVM_MP_STATE_INIT_RECEIVED, 0)
-    assert HostRun(vcpu, (), (), True).perform(vcpu_run) == ROUND
+    passes = Passes(vcpu.kvm, True)
+    assert passes.step(passes.states(standing(kept_awake())), vcpu_run, ()).result == ROUND
+
+
+def standing(vcpu: Vcpu, *senders: Sender) -> Between:
+    """The vCPU's thread between two passes."""
+    return at_rest(vcpu, HostRun(vcpu, senders, (), True))
 
 
 def test_a_thread_that_goes_in_a_circle_leaves_it_for_whatever_lands_there() -> None:
     vcpu = kept_awake()
-    run = vcpu.thread = HostRun(vcpu, (Sender("sipi", 0),), (), True)
-    assert run.perform(vcpu_run) == ROUND
-    wakes = [opening for opening in run.openings if opening[2] == 2]
+    passes = Passes(vcpu.kvm, True)
+    first = passes.states(standing(vcpu, Sender("sipi", 0)))
+    step = passes.step(first, vcpu_run, ())
+    assert step.result == ROUND
+    wakes = [opening for opening in step.openings if opening[2] == 2]
     assert wakes
     for landing in wakes:
-        again = kept_awake()
-        again.thread = HostRun(again, (Sender("sipi", 0),), (landing,), True)
-        assert again.thread.perform(vcpu_run) == VMRUN
+        made = passes.step(first, vcpu_run, (landing,))
+        assert made.result == VMRUN
+        again = set_up(vcpu.kvm, passes.states.values[made.after]).vcpu
         assert (again.mp_state, again.rip, again.svm.nmi_masked) == (KVM_MP_STATE_RUNNABLE, 0, 1)
 
 
-def test_a_loop_that_counts_is_no_circle() -> None:
-    vcpu = running_ap()
-
+def test_a_loop_that_counts_is_no_circle(monkeypatch: pytest.MonkeyPatch) -> None:
     def counts(vcpu: Vcpu) -> int:
         vcpu.rip += 1
         return AGAIN
 
-    run = vcpu.thread = HostRun(vcpu, (), (), True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "vcpu_run", counts)
-        run.perform(counts)
-    assert run.unmodelled == NOT_MODELLED_LOOP
+    vcpu = running_ap()
+    monkeypatch.setattr("iretrace.kvm.passes.vcpu_run", counts)
+    passes = Passes(vcpu.kvm, True)
+    after = passes.step(passes.states(standing(vcpu)), counts, ()).after
+    assert set_up(vcpu.kvm, passes.states.values[after]).unmodelled == NOT_MODELLED_LOOP

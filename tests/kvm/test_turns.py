@@ -14,7 +14,7 @@ from iretrace.litmus.corpus import select
 from iretrace.verdict import Result
 from tests.kept import functions, kept, reaching
 
-DRIVERS = ("hypervisor.py", "host.py", "trace.py", "revisions.py", "differences.py")
+DRIVERS = ("hypervisor.py", "host.py", "passes.py", "trace.py", "lines.py", "revisions.py", "differences.py")
 """Files that no step executes, or only outside of our KVM's own functions."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from iretrace.check import check
-from iretrace.explore.turns import digest
+from iretrace.explore.turns import digest, stack
 from iretrace.linux.hypervisor import TreeHypervisor
 from iretrace.linux.models import table
 from iretrace.linux.registers import name_of, opaque
@@ -67,8 +67,8 @@ def at(place: int, local: int, memory: dict[int, int]) -> bytes:
     """The digest of one of two places, with a local and a memory."""
     words = sorted((word, name_of(value)) for word, value in memory.items())
     if place:
-        return digest(sys._getframe(), nowhere.__code__, words, (), name_of)
-    return digest(sys._getframe(), nowhere.__code__, words, (), name_of)
+        return digest(stack(sys._getframe(), nowhere.__code__, name_of), words, (), name_of)
+    return digest(stack(sys._getframe(), nowhere.__code__, name_of), words, (), name_of)
 
 
 def test_place_locals_and_memory_make_a_difference() -> None:

@@ -16,19 +16,18 @@ WITHOUT_REFERENCES = 2
 """A version of marshal's format in which equal values have equal bytes."""
 
 
-def digest(
-    frame: FrameType | None, outermost: CodeType, memory: Any, state: Any, special: Callable[[int], Any] = int
-) -> bytes:
-    """Of an execution, from its innermost frame to the one before `outermost`, and of what else it depends on.
+def digest(place: list[Any], memory: Any, state: Any, special: Callable[[int], Any] = int) -> bytes:
+    """Of an execution that stands at a place, and of what else it depends on.
 
     memory: plain numbers in plain tuples. state: numbers, words and tuples of any type. special: what a number of a
     type of its own is told as."""
-    told = (memory, _stack(frame, outermost, special), plain(state, special))
+    told = (memory, place, plain(state, special))
     return blake2b(marshal.dumps(told, WITHOUT_REFERENCES), digest_size=16).digest()
 
 
-def _stack(frame: FrameType | None, outermost: CodeType, special: Callable[[int], Any]) -> list[Any]:
-    """Where each function is, and its numbers.
+def stack(frame: FrameType | None, outermost: CodeType, special: Callable[[int], Any] = int) -> list[Any]:
+    """The place of an execution: where each function is, and its numbers, from the innermost to the one before
+    `outermost`.
 
     What the interpreter has worked out of an expression when it comes to a call in it is no local. But all code that is
     executed here takes care that this comes of locals and constants alone: linux.shape.inline_temporaries() puts

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from iretrace.explore.landings import NEVER, Landings
-from iretrace.explore.turns import digest
+from iretrace.explore.landings import Landings
+from iretrace.explore.turns import digest, stack
 from iretrace.kvm import senders as code
 from iretrace.kvm.kvm_host import (
-    AGAIN,
     CELL_APIC_ENABLED,
     CELL_IRR,
     CELL_MODE,
@@ -24,22 +23,15 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_EVENT,
     KVM_REQ_NMI,
     KVM_REQ_SMI,
-    NOT_MODELLED_LOOP,
     READ,
-    ROUND,
     SET,
     WRITE,
     DebugRegisters,
     Thread,
     Vcpu,
-    not_modelled,
 )
-from iretrace.kvm.x86_run import vcpu_run
 from iretrace.subset import pack, unpack
 from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Debug, Landing, SenderState
-
-MOST_PASSES = 64
-"""So many passes between two hand-overs, none like another, are a loop that counts."""
 
 
 class SenderStep(NamedTuple):
@@ -138,12 +130,16 @@ def conflict(how: int, other: int) -> bool:
     return how != other or how == WRITE
 
 
+Here = tuple[list[Any], list[tuple[int, ...]]]
+"""The place of an execution, and packed records."""
+
+
 class HostRun(Landings, Thread):
-    """The vCPU thread during a host step. Shared accesses are counted; before the k-th one the schedule lets senders
+    """The vCPU thread during a pass. Shared accesses are counted; before the k-th one the schedule lets senders
     take their steps, and behind the schedule's last landing it is noted where a further one could matter.
 
-    reduce: note only such landings; False: note every one (for tests of that claim). cpu: the debug registers that the
-    CPU has.
+    reduce: note only such landings; False: note every one (for tests of that claim). cpu, itself, wanted:
+    see Thread.
     """
 
     def __init__(
@@ -153,42 +149,30 @@ class HostRun(Landings, Thread):
         schedule: tuple[Landing, ...],
         reduce: bool,
         cpu: Debug = NO_HOST_DEBUG,
+        itself: Debug = NO_HOST_DEBUG,
+        wanted: Debug = NO_HOST_DEBUG,
     ) -> None:
-        super().__init__(registers_of(cpu), registers_of(NO_HOST_DEBUG), registers_of(NO_HOST_DEBUG))
+        super().__init__(registers_of(cpu), registers_of(itself), registers_of(wanted))
         self.vcpu = vcpu
         self.senders = list(senders)
         self.log: list[tuple[str, int]] = []
         self.openings: list[Landing] = []
         self.turns: list[bytes] = []
         """For each opening everything that decides how the step goes on if that landing is made, as a digest."""
-        self._count = 0
+        self.accesses = 0
+        """Of shared cells."""
         self._reduce = reduce
         self._follow(schedule)
         self._watching = any(sender is not NO_SENDER for sender in senders)
 
     def perform(self, entry: Callable[[Vcpu], int]) -> int:
-        """The step, from where the thread goes on: passes through KVM_RUN's loop up to a hand-over.
-
-        If nothing lands any more and a pass begins as an earlier one, the thread goes in a circle. It has passed all
-        places in it since the last landing by then, so that its openings are noted."""
-        been: list[object] = []
-        result = entry(self.vcpu)
-        while result == AGAIN:
-            if self._next == NEVER:
-                now = self._packed(self.vcpu)
-                if now in been:
-                    self._open_rest()
-                    return ROUND
-                if len(been) == MOST_PASSES:
-                    return not_modelled(self.vcpu, NOT_MODELLED_LOOP)
-                been.append(now)
-            result = vcpu_run(self.vcpu)
-        return result
+        """A pass through KVM_RUN's loop, from where the thread goes on."""
+        return entry(self.vcpu)
 
     def access(self, cell: int, bits: int, how: int) -> None:
         """A shared cell is about to be accessed: `shared()` of the restricted Python."""
-        k = self._count
-        self._count = k + 1
+        k = self.accesses
+        self.accesses = k + 1
         if k == self._next:
             self._land(k)
         if self._watching and k >= self._last[0]:
@@ -196,7 +180,7 @@ class HostRun(Landings, Thread):
 
     def hand_over(self) -> None:
         """The end of the step, where senders can land for the last time."""
-        k = self._count
+        k = self.accesses
         if k == self._next:
             self._land(k)
         if self._watching and not self._reduce:
@@ -219,6 +203,7 @@ class HostRun(Landings, Thread):
             self._open_all(k)
             return
         known: set[Sender] = set()
+        here: Here | None = None
         for number, sender in enumerate(self.senders):
             # Of senders that are equally far, one will do, unless the order in which they start is seen.
             if not isinstance(sender, Sender) or (sender.at and sender in known):
@@ -231,11 +216,19 @@ class HostRun(Landings, Thread):
             for taken, step in AHEAD[sender].get(cell, ()):
                 if step.bits & bits and conflict(how, step.how):
                     self.openings.append((k, number, taken))
-                    self.turns.append(self._turn(number, taken, sys._getframe(2)))
+                    here = here or self._here(sys._getframe(2))
+                    self.turns.append(self._turn(here, number, taken))
 
-    def _turn(self, number: int, taken: int, frame: FrameType | None) -> bytes:
-        """See turns: the thread's state and the senders as they are after a landing. frame: KVM's innermost one; None:
+    def _here(self, frame: FrameType | None) -> Here:
+        """Where the thread stands, and all that it goes by but the vCPU itself. frame: KVM's innermost one; None:
         between two passes."""
+        svm = self.vcpu.svm
+        records = (svm, svm.vmcb, svm.ghcb, self.vcpu.debug, self, self.cpu, self.itself, self.wanted)
+        return stack(frame, HostRun.perform.__code__), [pack(record) for record in records]
+
+    def _turn(self, here: Here, number: int, taken: int) -> bytes:
+        """See turns: the thread's state and the senders as they are after a landing, which changes nothing of the
+        thread's but the vCPU's own fields and its CPU's pending interrupt."""
         vcpu, ipi = _copy(self.vcpu), self.ipi
         before = sender = self.senders[number]
         assert isinstance(before, Sender)
@@ -247,22 +240,18 @@ class HostRun(Landings, Thread):
         senders = (*self.senders[:number], sender, *self.senders[number + 1 :])
         events = (("start", before.at == 0), ("end", sender is NO_SENDER))
         log = (*self.log, *((what, number) for what, happens in events if happens))
-        packed = self._packed(vcpu)
-        return digest(frame, HostRun.perform.__code__, packed, (senders, log, ipi))
+        place, packed = here
+        return digest(place, (pack(vcpu), packed), (senders, log, ipi))
 
-    def _packed(self, vcpu: Vcpu) -> list[tuple[int, ...]]:
-        """All that the thread goes by, with this vCPU."""
-        svm, cpu = vcpu.svm, (self.cpu, self.itself, self.wanted)
-        return [pack(each) for each in (vcpu, svm, svm.vmcb, svm.ghcb, vcpu.debug, self, *cpu)]
-
-    def _open_rest(self) -> None:
-        """The thread goes in a circle, and no hand-over follows: what senders have still to do may come here, be it
-        nothing that the circle accesses."""
+    def open_rest(self) -> None:
+        """The thread goes in a circle, and no hand-over follows: what senders have still to do may come here, between
+        two passes, be it nothing that the circle accesses."""
+        here = self._here(None)
         for number, sender in enumerate(self.senders if self._watching else ()):
             if isinstance(sender, Sender):
                 rest = len(STEPS[sender.kind]) - sender.at
-                self.openings.append((self._count, number, rest))
-                self.turns.append(self._turn(number, rest, None))
+                self.openings.append((self.accesses, number, rest))
+                self.turns.append(self._turn(here, number, rest))
 
     def _open_all(self, k: int) -> None:
         for number, sender in enumerate(self.senders):

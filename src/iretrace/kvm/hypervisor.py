@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from iretrace.kvm.create import kvm_arch_vcpu_create
 from iretrace.kvm.debug import DR7_FIXED_1, kvm_arch_vcpu_ioctl_set_guest_debug
@@ -35,7 +34,6 @@ from iretrace.kvm.kvm_host import (
     NOT_MODELLED_L2,
     NOT_MODELLED_LOOP,
     NOT_MODELLED_VMGEXIT,
-    OUTSIDE_GUEST_MODE,
     ROUND,
     SLEEP,
     TO_USERSPACE,
@@ -48,6 +46,7 @@ from iretrace.kvm.kvm_host import (
     VcpuSvm,
 )
 from iretrace.kvm.lines import marks
+from iretrace.kvm.passes import Between, Once, Passes, beginning, set_up
 from iretrace.kvm.revisions import Revision, find
 from iretrace.kvm.svm import svm_enable_nmi_window, svm_get_nmi_mask
 from iretrace.kvm.svm_h import gif_set
@@ -147,8 +146,10 @@ ASSUMPTIONS = (
 )
 
 
-class State(NamedTuple):
-    """Hypervisor state at a hand-over. shadow, gif, event_inj, vnmi: of the VMCB at that moment, for the view."""
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """Hypervisor state at a hand-over; interned, so that equal states are the same object. shadow, gif, event_inj,
+    vnmi: of the VMCB at that moment, for the view."""
 
     vcpu: Packed
     svm: Packed
@@ -211,10 +212,11 @@ class BuiltinHypervisor:
             pause_filter_count=self.options["pause_filter_count"],
             revision=self.revision.bits,
         )
-        self._reduce = reduce
         self._merge = merge
-        self._states: dict[State, State] = {}
+        self._states: dict[object, State] = {}
+        self._passes = Passes(self._kvm, reduce)
         self._steps: dict[object, Pause] = {}
+        self._pauses: dict[object, Pause] = {}
         self._marks = marks()
         self._passed = 0
         """Of the marks those that some step has passed."""
@@ -257,12 +259,18 @@ class BuiltinHypervisor:
         debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         """Run from a hand-over to the next one."""
+        assert isinstance(private, State)
         key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule, debug)
         known = self._steps.get(key)
         if known is None:
+            first = beginning(private.vcpu, private.svm, *key[1:3], private.debug, debug, senders)
             self._marks.clear()
-            known = self._steps[key] = self._step(*key)
+            done = self._passes.step(self._passes.states(first), ENTRIES[cause], schedule)
             self._passed |= self._marks.passed()
+            pause = self._paused(self._passes.states.values[done.after], done.result, cause)
+            if done.openings:
+                pause = replace(pause, openings=done.openings, turns=done.turns if self._merge else ())
+            known = self._steps[key] = pause
         return known
 
     def send(self, private: Private, sender: SenderState) -> Sent:
@@ -272,14 +280,15 @@ class BuiltinHypervisor:
         after, ipi = send(vcpu, sender)
         function = STEPS[sender.kind][sender.at].run
         what = " ".join((function.__doc__ or "").split())
-        state = self._intern(private._replace(vcpu=pack(vcpu), svm=pack(vcpu.svm)))
+        of_vmcb = (private.shadow, private.gif, private.event_inj, private.vnmi)
+        state = self._intern(pack(vcpu), pack(vcpu.svm), private.debug, of_vmcb)
         return Sent(state, after, ipi, what, first_line(function))
 
     def set_guest_debug(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, wanted: GuestDebug, debug: Debug) -> Pause:
         """KVM_SET_GUEST_DEBUG between two KVM_RUNs."""
         assert isinstance(private, State)
         vcpu = self._vcpu(private, unpack(Vmcb, pack(vmcb)), unpack(Ghcb, pack(ghcb)))
-        run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, debug)
+        run = vcpu.thread = HostRun(vcpu, (), (), True, debug)
         run.wanted = registers_of(Debug(wanted.dr, NO_HOST_DEBUG.masks, wanted.dr7))
         result = kvm_arch_vcpu_ioctl_set_guest_debug(vcpu, wanted.control, wanted.dr7)
         return replace(self._pause(vcpu, run, TO_USERSPACE), exit_reason=-result)
@@ -288,7 +297,7 @@ class BuiltinHypervisor:
         """An ioctl about events between two KVM_RUNs."""
         assert isinstance(private, State)
         vcpu = self._vcpu(private, unpack(Vmcb, pack(vmcb)), unpack(Ghcb, pack(ghcb)))
-        run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, debug)
+        run = vcpu.thread = HostRun(vcpu, (), (), True, debug)
         if call == VmmCall.NMI:
             kvm_vcpu_ioctl_nmi(vcpu)
         else:
@@ -332,9 +341,11 @@ class BuiltinHypervisor:
         debug: Debug = NO_HOST_DEBUG,
     ) -> Executed:
         """The statements of a step, those that change the view, and what became of a waiting event."""
-        tracer = Tracer(_view_now)
-        key = (private, pack(vmcb), pack(ghcb), cause, senders, schedule, debug)
-        pause = tracer.run(lambda: self._step(*key))
+        assert isinstance(private, State)
+        tracer, once = Tracer(_view_now), Once(self._kvm)
+        first = beginning(private.vcpu, private.svm, pack(vmcb), pack(ghcb), private.debug, debug, senders)
+        done = tracer.run(lambda: once.step(once.states(first), ENTRIES[cause], schedule))
+        pause = self._paused(once.states.values[done.after], done.result, cause)
         return tracer.executed(pause.kind, self.view(pause.private))
 
     def statements(self) -> int:
@@ -368,36 +379,25 @@ class BuiltinHypervisor:
         svm = VcpuSvm(vmcb=Vmcb(), ghcb=Ghcb())
         debug = VcpuDebug([0] * 4, [0] * 4, [0] * 4, [0] * 4, 0, 0, 0, 0, 0, 0, 0)
         vcpu = Vcpu(kvm=self._kvm, thread=None, svm=svm, debug=debug, ap=ap)  # type: ignore[arg-type]
-        run = vcpu.thread = HostRun(vcpu, (), (), self._reduce, self._processor.host_debug)
+        run = vcpu.thread = HostRun(vcpu, (), (), True, self._processor.host_debug)
         self._marks.clear()
         kvm_arch_vcpu_create(vcpu)
-        pause = self._pause(vcpu, run, kvm_arch_vcpu_ioctl_run(vcpu))
+        result = kvm_arch_vcpu_ioctl_run(vcpu)
         self._passed |= self._marks.passed()
-        return pause
+        return self._pause(vcpu, run, result)
 
-    def _step(
-        self,
-        private: Private,
-        vmcb: Packed,
-        ghcb: Packed,
-        cause: Cause,
-        senders: tuple[SenderState, ...],
-        schedule: tuple[Landing, ...],
-        cpu: Debug,
-    ) -> Pause:
-        assert isinstance(private, State)
-        vcpu = self._vcpu(private, unpack(Vmcb, vmcb), unpack(Ghcb, ghcb))
-        run = vcpu.thread = HostRun(vcpu, senders, schedule, self._reduce, cpu)
-        run.interrupts = int(vcpu.mode == OUTSIDE_GUEST_MODE)
-        result = run.perform(ENTRIES[cause])
-        if cause is not Cause.VMEXIT:
-            run.noted = 0
-        pause = self._pause(vcpu, run, result)
-        del run.vcpu  # so that no garbage collector has to find the two
-        return pause
+    def _paused(self, state: Between, result: int, cause: Cause) -> Pause:
+        key = (state, result, cause)
+        known = self._pauses.get(key)
+        if known is None:
+            run = set_up(self._kvm, state)
+            if cause is not Cause.VMEXIT:
+                run.noted = 0
+            known = self._pauses[key] = self._pause(run.vcpu, run, result)
+            del run.vcpu  # so that no garbage collector has to find the two
+        return known
 
     def _pause(self, vcpu: Vcpu, run: HostRun, result: int) -> Pause:
-        run.hand_over()
         kind = {VMRUN: PauseKind.ENTER, SLEEP: PauseKind.BLOCK, ROUND: PauseKind.LOOP}.get(result, PauseKind.USERSPACE)
         vmcb, code_base = vcpu.svm.vmcb, vcpu.cs_base
         if kind is PauseKind.USERSPACE:
@@ -408,14 +408,13 @@ class BuiltinHypervisor:
         reason = -result if result in (EINTR, EINVAL) else run.exit_reason
         return Pause(
             kind=kind,
-            private=self._intern(self._state(vcpu)),
+            private=self._state(vcpu),
             vmcb=pack(vmcb),
             ghcb=pack(vcpu.svm.ghcb),
             senders=tuple(run.senders),
             log=tuple(run.log),
             ipi=run.ipi != 0,
-            openings=tuple(run.openings),
-            turns=tuple(run.turns) if self._merge else (),
+            openings=(),
             warm=run.warm != 0,
             exit_reason=reason if kind is PauseKind.USERSPACE else 0,
             defects=_warned(run.warned),
@@ -433,13 +432,17 @@ class BuiltinHypervisor:
         vmcb = vcpu.svm.vmcb
         shadow = vmcb.int_state & SVM_INTERRUPT_SHADOW_MASK
         of_vmcb = (shadow, int(gif_set(vcpu)), vmcb.event_inj, vmcb.int_ctl & VNMI_BITS)
-        return State(pack(vcpu), pack(vcpu.svm), pack(vcpu.debug), *of_vmcb)
+        return self._intern(pack(vcpu), pack(vcpu.svm), pack(vcpu.debug), of_vmcb)
+
+    def _intern(self, vcpu: Packed, svm: Packed, debug: Packed, of_vmcb: tuple[int, int, int, int]) -> State:
+        key = (vcpu, svm, debug, of_vmcb)
+        known = self._states.get(key)
+        if known is None:
+            known = self._states[key] = State(vcpu, svm, debug, *of_vmcb)
+        return known
 
     def _host_area(self, vcpu: Vcpu) -> Debug:
         return debug_of(DebugRegisters(vcpu.debug.host_dr, vcpu.debug.host_mask, DR7_FIXED_1, DR6_ACTIVE_LOW, 0))
-
-    def _intern(self, state: State) -> State:
-        return self._states.setdefault(state, state)
 
 
 def _forget_what_the_exit_writes(vcpu: Vcpu) -> None:

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from iretrace.explore.landings import NEVER, Landings
-from iretrace.explore.turns import digest
+from iretrace.explore.turns import digest, stack
 from iretrace.linux.answers import Site
 from iretrace.linux.machine import RUN
 from iretrace.linux.physical import DebugRegisters
@@ -241,7 +241,7 @@ class HostRun(Landings, KernelRun):
         own = (self.physical.now(), *(item for item in vars(self).items() if item[0] not in NO_STATE))
         words = [(word, value if type(value) is int else name_of(value)) for word, value in memory.items()]
         words.sort()
-        return digest(frame, HostRun.perform.__code__, words, (state, own), name_of)
+        return digest(stack(frame, HostRun.perform.__code__, name_of), words, (state, own), name_of)
 
     def _remaining(self) -> list[tuple[int, Path]]:
         """What each unfinished sender would do if it went on now. Of started ones that are equally far one will
