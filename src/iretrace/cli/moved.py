@@ -26,6 +26,8 @@ def relocated(result: Result, moves: Moves) -> Result | None:
                 known[value] = replace(value, line=moves[value.path, value.line]) if value.line else value
             return known[value]
         if type(value) is str:
+            if ":" not in value:
+                return value
             return PLACE.sub(lambda place: f"{place[1]}:{moves[place[1], int(place[2])]}", value)
         if isinstance(value, tuple):
             return tuple(here(item) for item in value)

@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hint
 
 import iretrace
 from iretrace.cli.moved import Moves, relocated
-from iretrace.report.summary import result_id
+from iretrace.report.summary import record, result_id
 from iretrace.verdict import Result, Verdict
 
 MAX_BYTES = 32 << 20
@@ -87,6 +87,13 @@ class Kept(NamedTuple):
     same: str
 
 
+class Entry(NamedTuple):
+    """A file of a result as JSON, and how to read the result in it, which is done once."""
+
+    told: Any
+    result: Callable[[], Result]
+
+
 class Remembered(NamedTuple):
     """A result that was kept, the text of its litmus test, and the command that finds it again."""
 
@@ -103,7 +110,7 @@ class Stored:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._entries: dict[str, Any] = {}
+        self._entries: dict[str, Entry] = {}
         self._listing: dict[str, list[str]] | None = None
         self._by_time: list[str] = []
 
@@ -122,14 +129,14 @@ class Stored:
         found: list[Remembered] = []
         for file in self._files():
             with suppress(*UNREADABLE):
-                if self._read(file)["result"]["test"] == test:
+                if self._entry(file).told["result"]["test"] == test:
                     found.append(self._remembered(file))
         return sorted(found, key=lambda one: one.result.verdict is Verdict.HOLDS)[:1]
 
     def _remembered(self, file: str) -> Remembered:
         entry = self._entry(file)
-        told = (read_as(str, entry[name]) for name in ("litmus", "command"))
-        return Remembered(read_as(Result, entry["result"]), *told)
+        told = (read_as(str, entry.told[name]) for name in ("litmus", "command"))
+        return Remembered(entry.result(), *told)
 
     def _files(self) -> list[str]:
         """The files of all results, the newest first."""
@@ -138,7 +145,7 @@ class Stored:
 
     def newest(self, name: str) -> Result | None:
         """The newest result of that name, of whatever tree."""
-        kept = self.first(name, lambda entry: Kept(read_as(Result, entry["result"]), ""))
+        kept = self.first(name, lambda entry: Kept(entry.result(), ""))
         return kept.result if kept else None
 
     def keep(
@@ -157,7 +164,7 @@ class Stored:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             read = self._share(dict(digests))
             parts = [self._share(part) for part in used if part]
-            entry = {"read": read, "uses": parts, "same": same_of(used), "result": asdict(result)}
+            entry = {"read": read, "uses": parts, "same": same_of(used), "result": result}
             entry |= {"litmus": told[0], "command": told[1]}
             self._write(f"{name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
             self._listing = None
@@ -176,7 +183,7 @@ class Stored:
         except OSError:
             return
 
-    def first(self, name: str, look: Callable[[Any], Kept | None]) -> Kept | None:
+    def first(self, name: str, look: Callable[[Entry], Kept | None]) -> Kept | None:
         """Of the results of that name the first, newest first, of which `look` makes something."""
         for file in self._names().get(name, ())[:MAX_OF_ONE_NAME]:
             with suppress(*UNREADABLE):
@@ -205,9 +212,10 @@ class Stored:
                     self._listing.setdefault(file.partition("-")[0], []).append(file)
         return self._listing
 
-    def _entry(self, file: str) -> Any:
+    def _entry(self, file: str) -> Entry:
         if file not in self._entries:
-            self._entries[file] = self._read(file)
+            told = self._read(file)
+            self._entries[file] = Entry(told, cache(lambda: read_as(Result, told["result"])))
         return self._entries[file]
 
     def _share(self, value: Any) -> str:
@@ -226,7 +234,7 @@ class Stored:
     def _write(self, name: str, value: Any) -> None:
         """In one go: another process sees the old file or the new one."""
         with tempfile.NamedTemporaryFile("w", dir=self._directory, delete=False, encoding="ascii") as file:
-            json.dump(value, file)
+            file.write(json.dumps(value, default=record))
         os.replace(file.name, self._directory / f"{name}.json")
 
 
@@ -254,29 +262,27 @@ class Lookup:
         now."""
         return self._stored.first(name, self._as_it_is)
 
-    def _as_it_was(self, entry: Any) -> Kept | None:
-        read = entry["read"]
+    def _as_it_was(self, entry: Entry) -> Kept | None:
+        read = entry.told["read"]
         if read not in self._read_now:
             self._read_now[read] = self._still_reads(self._stored.shared(dict[str, str], read))
         return _kept(entry, None) if self._read_now[read] else None
 
-    def _as_it_is(self, entry: Any) -> Kept | None:
+    def _as_it_is(self, entry: Entry) -> Kept | None:
         moves: Moves = {}
-        for part in entry["uses"]:
+        for part in entry.told["uses"]:
             if part not in self._moves:
                 self._moves[part] = self._still_uses(self._stored.shared(Used, part))
             here = self._moves[part]
             if here is None:
                 return None
             moves = {**moves, **here}
-        return _kept(entry, moves) if entry["uses"] else None
+        return _kept(entry, moves) if entry.told["uses"] else None
 
 
-def _kept(entry: Any, moves: Moves | None) -> Kept | None:
-    result: Result | None = read_as(Result, entry["result"])
-    if moves is not None and result is not None:
-        result = relocated(result, moves)
-    return None if result is None else Kept(result, read_as(str, entry["same"]))
+def _kept(entry: Entry, moves: Moves | None) -> Kept | None:
+    result = entry.result() if moves is None else relocated(entry.result(), moves)
+    return None if result is None else Kept(result, read_as(str, entry.told["same"]))
 
 
 def same_of(used: Sequence[Used]) -> str:

@@ -306,7 +306,12 @@ class TreeHypervisor:
         run.m = dict(self._states.base)
         run.host = None
         self._sender = senders_of(self.vm, self._states, self._cells)
-        return self._pause(run, result)
+        return replace(
+            self._pause(run, result),
+            sev_features=self._at.of_vmsa(run, "sev_features") | self._guests_features,
+            launched=(self._at.of_vmsa(run, "rflags"), self._at.of_vmsa(run, "dr7")),
+            efer_passes=self._at.efer_passes(run),
+        )
 
     def _host_run(self, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> HostRun:
         run = HostRun(self.program, self._sender, senders, schedule, self._reduce)
@@ -372,9 +377,6 @@ class TreeHypervisor:
             defects=tuple(run.findings),
             debug=run.physical.now(),
             host_area=self._at.host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
-            sev_features=self._at.of_vmsa(run, "sev_features") | self._guests_features,
-            launched=(self._at.of_vmsa(run, "rflags"), self._at.of_vmsa(run, "dr7")),
-            efer_passes=self._at.efer_passes(run),
             smram=self._at.saved_in_smram(run),
             code_base=code_base,
             host=run.host,

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from iretrace.verdict import Assumption, Result, Verdict
 
@@ -21,8 +22,13 @@ _WITH_SOME = re.compile(rf"(?:{WITH_PATCHES}| \+ \d+ of \d+)$")
 def result_id(result: Result) -> str:
     """What `iretrace show` knows a result by: of everything in it, but for the time, whether it is known, and how a
     review calls its tree."""
-    told = asdict(replace(result, seconds=0.0, known="", hypervisor=_WITH_SOME.sub("", result.hypervisor)))
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
+    told = replace(result, seconds=0.0, known="", hypervisor=_WITH_SOME.sub("", result.hypervisor))
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=record).encode()).hexdigest()[:ID_DIGITS]
+
+
+def record(value: Any) -> dict[str, Any]:
+    """A dataclass as json.dumps() wants it (its `default`): one level of what dataclasses.asdict makes of it."""
+    return {part.name: getattr(value, part.name) for part in fields(value)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,8 @@ class Pause:
     """At VMRUN: what the hypervisor has put into the host save area, which #VMEXIT loads where DebugSwap is on (swap
     type B: DR0-3 and the masks)."""
     sev_features: int = 0
-    """SEV_FEATURES of the VMSA that the hypervisor launched the guest with: the processor's at the first VMRUN."""
+    """SEV_FEATURES of the VMSA that the hypervisor launched the guest with: the processor's at the first VMRUN.
+    This and the next two are told of that VMRUN alone."""
     launched: tuple[int, int] = (0, 0)
     """RFLAGS and DR7 of that VMSA: TF and breakpoints there are the guest's from its first instruction on."""
     efer_passes: int = 0
