@@ -52,6 +52,12 @@ def held(knobs: int = 0) -> Rig:
     return on
 
 
+def test_who_is_held_executes_nothing() -> None:
+    on = held()
+    on.cpu.rip = HANDLER
+    assert on.bare().cpu.rip == HANDLER
+
+
 @pytest.mark.parametrize(
     ("valid", "answer", "to"),
     [(VALID, 1, BEHIND), (VALID, 0, 0), (0, 1, 0), (~VALID, 1, 0)],

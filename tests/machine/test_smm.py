@@ -48,7 +48,15 @@ from iretrace.machine.smm import (
     take_sipi,
     take_sipi_alone,
 )
-from iretrace.machine.vmcb import EFER_SVME, INTERCEPT_RSM, SVM_EXIT_RSM, SVM_EXIT_SHUTDOWN
+from iretrace.machine.vmcb import (
+    EFER_SVME,
+    INTERCEPT_NMI,
+    INTERCEPT_RSM,
+    SVM_EXIT_RSM,
+    SVM_EXIT_SHUTDOWN,
+    V_NMI_ENABLE_MASK,
+    V_NMI_PENDING_MASK,
+)
 from tests.machine.rig import HANDLER, INJECT_NMI, Rig, put, rig
 
 SMI = 40
@@ -313,6 +321,17 @@ def test_what_is_injected_before_the_first_instruction_in_smm_finds_no_idt() -> 
     on.guest()
     assert (on.cpu.seen, on.cpu.smm_found, on.cpu.event_inj, saved(on)) == (SEEN_NOTHING, 0, 0, (0,) * 12)
     assert (on.vmcb.exit_code, on.cpu.guest_mode) == (SVM_EXIT_SHUTDOWN, 0)
+
+
+def test_a_virtual_nmi_that_is_due_before_the_first_instruction_in_smm_finds_no_idt_either() -> None:
+    on = bench(OP_SPIN)
+    on.cpu.rip = SMM_ENTRY
+    on.vmcb.intercept_word3 |= 1 << INTERCEPT_NMI - 96
+    on.vmcb.int_ctl |= V_NMI_ENABLE_MASK | V_NMI_PENDING_MASK
+    on.enter()
+    find_firmware(on.m, on.cpu)
+    on.guest()
+    assert (on.cpu.seen, on.cpu.smm_found, on.vmcb.exit_code) == (SEEN_NOTHING, 0, SVM_EXIT_SHUTDOWN)
 
 
 def test_vmrun_at_the_reset_vector_goes_to_the_firmware() -> None:

@@ -16,6 +16,9 @@ from tests.trees.edits import SVM, X86, Edit, patched
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
 SMM = "arch/x86/kvm/smm.c"
+LAPIC = "arch/x86/kvm/lapic.c"
+LAPIC_H = "arch/x86/kvm/lapic.h"
+MSRS = "arch/x86/kvm/msrs.c"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,69 @@ DOUBTS = (
             "if (vcpu->arch.nmi_pending && !kvm_cpu_has_injectable_intr(vcpu)) { r = can_inject",
         ),
         (("nmi-and-irq", "plain", "an IRQ at main"), ("nmi-and-irq-at-once", "plain", "never comes")),
+    ),
+    Doubt(
+        "INIT leaves IRR as it is",
+        Edit(LAPIC, "kvm_lapic_reset", "kvm_lapic_set_reg(apic, APIC_IRR + 0x10 * i, 0);", ";"),
+        (
+            ("init-drops-irq", "plain", "an IRQ at init"),
+            ("init-and-irq", "plain", "an IRQ at init"),
+            ("ap-irq-over-init", "plain", "an IRQ at init"),
+        ),
+    ),
+    Doubt(
+        "INIT leaves RFLAGS as they are",
+        Edit(X86, "kvm_vcpu_reset", "kvm_set_rflags(vcpu, X86_EFLAGS_FIXED);", ";"),
+        (("init-while-stepping", "plain", "#DB at init"),),
+    ),
+    Doubt(
+        "SMM does not hold INIT",
+        Edit(LAPIC_H, "kvm_apic_init_sipi_allowed", "return !is_smm(vcpu) && !kvm_x86_call", "return !kvm_x86_call"),
+        (("ap-init-in-smm", "plain", "WARN"), ("init-in-smm", "plain", "WARN")),
+    ),
+    Doubt(
+        "SMM begins with the flags of before",
+        Edit(SMM, "enter_smm", "kvm_set_rflags(vcpu, X86_EFLAGS_FIXED);", ";"),
+        (("smi-while-stepping", "plain", "#DB at smi"),),
+    ),
+    Doubt(
+        "RSM does not bring SS back",
+        Edit(SMM, "rsm_load_state_64", "rsm_load_seg_64(vcpu, &smstate->ss, VCPU_SREG_SS);", ";"),
+        (("user-smi-in-nmi", "plain", "rax is 0x18"), ("user-smi-and-nmi", "plain", "rax is 0x10")),
+    ),
+    Doubt(
+        "a clear GIF does not hold SMIs",
+        Edit(SVM, "svm_smi_blocked", "if (!gif_set(svm)) return true;", ";"),
+        (("gif-holds-smi", "plain", "an SMI at"),),
+    ),
+    Doubt(
+        "clearing SVME sets GIF",
+        Edit(SVM, "svm_set_efer", "svm_leave_nested(vcpu);", "svm_leave_nested(vcpu); svm_set_gif(svm, true);"),
+        (("svme-off-keeps-gif", "plain", "an NMI at main"),),
+    ),
+    Doubt(
+        "LME may be changed while paging is on",
+        Edit(MSRS, "set_efer", "(vcpu->arch.efer & EFER_LME) != (efer & EFER_LME)", "0"),
+        (("wrmsr-of-lme", "plain", "could only show #GP"),),
+    ),
+    Doubt(
+        "an IRET's end is not awaited",
+        Edit(SVM, "iret_interception", "svm->awaiting_iret_completion = true;", ";"),
+        (("nmi-returns-to-user", "plain", "never comes"), ("init-in-nmi-then-iret", "plain", "never comes")),
+    ),
+    Doubt(
+        "the request for an NMI wakes nobody",
+        Edit(X86, "kvm_vcpu_has_events", "if (kvm_test_request(KVM_REQ_NMI, vcpu) ||", "if ("),
+        (
+            ("nmi-in-reset-hold", "sev-es", "never comes"),
+            ("nmis-in-reset-hold", "sev-es", "never comes"),
+            ("nmi-by-ioctl-ends-hlt", "plain", "never comes"),
+        ),
+    ),
+    Doubt(
+        "KVM_GET_VCPU_EVENTS reports no NMI that is injected",
+        Edit(X86, "kvm_vcpu_ioctl_x86_get_vcpu_events", "events->nmi.injected = vcpu->arch.nmi_injected;", ";"),
+        (("events-saved-and-restored", "plain", "never comes"),),
     ),
 )
 

@@ -100,8 +100,9 @@ def take_debug_trap(m: Machine, cpu: Cpu, vmcb: Vmcb) -> None:
 
 @rule("AMD64 APM vol. 2", "Accepting System and IPI Interrupts; Spurious Interrupts: APIC Software Enable")
 def latch_irq(cpu: Cpu) -> None:
-    """The device's interrupt waits in the local APIC; another one that finds it waiting merges into it. A local APIC
-    that software has not enabled accepts none: it is lost."""
+    """The device's interrupt waits in the local APIC; another one that finds it waiting merges into it, as in KVM (the
+    manual has it rejected, and its sender told to retry). A local APIC that software has not enabled accepts none: it
+    is lost."""
     if cpu.apic_off == 0:
         cpu.irr = 1
 
