@@ -11,7 +11,7 @@ import pytest
 
 from iretrace.litmus.corpus import shipped
 from iretrace.litmus.parse import parse
-from iretrace.litmus.test import Instruction, Op
+from iretrace.litmus.test import VECTORS, Instruction, Op
 from iretrace.live.guests import lstar_of, make_guests, reason_not_to_run, segments_of
 from iretrace.live.layout import ARMED, IDT, MAIN_STUB, PAGE, PAGE_TABLE, STACKS, SYSCALL, TSS, UNMAPPED
 from iretrace.live.machine_code import (
@@ -20,9 +20,10 @@ from iretrace.live.machine_code import (
     counts_spins,
     encode,
     msr_of,
-    stack_word,
 )
+from iretrace.live.stacks import stack_word
 from iretrace.machine.cpu import PAGE_RSP0, PAGE_WORDS, STACK_WORDS
+from iretrace.world.guest import VECTOR_PAGES
 from tests.live.guests import TWO_NMIS, make_test
 
 INSTRUCTIONS = {
@@ -165,9 +166,22 @@ def test_a_guest_that_writes_an_msr_has_its_number_in_rcx_and_spins_without_coun
     assert (msr_of(make_test(TWO_NMIS)), counts_spins(make_test(TWO_NMIS))) == (0, True)
 
 
-def test_a_guest_that_goes_to_another_stack_is_left_out() -> None:
+def test_an_add_that_leads_to_another_stack_leads_there_in_a_live_guest_too() -> None:
     [test] = [test for test in shipped() if test.name == "iret-on-cold-stack"]
-    assert reason_not_to_run(test) == "RSP goes to another stack, which lies elsewhere in a live guest"
+    assert reason_not_to_run(test) == ""
+    [(nmi, start)] = [handler for handler in test.handlers if handler[0] == VECTORS["nmi"]]
+    program, rsp = assemble(test, {}), STACKS["nmi"] - 40
+    first = program.stubs[nmi][0]
+    for at in (start + 1, start + 2):
+        offset = program.addresses[at] - first
+        rsp += int.from_bytes(program.chunks[first][offset + 3 : offset + 7], "little")
+    assert stack_word(rsp) == VECTOR_PAGES[VECTORS["df"]] * PAGE_WORDS + 20, "where the model's RSP is"
+
+
+def test_an_add_to_an_rsp_that_is_not_known_is_left_out() -> None:
+    for add, why in ((8, ""), (248, "RSP goes to another stack, which lies elsewhere in a live guest")):
+        text = TWO_NMIS.replace("db:\n    mark    s\n", f"np:\n    add rsp, {add}\n    mark    s\n")
+        assert reason_not_to_run(make_test(text)) == why, "the stack is main's"
 
 
 USER = """\

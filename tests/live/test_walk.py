@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from iretrace.live.guests import make_guests
-from iretrace.live.machine_code import stack_address, stack_word
 from iretrace.live.observed import read_run
+from iretrace.live.stacks import stack_address, stack_word
 from iretrace.live.walk import Delivery, Event, Mark, Shown, Walk
 from tests.live.guests import first_guest, make_test
 from tests.live.test_observed import line

@@ -43,6 +43,7 @@ from iretrace.live.layout import (
     WARM_UP,
 )
 from iretrace.live.real_mode import firmware, lasting_mark, lasts, lead
+from iretrace.live.stacks import UNKNOWN, added, goes_elsewhere, stack_address
 from iretrace.live.stubs import stub
 from iretrace.machine.cpu import (
     EFER_BOOTED,
@@ -50,8 +51,6 @@ from iretrace.machine.cpu import (
     EFER_LME,
     KERNEL_DS,
     MSR_EFER,
-    PAGE_WORDS,
-    STACK_WORDS,
     USER_DS,
 )
 
@@ -189,7 +188,8 @@ def _refuse(test: Test) -> None:
         raise NotRunnable("SYSCALL saves arithmetic flags, too, which the model does not have")
     if test.frame:
         raise NotRunnable("a frame that is there before main is not in live guests yet")
-    if any(instruction.op is Op.ADD_RSP and instruction.arg > STACK_WORDS // 2 for instruction in test.code):
+    adds = [at for at, instruction in enumerate(test.code) if instruction.op is Op.ADD_RSP]
+    if any(added(test, section_of(test, at), at) == UNKNOWN for at in adds):
         raise NotRunnable("RSP goes to another stack, which lies elsewhere in a live guest")
     if test.init >= 0 and _has(test, Op.SHOW):
         raise NotRunnable("INIT clears the register that counts the values shown")
@@ -262,6 +262,8 @@ def _one(test: Test, index: int, addresses: list[int], labels: Mapping[str, int]
         return b"\xe9" + struct.pack("<i", target - addresses[index] - JMP_BYTES)
     if test.code[index].op is Op.MARK and lasts(test):
         return lasting_mark(test.code[index].arg)
+    if test.code[index].op is Op.ADD_RSP and goes_elsewhere(test, index):
+        return b"\x48\x81\xc4" + struct.pack("<i", added(test, section_of(test, index), index))
     return encode(test.code[index], index, addresses, labels)
 
 
@@ -327,19 +329,6 @@ def _with_rax(instruction: Instruction, addresses: list[int]) -> bytes:
         return b"\xb8" + struct.pack("<I", arg)  # mov eax, arg
     on_stack = "_stack" in instruction.text
     return b"\x48\x8d\x04\x25" + struct.pack("<I", stack_address(arg) if on_stack else addresses[arg])  # lea rax
-
-
-def stack_address(word: int) -> int:
-    """The address of a word of the model's memory."""
-    return list(STACKS.values())[word // PAGE_WORDS] + 8 * (word % PAGE_WORDS - STACK_WORDS)
-
-
-def stack_word(address: int) -> int:
-    """The word of the model's memory that lies at an address, -1 if none does."""
-    for page, top in enumerate(STACKS.values()):
-        if top - 8 * STACK_WORDS <= address < top and address % 8 == 0:
-            return page * PAGE_WORDS + STACK_WORDS - (top - address) // 8
-    return -1
 
 
 # What the test does not notice. -----------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iretrace.litmus.test import Instruction, Op, Test
-from iretrace.live.machine_code import Program, section_of, sections_of, stack_word
+from iretrace.live.machine_code import Program, section_of, sections_of
+from iretrace.live.stacks import stack_word
 
 LOST = -1
 """A place that the walk does not know, or from which it does not go on."""
