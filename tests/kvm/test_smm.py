@@ -155,6 +155,18 @@ def test_init_resets_all_but_the_mask_of_nmis(revision: str, masked: int) -> Non
     assert (vcpu.svm.vmcb.rflags, vcpu.efer, vcpu.apic_enabled, vcpu.svm.nmi_masked) == (2, 0, 0, masked)
 
 
+@pytest.mark.parametrize(("enabled", "accepted"), [(0, 0), (1, 1)])
+def test_a_local_apic_that_is_not_enabled_accepts_no_interrupt(enabled: int, accepted: int) -> None:
+    vcpu = make_vcpu()
+    vcpu.apic_enabled = enabled
+    sender, sent = send(vcpu, Sender("irq", 0))
+    assert (sender is NO_SENDER, sent) == (not accepted, False)
+    if sender is not NO_SENDER:
+        assert isinstance(sender, Sender)
+        send(vcpu, sender)
+    assert vcpu.irr == accepted
+
+
 def test_smm_holds_an_init() -> None:
     vcpu = in_smm()
     vcpu.pending_events = 1 << KVM_APIC_INIT | 1 << KVM_APIC_SIPI

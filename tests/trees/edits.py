@@ -347,3 +347,24 @@ MASKED_NMIS_ARE_EVENTS = (Edit(X86, "kvm_vcpu_has_events", "&& kvm_x86_call(nmi_
 
 INTERRUPTS_ARE_NO_EVENT = (Edit(X86, "kvm_vcpu_has_events", "kvm_cpu_has_interrupt(vcpu)", "0"),)
 """No interrupt ends HLT."""
+
+# SMM and INIT beside user mode, interrupts and debuggers (test_combinations.py). ----------------------------------
+
+LAPIC = "arch/x86/kvm/lapic.c"
+
+CPL_STAYS = (Edit(SVM, "svm_set_segment", "svm->vmcb->save.cpl = (var->dpl & 3);", ";"),)
+"""Loading SS leaves CPL as it is: RSM does not go back to user mode."""
+
+INIT_KEEPS_INJECTED_INTERRUPTS = (Edit(X86, "kvm_vcpu_reset", "kvm_clear_interrupt_queue(vcpu);", ";"),)
+"""What was to be delivered again is delivered behind INIT."""
+
+INIT_KEEPS_IRR = (Edit(LAPIC, "kvm_lapic_reset", "kvm_lapic_set_reg(apic, APIC_IRR + 0x10 * i, 0);", ";"),)
+"""The local APIC remembers its interrupts over INIT."""
+
+INIT_KEEPS_THE_APIC_ENABLED = (
+    Edit(LAPIC, "kvm_lapic_reset", "apic_set_spiv(apic, 0xff)", "apic_set_spiv(apic, 0x1ff)"),
+)
+"""The local APIC accepts interrupts behind INIT."""
+
+SMRAM_HAS_THE_DEBUGGERS_TF = (Edit("arch/x86/kvm/regs.c", "kvm_get_rflags", "rflags &= ~X86_EFLAGS_TF;", ";"),)
+"""A debugger's TF is taken for the guest's, and saved with it."""
