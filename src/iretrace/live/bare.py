@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iretrace.linux.debian import Unavailable
-from iretrace.litmus.test import Op
+from iretrace.litmus.test import VECTORS, Op
 from iretrace.live.gdb import Debugger
 from iretrace.live.guests import RFLAGS, RFLAGS_IF, Guest, lstar_of, segments_of
 from iretrace.live.harness import Broken, end, last_line, spawn
@@ -56,7 +56,8 @@ QUIET = 0.01
 REACH = 0.01
 """Seconds in which a guest reaches an instruction, or does not reach it now."""
 
-TRIES = 4
+NMI = VECTORS["nmi"]
+LETS_IN = (Op.STGI, Op.IRETQ)
 
 MAX_LOOKS = 40
 
@@ -230,11 +231,23 @@ class _Run:
     def _wait_for_the_last_nmi(self) -> None:
         """Two NMIs in front of one instruction are one, for any processor: the second waits until the first is taken.
 
-        Where it is not taken it is held, and the second merges into it, as the reference has it, too."""
-        for _ in range(TRIES):
-            if self._next(self._debugger.registers()) != self._taken:
-                return
-            self._go(QUIET / TRIES)
+        Where it is not taken it is held, and the second merges into it, as the reference has it, too: it comes in front
+        of the next instruction, or of this one, if this one may let the first in."""
+        registers = self._debugger.registers()
+        if self._next(registers) != self._taken:
+            return
+        program, code = self._guest.program, self._guest.test.code
+        place = program.place(registers.get("rip", -1))
+        if place >= 0 and code[place].op in LETS_IN:
+            return
+        stops = {program.stubs[NMI][0]} if NMI in program.stubs else set()
+        if 0 <= place < len(code) - 1:
+            stops.add(program.addresses[place + 1])
+        for address in stops:
+            self._debugger.breakpoint(address, there=True)
+        self._debugger.go(QUIET)
+        for address in stops:
+            self._debugger.breakpoint(address, there=False)
 
     def _next(self, registers: dict[str, int]) -> int:
         """Where the next record goes."""
