@@ -28,7 +28,7 @@ from iretrace.live.layout import (
     RECORD_BYTES,
     VALUES,
 )
-from iretrace.live.machine_code import FIXED, SELF_JUMP, efer_of, msr_of, number_of
+from iretrace.live.machine_code import FIXED, SELF_JUMP, efer_of, msr_of, number_of, section_of
 from iretrace.live.observed import EXIT_SHUTDOWN, MP_STATE_HALTED, SHOWN_RECORDS, SHOWN_VALUES
 from iretrace.live.real_mode import lasts
 from iretrace.machine.cpu import EFER_LMA
@@ -57,7 +57,6 @@ REACH = 0.01
 """Seconds in which a guest reaches an instruction, or does not reach it now."""
 
 NMI = VECTORS["nmi"]
-LETS_IN = (Op.STGI, Op.IRETQ)
 
 MAX_LOOKS = 40
 
@@ -238,7 +237,7 @@ class _Run:
             return
         program, code = self._guest.program, self._guest.test.code
         place = program.place(registers.get("rip", -1))
-        if place >= 0 and code[place].op in LETS_IN:
+        if place >= 0 and self._may_let_in(place):
             return
         stops = {program.stubs[NMI][0]} if NMI in program.stubs else set()
         if 0 <= place < len(code) - 1:
@@ -248,6 +247,12 @@ class _Run:
         self._debugger.go(QUIET)
         for address in stops:
             self._debugger.breakpoint(address, there=False)
+
+    def _may_let_in(self, place: int) -> bool:
+        """Whether NMIs may be held in front of an instruction and not behind it: STGI, their handler's IRETQ."""
+        test = self._guest.test
+        own = dict(test.handlers).get(NMI) == section_of(test, place)
+        return test.code[place].op is Op.STGI or (own and test.code[place].op is Op.IRETQ)
 
     def _next(self, registers: dict[str, int]) -> int:
         """Where the next record goes."""
