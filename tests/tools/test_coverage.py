@@ -9,6 +9,8 @@ from tools.coverage import exercised
 
 NOT_EXERCISED = {
     "bare_step": "the machine alone on the bench; the reference takes its steps one by one",
+    "nmi_due": "as bare_step: the reference may be late, and asks for what holds an NMI itself",
+    "shadow_blocks_nmi": "as nmi_due: in the reference a shadow may hold an NMI or not, at each occurrence",
     "lbr_virtualized": "KVM virtualizes LBRs for the encrypted guests of trees; the built-in one says nothing of it",
     "fault_exits": "the faults of a delivery are #NP, #PF and #DF, none of which KVM intercepts",
     "take_virtual_intr": "KVM intercepts VINTR wherever it sets V_IRQ",
