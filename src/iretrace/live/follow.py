@@ -126,7 +126,7 @@ def find(product: Product, run: Run, deadline: float) -> Search:
         if state.monitor == len(run.history) and _ends(product, run, state, dead):
             return Search(_way(came, state), shown)
         for edge in product.edges(state):
-            if edge.defect and state.monitor == len(run.history) and _came_back(run):
+            if edge.defect and state.monitor == len(run.history) and (_came_back(run) or _warns(edge)):
                 return Search(_way(came, state), shown)
             if isinstance(edge.target, Point) and edge.target.monitor != EMPTY and edge.target not in came:
                 came[edge.target] = state
@@ -163,6 +163,11 @@ def _ends(product: Product, run: Run, state: Point, dead: set[Hashable]) -> bool
 def _came_back(run: Run) -> bool:
     """KVM_RUN came back for good, and not for a shutdown: in the model that is a defect."""
     return run.complete and run.ending not in ("spins", "halted", "loops", "shutdown")
+
+
+def _warns(edge: Edge) -> bool:
+    """The model ends at a WARN, where the kernel goes on: what comes behind it is not known of the model."""
+    return edge.defect.startswith("WARN")
 
 
 class Rest:
