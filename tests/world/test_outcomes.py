@@ -26,7 +26,9 @@ def test_every_reviewed_list_belongs_to_a_test() -> None:
 
 @pytest.mark.parametrize("test", shipped(), ids=lambda test: test.name)
 def test_no_clause_of_a_shipped_test_asks_for_what_the_processor_does_not_do(test: LitmusTest) -> None:
-    assert not any(line.startswith("No ") for line in outcomes_of(test).splitlines())
+    """The list is what is worked out: the test above says so."""
+    reviewed = (REVIEWED / f"{test.name}.txt").read_text("utf-8")
+    assert not any(line.startswith("No ") for line in reviewed.splitlines())
 
 
 def test_a_clause_that_the_processor_does_not_meet_is_said_aloud() -> None:
