@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 import pytest
 
 from iretrace.linux.debian import Unavailable
+from iretrace.litmus.corpus import select
 from iretrace.litmus.grammar import EVENTS
 from iretrace.live.emulation import breaks, excuse, mend, unfit
 from iretrace.live.explain import Explainer
@@ -196,6 +197,11 @@ def test_what_a_vmm_saves_is_events_or_everything_or_goes_to_another_vcpu() -> N
     assert first == second == third
     assert {CARRIED[guest.carried] for guest in guests} == set(CARRIED)
     assert {guest.carried for guest in make_guests(make_test(TWO_NMIS), 10, 0)} == {0}
+
+
+def test_an_interrupts_sender_is_held_up_where_an_init_comes() -> None:
+    [test] = select(["irq-races-init"])
+    assert [guest.held for guest in make_guests(test, 10, 0) if guest.held >= 0] == [0]
 
 
 def test_guests_are_numbered_one_after_the_other() -> None:

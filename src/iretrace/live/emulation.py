@@ -14,7 +14,7 @@ from iretrace.live.explain import Objection
 from iretrace.live.layout import SMI
 from iretrace.live.machine_code import section_of
 from iretrace.live.observed import Run
-from iretrace.live.walk import Delivery, Mark
+from iretrace.live.walk import Delivery, Mark, Shown
 from iretrace.machine.cpu import PAGE_WORDS, SEEN_DELIVERY
 from iretrace.world.guest import VECTOR_PAGES
 
@@ -98,8 +98,11 @@ def mend(run: Run, objection: Objection) -> Run | None:
     right = [s for s in could if s[1] == wrong.vector and s[2] in places and s[3] == wrong.flags]
     if len(right) != 1:
         return None
-    mended = replace(wrong, place=right[0][2], error=right[0][4])
-    return replace(run, history=(*run.history[:at], mended, *run.history[at + 1 :]))
+    place, error = right[0][2], right[0][4]
+    behind = list(run.history[at + 1 :])
+    if Shown(wrong.error) in behind:  # the handler shows what it finds on its stack
+        behind[behind.index(Shown(wrong.error))] = Shown(error)
+    return replace(run, history=(*run.history[:at], replace(wrong, place=place, error=error), *behind))
 
 
 def _has_other_error(run: Run, objection: Objection, vector: int) -> bool:

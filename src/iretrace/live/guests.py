@@ -60,8 +60,8 @@ class Guest:
     """The IRETQ behind the place inside which the placed arrival comes, when its intercept is handled and before it
     executes; or the INT at the place, when the delivery that it asks for is cut off; -1 if it comes at the place."""
     held: int = -1
-    """The arrival whose sender is held up inside KVM while the vCPU halts, or for which the vCPU is held up where KVM
-    lets the guest have the debug registers; -1 if there is none."""
+    """The arrival whose sender is held up inside KVM while the vCPU halts or gets an INIT, or for which the vCPU is
+    held up where KVM lets the guest have the debug registers; -1 if there is none."""
     at_cold: bool = False
     """The placed arrival comes where a cold page of the stack is met, which may be in a delivery that it cuts off."""
     carried: int = 0
@@ -153,11 +153,17 @@ def _at_cold(test: Test, repeat: int, first: int) -> list[Guest]:
     return [replace(guest, number=first + n, placed=number, at_cold=True) for n, number in free]
 
 
+def _meets_init(test: Test) -> bool:
+    """An INIT comes at a place, where the vCPU can wait for a sender that is held up before it sets its bit."""
+    return any(arrival.kind == "init" and arrival.at >= 0 for arrival in test.outside)
+
+
 def _held(test: Test, repeat: int, first: int) -> list[Guest]:
     """With a sender that is held up while the vCPU halts, or a vCPU that is when a debugger is to come."""
     ops = {instruction.op for instruction in test.code}
     free = _one_of_each_kind(test.outside)
-    numbers = [number for number in free if test.outside[number].kind in HELD] if Op.HLT in ops else []
+    meets = Op.HLT in ops or _meets_init(test)
+    numbers = [number for number in free if test.outside[number].kind in HELD] if meets else []
     if not ops.isdisjoint((Op.TO_DR, Op.FROM_DR)):
         numbers += [number for number in free if test.outside[number].kind == "guest-debug"]
     guest = _guest(test, first, _bound(test), repeat)
@@ -226,7 +232,7 @@ def _pack(guest: Guest, seed: int) -> bytes:
         stops_at = max(arrival.target, arrival.at if at < 0 else -1)
         target = program.addresses[stops_at] if stops_at >= 0 else 0
         bound = int(arrival.at >= 0)
-        held = int(number == guest.held)
+        held = (1 + (arrival.kind in HELD and _meets_init(test))) if number == guest.held else 0
         head += ARRIVAL.pack(KINDS[arrival.kind], int(arrival.promised), cut, bound, inside, debugger, target, held)
     head += bytes(ARRIVAL.size * (MAX_ARRIVALS - len(test.outside)))
     cold_code = program.addresses[test.cold_code] if test.cold_code >= 0 else 0

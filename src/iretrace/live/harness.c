@@ -70,6 +70,7 @@
 
 enum kind { NMI, IRQ, SIGNAL, GUEST_DEBUG, KVM_NMI_CALL, SAVE_RESTORE, SMI = 16, INIT, SIPI };
 enum debugger { OFF, STEP, BREAK };
+enum held { NOT_HELD, BEHIND_THE_BIT, BEFORE_THE_BIT };
 enum carried { EVENTS, EVERYTHING, INTO_ANOTHER };
 #define IRQ_VECTOR 0x30
 /* The delivery mode of a message, and what goes with it. */
@@ -97,7 +98,7 @@ struct arrival {
 	uint32_t inside; /* at or behind the cut: comes when this IRETQ's intercept is handled, or this INT's delivery cut off; or AT_COLD */
 	uint32_t debugger; /* what the VMM does with its debugger, for GUEST_DEBUG */
 	uint32_t target;   /* where it stops the guest, for BREAK; where it goes, for OFF behind a STEP */
-	uint32_t held;	   /* its sender is held up inside KVM, while the vCPU halts; or the vCPU is, for GUEST_DEBUG */
+	uint32_t held;	   /* enum held: its sender is held up inside KVM; or, for GUEST_DEBUG, the vCPU is */
 };
 
 struct guest {
@@ -678,6 +679,7 @@ static uint32_t message(enum kind kind)
 static void send(unsigned i, int64_t spins)
 {
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = message(guest->arrival[i].kind) };
+	enum held held = guest->arrival[i].held;
 
 	for (unsigned earlier = 0; earlier < i && by_vmm(i); earlier++)
 		if (by_vmm(earlier) && !fired[earlier])
@@ -693,10 +695,11 @@ static void send(unsigned i, int64_t spins)
 		pthread_kill(vcpu_thread, SIGUSR1);
 	else if (by_vmm(i))
 		ask(i);
+	else if (pthread_equal(pthread_self(), vcpu_thread))
+		must(ioctl(vm, KVM_SIGNAL_MSI, &msi), "KVM_SIGNAL_MSI");
 	else {
 		pthread_mutex_lock(&vmm);
-		must(guest->arrival[i].held && can_hold ? signal_msi_held(&msi) : ioctl(vm, KVM_SIGNAL_MSI, &msi),
-		     "KVM_SIGNAL_MSI");
+		must(held && can_hold ? signal_msi_held(&msi, held) : ioctl(vm, KVM_SIGNAL_MSI, &msi), "KVM_SIGNAL_MSI");
 		pthread_mutex_unlock(&vmm);
 	}
 }
@@ -765,6 +768,7 @@ static int cross_cut(void)
 			continue;
 		allow(cut, PROT_READ | PROT_WRITE);
 		if (regs.rip == cut && !fired[i]) {
+			wait_for_one_due();
 			if (!guest->arrival[i].inside)
 				send(i, -regs.rcx);
 			else if (regs.rsp < MEMORY_SIZE)
@@ -895,13 +899,13 @@ static void send_all(void)
 		order[other] = kept;
 	}
 	put_vmm_in_order(order, count);
-	if (placed_at_start())
+	if (placed_at_start() && !has_one_due())
 		wait_cut(START_LIMIT);
 	else if (cuts && random_number() & 1)
 		wait_cut(CUT_LIMIT / 4);
 	for (unsigned n = 0; n < count; n++) {
 		sleep_until(now() + (holds_vcpu() ? random_number() % HELD_VCPU_FOR : random_delay()));
-		if (guest->arrival[order[n]].held && !by_vmm(order[n]))
+		if (guest->arrival[order[n]].held == BEHIND_THE_BIT && !by_vmm(order[n]))
 			wait_asleep();
 		if (!fired[order[n]])
 			send(order[n], -1);
@@ -1149,7 +1153,7 @@ static void prepare_run(unsigned repetition, unsigned attempt)
 		write_file(TRACING "trace", "");
 	marked = 0;
 	memset((void *)fired, 0, sizeof fired);
-	asked = 0;
+	asked = on_its_way = 0;
 	attached = OFF;
 	for (unsigned i = 0; i <= MAX_ARRIVALS; i++)
 		done_after[i].debugger = -1;

@@ -9,10 +9,14 @@
  * for any signal that comes back to userspace, and calls KVM_RUN again: the bit is there, the request is not. Nothing of
  * KVM is changed but how long a function takes.
  *
+ * Or before the bit, when the local APIC has been found enabled: there a vCPU that has come to where it gets an INIT sleeps
+ * until the sender is in between, and goes on.
+ *
  * And a vCPU that is held up where KVM lets the guest have the debug registers, so that the signal which brings a debugger
  * comes right then: the sender goes first anyway.
  */
 #define HELD_AT "svm_complete_interrupt_delivery"
+#define DUE_AT "svm_deliver_interrupt"
 #define LENT_AT "dr_interception"
 #define HELD_PROBES 4
 #define HELD_FOR (MS / 4) /* from the beginning of the call: until then the signal comes */
@@ -21,6 +25,7 @@
 
 static timer_t recall; /* signals the thread of the vCPU */
 static int can_hold, can_hold_vcpu;
+static volatile int on_its_way; /* the sender that is to be held up before its bit is about to call */
 
 static int append_file(const char *name, const char *text)
 {
@@ -59,7 +64,7 @@ static void find_hold(pid_t vcpu_thread_number)
 	mount("debug", "/sys/kernel/debug", "debugfs", 0, NULL);
 	if (!write_file(PREEMPT, "full\n"))
 		return;
-	can_hold = add_probes("held", HELD_AT) && !timer_create(CLOCK_MONOTONIC, &event, &recall);
+	can_hold = add_probes("held", HELD_AT) && add_probes("due", DUE_AT) && !timer_create(CLOCK_MONOTONIC, &event, &recall);
 	can_hold_vcpu = add_probes("lent", LENT_AT);
 }
 
@@ -82,18 +87,41 @@ static void wait_asleep(void)
 }
 
 /* The result of KVM_SIGNAL_MSI. */
-static int signal_msi_held(struct kvm_msi *msi)
+static int signal_msi_held(struct kvm_msi *msi, enum held held)
 {
 	struct itimerspec soon = { .it_value.tv_nsec = 1 + random_number() % HELD_FOR };
 	struct sched_param gives_way = { 0 };
+	const char *probes = held == BEHIND_THE_BIT ? "held" : "due";
 
-	enable_probes("held", "1");
+	enable_probes(probes, "1");
+	on_its_way = 1;
 	sched_setscheduler(0, SCHED_IDLE, &gives_way);
-	timer_settime(recall, 0, &soon, NULL);
+	if (held == BEHIND_THE_BIT)
+		timer_settime(recall, 0, &soon, NULL);
 	int result = ioctl(vm, KVM_SIGNAL_MSI, msi);
 	go_first();
-	enable_probes("held", "0");
+	enable_probes(probes, "0");
 	return result;
+}
+
+static int has_one_due(void)
+{
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].held == BEFORE_THE_BIT)
+			return can_hold;
+	return 0;
+}
+
+/* The vCPU is at a place where something is sent to it. */
+static void wait_for_one_due(void)
+{
+	uint64_t limit = now() + START_LIMIT;
+
+	if (!has_one_due())
+		return;
+	while (!on_its_way && now() < limit)
+		rest(MS / 20);
+	rest(1 + random_number() % HELD_FOR);
 }
 
 /* Whether the vCPU is to be held up when the guest accesses a debug register. */
