@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import VECTORS
-from iretrace.live.emulation import excuse
+from iretrace.live.emulation import excuse, mend
 from iretrace.live.explain import Explainer
 from iretrace.live.guests import make_guests
 from iretrace.live.layout import SMI
 from iretrace.live.observed import Run
-from iretrace.live.walk import Delivery, Event, Mark
+from iretrace.live.walk import Delivery, Event, Mark, Shown
 
 QEMU = "11.1.3"
 IF = 0x200
@@ -142,3 +142,15 @@ def test_a_wrmsr_that_should_be_refused_is_excused_without_kvm_only() -> None:
     bench = Bench("wrmsr-of-lme")
     assert "EFER.LME" in bench.excuse(bench.comes("nmi", "spin"), bench.mark("n"), alone=True)
     assert bench.excuse(bench.comes("nmi", "spin"), bench.mark("n")) == ""
+
+
+def test_a_wrong_error_code_that_the_handler_shows_is_excused_with_it() -> None:
+    bench = Bench("ud2-without-gate")
+    test, texts = bench.test, bench.texts
+    history: list[Event] = [Delivery(VECTORS["np"], texts.index("ud2"), 0, 0x32), Shown(0x32), bench.mark("p")]
+    guest = make_guests(test, 10, 0)[0]
+    run = Run(guest, 0, tuple(history), False, "spins", -1, (0,) * len(test.outside))
+    mended = mend(run, Explainer(test).objection(run))
+    assert mended is not None
+    assert mended.history[:2] == (Delivery(VECTORS["np"], texts.index("ud2"), 0, 0x33), Shown(0x33))
+    assert not Explainer(test).objection(mended)
