@@ -19,7 +19,7 @@
 #define DUE_AT "svm_deliver_interrupt"
 #define LENT_AT "dr_interception"
 #define HELD_PROBES 4
-#define HELD_FOR (MS / 4) /* from the beginning of the call: until then the signal comes */
+#define HELD_FOR (MS / 2) /* from the beginning of the call: until then the signal comes */
 #define HELD_VCPU_FOR MS /* from the start of the guest: until then the signal comes */
 #define PREEMPT "/sys/kernel/debug/sched/preempt"
 
