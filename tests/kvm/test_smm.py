@@ -76,6 +76,15 @@ def test_rsm_brings_back_registers_and_the_mask(masked: int) -> None:
     assert vcpu.requests >> KVM_REQ_EVENT & 1
 
 
+def test_where_a_sipi_has_put_cs_is_kept_over_smm() -> None:
+    vcpu = make_vcpu()
+    vcpu.cs_base = 0x9A000
+    enter_smm(vcpu)
+    assert vcpu.cs_base == 0
+    assert rsm_interception(vcpu) == AGAIN
+    assert vcpu.cs_base == 0x9A000
+
+
 def test_smm_keeps_cpl_as_that_of_ss() -> None:
     vcpu = make_vcpu()
     vmcb = vcpu.svm.vmcb

@@ -232,7 +232,8 @@ class Vcpu:
     ap: u1 = 0
     """Neither bsp_vcpu_id names the vCPU, nor does its APIC base have the BSP flag."""
     cs_base: u32 = 0
-    """save.cs.base of the VMCB where kvm_vcpu_deliver_sipi_vector() has set it, until the next #VMEXIT; else 0."""
+    """save.cs.base of the VMCB where kvm_vcpu_deliver_sipi_vector() has set it, or RSM has brought it back, until
+    the next #VMEXIT; else 0."""
     smi_pending: u1 = 0
     smm: u1 = 0
     """HF_SMM_MASK in hflags: the guest is in SMM."""
@@ -244,6 +245,7 @@ class Vcpu:
     smram_rax: u64 = 0
     smram_cpl: u8 = 0
     smram_ss: u16 = 0
+    smram_cs_base: u32 = 0
     smram_dr6: u64 = 0
     smram_dr7: u64 = 0
     smram_efer: u64 = 0

@@ -58,6 +58,7 @@ def enter_smm_save_state_64(vcpu: Vcpu) -> None:
     vcpu.smram_rax = vmcb.rax
     vcpu.smram_cpl = vmcb.cpl
     vcpu.smram_ss = vmcb.ss
+    vcpu.smram_cs_base = vcpu.cs_base
     vcpu.smram_rip = vcpu.rip
     vcpu.smram_rflags = kvm_get_rflags(vcpu)
     vcpu.smram_dr6 = vcpu.dr6
@@ -84,6 +85,7 @@ def enter_smm(vcpu: Vcpu) -> None:
         svm_set_nmi_mask(vcpu, 1)
     kvm_set_rflags(vcpu, X86_EFLAGS_FIXED)
     vcpu.rip = SMM_ENTRY
+    vcpu.cs_base = 0
     if since(vcpu, SINCE_SMRAM_HAS_THE_SHADOW):
         svm_set_interrupt_shadow(vcpu, 0)
     kvm_set_dr(vcpu, 7, DR7_FIXED_1)
@@ -110,6 +112,7 @@ def emulator_leave_smm(vcpu: Vcpu) -> None:
     kvm_set_dr(vcpu, 7, vcpu.smram_dr7)
     svm_set_efer(vcpu, vcpu.smram_efer)
     svm_set_ss(vcpu, vcpu.smram_ss, vcpu.smram_cpl)
+    vcpu.cs_base = vcpu.smram_cs_base
     if since(vcpu, SINCE_SMRAM_HAS_THE_SHADOW):
         svm_set_interrupt_shadow(vcpu, 0)
 
