@@ -16,6 +16,7 @@ from iretrace.machine.cpu import (
     GP_VECTOR,
     KERNEL_CS,
     KERNEL_DS,
+    MEMORY_WORDS,
     NMI_VECTOR,
     NP_VECTOR,
     OP_CLGI,
@@ -29,6 +30,7 @@ from iretrace.machine.cpu import (
     OP_IRETQ,
     OP_NOP,
     OP_POPFQ,
+    OP_PUSHFQ,
     OP_RDMSR,
     OP_SHOW,
     OP_SPIN,
@@ -44,6 +46,7 @@ from iretrace.machine.cpu import (
     PAGE_NMI,
     PAGE_RSP0,
     PAGE_WORDS,
+    PF_VECTOR,
     SHADOW_MOV_SS,
     SHADOW_NONE,
     SS_VECTOR,
@@ -202,6 +205,14 @@ def test_int3_and_int1_are_open_to_user_mode(op: int, vector: int) -> None:
     """APM vol. 3, INT3; INT1."""
     on = user(rig(op, handlers=FAULTS)).bare()
     assert (on.delivered(), on.cpu.seen_rip, on.cpu.cpl) == (vector, 1, 0)
+
+
+@pytest.mark.parametrize(("op", "error"), [(OP_IRETQ, 0), (OP_POPFQ, 0), (OP_PUSHFQ, 2)])
+def test_a_page_fault_tells_user_mode_from_the_kernel(op: int, error: int) -> None:
+    for cpl, bit in ((0, 0), (3, 4)):
+        on = rig(op, handlers={PF_VECTOR: [OP_NOP]}, ist={PF_VECTOR: 3})
+        on.cpu.cpl, on.cpu.rsp = cpl, MEMORY_WORDS + 8
+        assert (on.bare().delivered(), on.cpu.seen_error) == (PF_VECTOR, error | bit)
 
 
 @pytest.mark.parametrize(("before", "popped"), [(FLAGS, X86_EFLAGS_TF), (X86_EFLAGS_FIXED, FLAGS | X86_EFLAGS_TF)])

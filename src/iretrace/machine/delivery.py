@@ -63,7 +63,10 @@ STACK_FAULT = 3
 # The error code bits of a fault met while delivering (EXT) and for a gate (IDT).
 ERROR_EXT = 1
 ERROR_IDT = 2
+
+# Of a page fault.
 PF_WRITE = 2
+PF_USER = 4
 
 
 @rule("AMD64 APM vol. 2", "Error Codes")
@@ -263,8 +266,9 @@ def exception_is_vc(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8) -> bool:
 
 
 def raise_fault(m: Machine, cpu: Cpu, vmcb: Vmcb, vector: u8, error: u32) -> None:
-    """A fault of the current instruction."""
-    raise_exception(m, cpu, vmcb, FAULT, vector, error, cpu.rip)
+    """A fault of the current instruction. A page fault's error code says that it was user code's."""
+    user: u32 = PF_USER if vector == PF_VECTOR and cpu.cpl == 3 else 0
+    raise_exception(m, cpu, vmcb, FAULT, vector, error | user, cpu.rip)
 
 
 def raise_vc(m: Machine, cpu: Cpu, vmcb: Vmcb, code: u32) -> None:
