@@ -46,10 +46,7 @@ def test_merging_landings_saves_half_of_the_work_and_changes_nothing(tree_6_12: 
 
 @pytest.mark.trees
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("nmi-and-irq", "plain"), ("sev-es-irq-on-cold-stack", "sev-es"), ("nmi-and-no-sipi", "plain")],
-)
+@pytest.mark.parametrize(("name", "kind"), [("nmi-and-irq", "plain"), ("sev-es-irq-on-cold-stack", "sev-es")])
 def test_taking_over_what_follows_a_turn_changes_nothing(tree_6_12: Path, name: str, kind: str) -> None:
     """Not the ledger either: what a step that is taken over has executed was executed by the one before it."""
     (test,) = select([name])

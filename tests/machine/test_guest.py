@@ -400,6 +400,7 @@ def test_vmgexit_always_exits_and_rip_is_behind_it() -> None:
     on = exiting(SVM_VMGEXIT_NMI_COMPLETE)
     assert (on.vmcb.exit_code, on.cpu.rip, on.cpu.guest_mode) == (SVM_EXIT_VMGEXIT, 1, 0)
     assert (on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (0, 0)
+    assert (on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (0, 0)
 
 
 def test_vmgexit_fills_the_ghcb() -> None:

@@ -79,6 +79,7 @@ def test_a_guest_without_a_ghcb_asks_by_the_msr_and_looks_there(answer: int, to:
     on.ghcb.valid_bitmap_hi = VALID
     on.guest()
     assert (on.cpu.guest_mode, on.vmcb.exit_code, on.vmcb.ghcb_gpa) == (0, SVM_EXIT_VMGEXIT, REQUEST)
+    assert (on.vmcb.exit_info_1, on.vmcb.exit_info_2) == (0, 0)
     assert (on.cpu.rip, on.ghcb.sw_exit_code) == (LOOK, 1)
     on.enter()
     on.vmcb.ghcb_gpa = answer

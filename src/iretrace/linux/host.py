@@ -40,8 +40,11 @@ Turn = tuple[bytes, tuple[tuple[str, int], ...]]
 """See HostRun.turns."""
 
 
-class Circle(Exception):
-    """The vCPU thread is where it has been before, in the state that it had there."""
+class Circle(Unmodelled):
+    """The vCPU thread is where it has been before, in the state that it had there: in a step that is how it ends."""
+
+    def __init__(self) -> None:
+        super().__init__("the vCPU thread goes in a circle where it cannot be left")
 
 
 class KernelRun(Run):
