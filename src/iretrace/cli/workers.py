@@ -146,9 +146,9 @@ def _group(work: Work[Any, Any], name: str, slots: Semaphore, line: _Line) -> No
             _learn(work, teacher)
         for ended in [child for child in children if not child.is_alive()]:
             children.remove(ended)
-            slots.release()
-            if ended.exitcode:
+            if ended.exitcode:  # told before another one can begin
                 line.send_error(WorkerDied(f"a process ended with {ended.exitcode}; is there enough memory?"))
+            slots.release()
 
 
 def _learn(work: Work[Any, Any], teacher: Connection) -> None:
