@@ -286,9 +286,10 @@ def _violated(result: Result, explored: Explored, stem: Path, loop: Path, cause:
     story = Story(explored.product)
     told = story.tell(stem)
     told_loop = story.tell(loop)
-    statement = _of_ending(explored.product, story, stem)
     if stem and stem[-1][1].defect:
         statement = _deciding(explored.product, story, stem, told)
+    else:
+        statement = _of_ending(explored.product, story, stem)
     return replace(result, verdict=Verdict.VIOLATED, reason=cause, trace=Trace(told, told_loop, cause, statement))
 
 

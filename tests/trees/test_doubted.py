@@ -11,12 +11,11 @@ from iretrace.check import check
 from iretrace.linux.hypervisor import TreeHypervisor
 from iretrace.litmus.corpus import select
 from iretrace.verdict import Verdict
-from tests.trees.edits import SVM, X86, Edit, patched
+from tests.trees.edits import INIT_KEEPS_IRR, QUEUED_NMIS_ARE_NO_EVENT, SVM, X86, Edit, patched
 
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
 SMM = "arch/x86/kvm/smm.c"
-LAPIC = "arch/x86/kvm/lapic.c"
 LAPIC_H = "arch/x86/kvm/lapic.h"
 MSRS = "arch/x86/kvm/msrs.c"
 
@@ -120,7 +119,7 @@ DOUBTS = (
     ),
     Doubt(
         "INIT leaves IRR as it is",
-        Edit(LAPIC, "kvm_lapic_reset", "kvm_lapic_set_reg(apic, APIC_IRR + 0x10 * i, 0);", ";"),
+        INIT_KEEPS_IRR[0],
         (
             ("init-drops-irq", "plain", "an IRQ at init"),
             ("init-and-irq", "plain", "an IRQ at init"),
@@ -169,7 +168,7 @@ DOUBTS = (
     ),
     Doubt(
         "the request for an NMI wakes nobody",
-        Edit(X86, "kvm_vcpu_has_events", "if (kvm_test_request(KVM_REQ_NMI, vcpu) ||", "if ("),
+        QUEUED_NMIS_ARE_NO_EVENT[0],
         (
             ("nmi-in-reset-hold", "sev-es", "never comes"),
             ("nmis-in-reset-hold", "sev-es", "never comes"),

@@ -10,12 +10,11 @@ from iretrace.check import check
 from iretrace.linux.hypervisor import TreeHypervisor
 from iretrace.litmus.corpus import select
 from iretrace.verdict import Result, Verdict
-from tests.trees.edits import SEV, X86, Edit, patched
+from tests.trees.edits import QUEUED_NMIS_ARE_NO_EVENT, SEV, X86, Edit, patched
 
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
 SIPI_IS_NOT_TOLD = (Edit(SEV, "sev_vcpu_deliver_sipi_vector", "ghcb_set_sw_exit_info_2(svm->sev_es.ghcb, 1);", ";"),)
-NMI_DOES_NOT_WAKE = (Edit(X86, "kvm_vcpu_has_events", "if (kvm_test_request(KVM_REQ_NMI, vcpu) ||", "if ("),)
 HOLD_IS_UNKNOWN = (Edit(X86, "vcpu_block", "case KVM_MP_STATE_AP_RESET_HOLD:", ""),)
 EVENT_ENDS_THE_WAIT = (
     Edit(X86, "vcpu_block", "case KVM_MP_STATE_INIT_RECEIVED: break;", ""),
@@ -40,7 +39,7 @@ def judge(root: Path, changes: tuple[Edit, ...], name: str, kind: str) -> Result
     ("changes", "name", "kind", "says"),
     [
         (SIPI_IS_NOT_TOLD, "reset-hold-ends-by-sipi", "sev-es", "waits for a SIPI for ever"),
-        (NMI_DOES_NOT_WAKE, "nmi-in-reset-hold", "sev-es", "never comes"),
+        (QUEUED_NMIS_ARE_NO_EVENT, "nmi-in-reset-hold", "sev-es", "never comes"),
         (HOLD_IS_UNKNOWN, "nmi-in-reset-hold", "sev-es", "WARN"),
         (EVENT_ENDS_THE_WAIT, "nmi-and-no-sipi", "plain", "an NMI at init"),
         (SIPI_IS_OVERLOOKED, "nmi-while-it-waits-for-sipi", "plain", "waits for a SIPI for ever"),

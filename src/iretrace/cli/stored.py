@@ -129,7 +129,7 @@ class Stored:
         found: list[Remembered] = []
         for file in self._files():
             with suppress(*UNREADABLE):
-                if self._entry(file).told["result"]["test"] == test:
+                if self._read(file)["result"]["test"] == test:
                     found.append(self._remembered(file))
         return sorted(found, key=lambda one: one.result.verdict is Verdict.HOLDS)[:1]
 

@@ -191,3 +191,8 @@ class Test:
     """Instruction index of what the processor executes behind an INIT, or behind a SIPI; -1: there is none."""
     ap: bool = False
     """An application processor: after an INIT it waits for a SIPI."""
+
+
+def before_in_hold(outside: tuple[Arrival, ...], number: int) -> tuple[int, ...]:
+    """The arrivals before this one that begin in the same hold. They come from one CPU, one after the other."""
+    return tuple(n for n in range(number) if outside[n].within == outside[number].within >= 0)

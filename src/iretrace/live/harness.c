@@ -517,14 +517,19 @@ static void load_memory(void)
 static int marker = -1; /* -1: this kernel cannot tell */
 static volatile int marked;
 
-static int write_file(const char *name, const char *text)
+static int put_into(const char *name, int how, const char *text)
 {
-	int file = open(name, O_WRONLY | O_TRUNC);
+	int file = open(name, O_WRONLY | how);
 	int done = file >= 0 && write(file, text, strlen(text)) == (ssize_t)strlen(text);
 
 	if (file >= 0)
 		close(file);
 	return done;
+}
+
+static int write_file(const char *name, const char *text)
+{
+	return put_into(name, O_TRUNC, text);
 }
 
 static void find_tracing(void)

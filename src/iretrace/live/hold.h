@@ -29,12 +29,7 @@ static volatile int on_its_way; /* the sender that is to be held up before its b
 
 static int append_file(const char *name, const char *text)
 {
-	int file = open(name, O_WRONLY | O_APPEND);
-	int done = file >= 0 && write(file, text, strlen(text)) == (ssize_t)strlen(text);
-
-	if (file >= 0)
-		close(file);
-	return done;
+	return put_into(name, O_APPEND, text);
 }
 
 /* Several at one place, so that it takes longer. */

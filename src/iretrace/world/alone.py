@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from iretrace.explore.fair import endings
 from iretrace.explore.graph import Edge, Kind, Limits, explore
-from iretrace.litmus.test import Test
+from iretrace.litmus.test import Test, before_in_hold
 from iretrace.machine.cpu import SEEN_MARK
 from iretrace.verdict import Outcome
 from iretrace.world.ioctls import by_vmm
@@ -75,8 +75,7 @@ class Alone:
     def _may_begin(self, state: State, number: int) -> bool:
         """It is not placed, or `in` the hold where the guest is, and those before it in that hold are done."""
         arrival = self.test.outside[number]
-        before = (n for n in range(number) if self.test.outside[n].within == arrival.within >= 0)
-        done = all(state.ended >> earlier & 1 for earlier in before)
+        done = all(state.ended >> earlier & 1 for earlier in before_in_hold(self.test.outside, number))
         return arrival.at < 0 and done and self.reference.may_begin(state.reference, number)
 
     def _placed(self, state: State) -> int:

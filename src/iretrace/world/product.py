@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from iretrace.explore.graph import Edge, Kind
 from iretrace.explore.monitor import EMPTY, Monitor
-from iretrace.litmus.test import Arrival, Test
+from iretrace.litmus.test import Arrival, Test, before_in_hold
 from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
 from iretrace.machine.vmcb import SVM_EXIT_SHUTDOWN, SVM_EXIT_VMRUN, Vmcb
 from iretrace.subset import unpack
@@ -69,7 +69,7 @@ class Product:
         self.longest = max((len(clause.marks) for clause in test.clauses), default=-1) + 1
         self._placed = tuple((n, arrival.at) for n, arrival in enumerate(test.outside) if arrival.at >= 0)
         self._by_vmm = tuple(n for n, arrival in enumerate(test.outside) if by_vmm(arrival))
-        self._before = tuple(_before_in_hold(test.outside, number) for number in range(len(test.outside)))
+        self._before = tuple(before_in_hold(test.outside, number) for number in range(len(test.outside)))
         self._twins = tuple(_twins_before(test.outside, number) for number in range(len(test.outside)))
         self._at_once = at_once and not self._by_vmm
         self._commute: dict[tuple[int, int, int], bool] = {}
@@ -411,11 +411,6 @@ class Product:
 def free(arrival: Arrival, held: int) -> bool:
     """It can begin, as far as that is a matter of where the guest is: it is placed nowhere, or where it is held."""
     return arrival.at < 0 and arrival.within in (-1, held)
-
-
-def _before_in_hold(outside: tuple[Arrival, ...], number: int) -> tuple[int, ...]:
-    """The arrivals before this one that begin in the same hold. They come from one CPU, one after the other."""
-    return tuple(n for n in range(number) if outside[n].within == outside[number].within >= 0)
 
 
 def _twins_before(outside: tuple[Arrival, ...], number: int) -> tuple[int, ...]:
