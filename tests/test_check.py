@@ -95,3 +95,9 @@ def test_a_test_is_vacuous_only_if_no_value_shows_what_it_wants(monkeypatch: pyt
 
 def test_a_violation_counts_though_the_test_is_vacuous(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settled(monkeypatch, {0: replace(VIOLATED, unmet=("nothing",))}).verdict is Verdict.VIOLATED
+
+
+def test_a_hypervisor_of_another_vcpu_kind_is_no_subject_for_a_verdict() -> None:
+    test = parse("test t\nabout t\nvcpu plain, sev-es\n\nmain:\n    spin\n", "t.litmus")
+    with pytest.raises(ValueError, match="small was opened for sev-es, not for plain"):
+        check(test, "plain", "tickless", Small())

@@ -133,6 +133,11 @@ class Watched:
         return self.inner.name
 
     @property
+    def vcpu(self) -> str:
+        """See Hypervisor."""
+        return self.inner.vcpu
+
+    @property
     def processor(self) -> Processor:
         """See Hypervisor."""
         return self.inner.processor

@@ -132,6 +132,7 @@ class Plain:
 
     mistake: str = ""
     name: str = "small and plain"
+    vcpu: str = "plain"
     processor: Processor = PROCESSOR
 
     def __post_init__(self) -> None:

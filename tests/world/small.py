@@ -113,6 +113,7 @@ class Small:
 
     mistake: str = ""
     name: str = "small"
+    vcpu: str = "sev-es"
     processor: Processor = PROCESSOR
 
     def __post_init__(self) -> None:

@@ -61,7 +61,7 @@ def test_a_call_that_fails_is_a_defect() -> None:
 
 def test_a_hypervisor_without_such_calls_is_not_judged() -> None:
     with pytest.raises(InputError, match="no sender for signal"):
-        check(litmus("kvm-nmi"), "plain", "tickless", Small())
+        check(litmus("kvm-nmi"), "plain", "tickless", Small(vcpu="plain"))
 
 
 def test_the_counterexample_tells_what_the_vmm_does() -> None:

@@ -188,6 +188,7 @@ class BuiltinHypervisor:
         self.revision = find(revision) if isinstance(revision, str) else revision
         if vcpu not in KINDS:
             raise InputError(f"--vcpu {vcpu}: the built-in KVM runs the kinds {' and '.join(KINDS)} so far")
+        self.vcpu = vcpu
         self.options = OPTIONS | dict(options or {})
         for name in self.options.keys() - OPTIONS.keys():
             raise InputError(f"--option {name}: no such option of the built-in KVM; known are {', '.join(OPTIONS)}")

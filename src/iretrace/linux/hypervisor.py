@@ -85,6 +85,7 @@ class TreeHypervisor:
     ) -> None:
         if vcpu not in KINDS:
             raise InputError(f"--vcpu {vcpu}: Linux trees run the kinds {' and '.join(KINDS)} so far")
+        self.vcpu = vcpu
         self.machine = machine or Machine(tree, rule_files, options, negate)
         self.vm = Vm(self.machine, vcpu)
         self.program = self.machine.program

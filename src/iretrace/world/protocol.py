@@ -259,6 +259,11 @@ class Hypervisor(Protocol):
         ...
 
     @property
+    def vcpu(self) -> str:
+        """The kind of its vCPU."""
+        ...
+
+    @property
     def processor(self) -> Processor:
         """The processor that it runs on (options of the hypervisor)."""
         ...

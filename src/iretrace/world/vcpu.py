@@ -75,9 +75,13 @@ NOT_IN_THIS_PROTOCOL = "no contract: the hypervisor has no AP reset hold by the 
 
 
 class Vcpu:
-    """Processor, guest and hypervisor of one test, for one value of the knobs."""
+    """Processor, guest and hypervisor of one test, for one value of the knobs.
+
+    ValueError: the hypervisor's vCPU is of another kind, and the processor would do for it what it does for none."""
 
     def __init__(self, test: Test, vcpu: str, hypervisor: Hypervisor, knobs: int) -> None:
+        if hypervisor.vcpu != vcpu:
+            raise ValueError(f"{hypervisor.name} was opened for {hypervisor.vcpu}, not for {vcpu}")
         self.hypervisor = hypervisor
         self.machine = make_machine(test, vcpu, knobs, hypervisor.processor)
         self.first = pack(make_cpu(test, vcpu))
