@@ -34,8 +34,8 @@ ROOMS = (
 """From the top down."""
 
 SHARED_WITH_HYPERVISORS = {
+    "iretrace.machine.vectors",
     "iretrace.machine.vmcb",
-    "iretrace.machine.vmsa",
     "iretrace.machine.ghcb",
     "iretrace.world.protocol",
 }
@@ -77,7 +77,7 @@ def objection(room: str, module: str) -> str:
         if target in ("kvm", "linux"):
             return f"{room} and {target} are two hypervisors that do not know each other"
         if target in ("machine", "world") and module not in SHARED_WITH_HYPERVISORS:
-            return f"{room} shares only vmcb, vmsa, ghcb and the protocol with the world, not {module}"
+            return f"{room} shares only vmcb, ghcb, vectors and the protocol with the world, not {module}"
     return ""
 
 

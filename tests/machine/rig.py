@@ -12,7 +12,6 @@ from iretrace.machine.cpu import (
     DB_VECTOR,
     DR6_RESET,
     DR7_RESET,
-    IRQ_VECTOR,
     KERNEL_CS,
     KERNEL_DS,
     MEMORY_WORDS,
@@ -30,6 +29,7 @@ from iretrace.machine.cpu import (
 from iretrace.machine.delivery import FAULT, INTR, NMI, TRAP, deliver
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.svm import save_guest_state, vmrun
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     EFER_SVME,
     INTERCEPT_INTR,

@@ -15,7 +15,6 @@ from iretrace.machine.cpu import (
     DR7_GD,
     DR7_RESET,
     GP_VECTOR,
-    IRQ_VECTOR,
     KNOB_STEP_CLEARS_B,
     NMI_VECTOR,
     OP_ANDN_STACK,
@@ -35,6 +34,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_RF,
     X86_EFLAGS_TF,
 )
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     INTERCEPT_INTR,
     SVM_EVTINJ_TYPE_EXEPT,

@@ -14,7 +14,6 @@ from iretrace.machine.cpu import (
     EFER_LME,
     EFER_SCE,
     GP_VECTOR,
-    IRQ_VECTOR,
     KNOB_EFER_LMA_IS_CHECKED,
     KNOB_SEV_ES_GUEST_READS_SVME,
     KNOB_VGIF_DISCARDS_BREAKPOINTS,
@@ -35,6 +34,7 @@ from iretrace.machine.cpu import (
     VC_VECTOR,
     X86_EFLAGS_TF,
 )
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     EFER_SVME,
     INTERCEPT_MSR_PROT,

@@ -6,7 +6,6 @@ import pytest
 
 from iretrace.machine.boundary import irq_due, latch_irq
 from iretrace.machine.cpu import (
-    IRQ_VECTOR,
     NMI_VECTOR,
     OP_HLT,
     OP_IRETQ,
@@ -17,6 +16,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_FIXED,
 )
 from iretrace.machine.svm import virtual_intr_due
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     INTERCEPT_VINTR,
     SVM_EVTINJ_VALID,

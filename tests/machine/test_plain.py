@@ -7,7 +7,6 @@ import pytest
 from iretrace.machine.cpu import (
     BP_VECTOR,
     DR6_RESET,
-    IRQ_VECTOR,
     NMI_VECTOR,
     OP_ADD_RSP,
     OP_CLGI,
@@ -34,6 +33,7 @@ from iretrace.machine.cpu import (
 )
 from iretrace.machine.delivery import FAULT, INTR, NMI, SOFT, TRAP, event_info
 from iretrace.machine.svm import exits_instead, vmcb_consistent, vmrun
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     EFER_SVME,
     INTERCEPT_CLGI,

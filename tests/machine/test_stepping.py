@@ -8,7 +8,6 @@ from iretrace.machine.cpu import (
     DB_VECTOR,
     DR6_BS,
     DR6_RESET,
-    IRQ_VECTOR,
     NMI_VECTOR,
     OP_CLI,
     OP_HLT,
@@ -33,6 +32,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_RF,
     X86_EFLAGS_TF,
 )
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     INTERCEPT_DR6_READ,
     INTERCEPT_IRET,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from iretrace.machine.cpu import (
-    IRQ_VECTOR,
     KNOB_CUT_OFF_INJECTION_MASKS,
     KNOB_IRET_FAULT_UNMASKS,
     NMI_VECTOR,
@@ -16,6 +15,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_TF,
 )
 from iretrace.machine.svm import vmexit
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     INTERCEPT_IRET,
     INTERCEPT_NMI,

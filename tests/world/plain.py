@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iretrace.machine.cpu import DB_VECTOR, DR6_BS, DR6_RESET, IRQ_VECTOR, UD_VECTOR, X86_EFLAGS_IF, X86_EFLAGS_TF
+from iretrace.machine.cpu import DB_VECTOR, DR6_BS, DR6_RESET, UD_VECTOR, X86_EFLAGS_IF, X86_EFLAGS_TF
 from iretrace.machine.ghcb import Ghcb
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     EFER_SVME,
     INTERCEPT_CLGI,

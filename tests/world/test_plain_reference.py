@@ -6,11 +6,11 @@ from iretrace.machine.cpu import (
     DB_VECTOR,
     DR6_BS,
     DR6_RESET,
-    IRQ_VECTOR,
     UD_VECTOR,
     X86_EFLAGS_IF,
     X86_EFLAGS_TF,
 )
+from iretrace.machine.vectors import IRQ_VECTOR
 from tests.world.test_reference import History
 
 HEADER = "test t\nabout A test of the reference.\nvcpu plain\noutside irq, nmi, irq, signal\ninterrupts on\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from iretrace.machine.cpu import IRQ_VECTOR, SEEN_SMI, X86_EFLAGS_IF
+from iretrace.machine.cpu import SEEN_SMI, X86_EFLAGS_IF
+from iretrace.machine.vectors import IRQ_VECTOR
 from tests.world.test_reference import History
 
 HEADER = "test t\nabout A test of the reference.\nvcpu plain\noutside smi, nmi, nmi, smi\n"

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from iretrace.kvm.kvm_host import CELL_IRR, CELL_PENDING_EVENTS, READ, WRITE, Vcpu
 from iretrace.kvm.svm_h import gif_set
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.subset import shared, u8, wrap8
-
-IRQ_VECTOR = 0x30
-"""The device's vector, as its guest has set it up."""
 
 
 def kvm_apic_has_interrupt(vcpu: Vcpu) -> bool:

@@ -23,6 +23,7 @@ from iretrace.kvm.kvm_host import (
     KVM_REQ_SMI,
     Vcpu,
 )
+from iretrace.machine.vectors import SIPI_VECTOR
 from iretrace.subset import u8, wrap8
 
 GO_ON = 0
@@ -57,10 +58,6 @@ def set_init(vcpu: Vcpu) -> u8:
     """apic->pending_events = (1UL << KVM_APIC_INIT)"""
     vcpu.pending_events = 1 << KVM_APIC_INIT
     return GO_ON
-
-
-SIPI_VECTOR = 0x9A
-"""The vector of every SIPI."""
 
 
 def set_sipi_vector(vcpu: Vcpu) -> u8:

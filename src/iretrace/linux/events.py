@@ -9,9 +9,9 @@ from iretrace.linux import memory
 from iretrace.linux.host import SenderRun
 from iretrace.linux.machine import ACCEPT, SIGNAL
 from iretrace.linux.sender import Hook, Reached, Recorder, Sender, Senders
-from iretrace.linux.startup import SIPI_VECTOR
 from iretrace.linux.states import States, is_stack
 from iretrace.linux.vm import Vm
+from iretrace.machine.vectors import IRQ_VECTOR, SIPI_VECTOR
 
 APIC_DM_FIXED = 0
 APIC_DM_SMI = 0x200
@@ -21,9 +21,6 @@ APIC_DM_STARTUP = 0x600
 """Delivery modes (arch/x86/include/asm/apicdef.h)."""
 
 MODES = {"nmi": APIC_DM_NMI, "smi": APIC_DM_SMI, "init": APIC_DM_INIT, "sipi": APIC_DM_STARTUP}
-
-IRQ_VECTOR = 0x30
-"""The vector of the device whose interrupt `irq` is."""
 
 EVENTS = ("nmi", "irq", "smi", "init", "sipi", "signal")
 """Kinds of senders."""

@@ -7,9 +7,6 @@ from iretrace.linux.initial import Places, Spot
 from iretrace.linux.run import Run
 from iretrace.linux.unmodelled import Unmodelled
 
-SIPI_VECTOR = 0x9A
-"""The vector of every SIPI."""
-
 MSR_IA32_APICBASE_BSP = 1 << 8
 """Of the APIC base: this is the bootstrap processor (arch/x86/include/asm/msr-index.h)."""
 

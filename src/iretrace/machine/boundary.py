@@ -7,7 +7,6 @@ from iretrace.machine.cpu import (
     BP_VECTOR,
     DB_VECTOR,
     DR6_B_MASK,
-    IRQ_VECTOR,
     KNOB_MOVSS_BLOCKS_NMI,
     KNOB_STI_BLOCKS_NMI,
     NMI_VECTOR,
@@ -35,6 +34,7 @@ from iretrace.machine.smm import (
     take_smi,
 )
 from iretrace.machine.svm import intr_exit_due, take_intr_exit, vintr_exits, virtual_gif_holds, virtual_intr_due
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     SVM_EVTINJ_TYPE_EXEPT,
     SVM_EVTINJ_TYPE_MASK,

@@ -40,9 +40,6 @@ VC_VECTOR = 29
 VECTORS = 64
 """Vectors that the IDT has gates for."""
 
-IRQ_VECTOR = 0x30
-"""The vector of the one device whose interrupt `irq` is."""
-
 # EFER (arch/x86/include/asm/msr-index.h).
 MSR_EFER = 0xC000_0080
 EFER_SCE = 1 << 0

@@ -23,6 +23,7 @@ from iretrace.machine.cpu import (
 from iretrace.machine.delivery import raise_fault, shut_down
 from iretrace.machine.reset_hold import end_reset_hold, held_for_init, settle_in_reset_hold
 from iretrace.machine.svm import exits_instead
+from iretrace.machine.vectors import SIPI_VECTOR
 from iretrace.machine.vmcb import INTERCEPT_RSM, Vmcb
 from iretrace.subset import rule, u32, wrap16
 
@@ -257,9 +258,6 @@ def find_itself_started(m: Machine, cpu: Cpu, code_base: u32) -> None:
     if m.ap != 0 and cpu.rip == 0 and code_base == SIPI_VECTOR << 12:
         begin_firmware(m, cpu)
 
-
-SIPI_VECTOR = 0x9A
-"""The vector of every SIPI: the page where it has the processor begin."""
 
 SMM_ENTRY = 0x8000
 """RIP of the first instruction in SMM, from SMBASE on (AMD64 APM vol. 2, "SMM Execution Environment")."""

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from iretrace.explore.monitor import Observation
-from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, X86_EFLAGS_TF, Cpu
+from iretrace.machine.cpu import NMI_VECTOR, SEEN_DELIVERY, X86_EFLAGS_TF, Cpu
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import SVM_EVTINJ_VEC_MASK
 from iretrace.machine.vnmi import is_nmi
 from iretrace.verdict import CLine

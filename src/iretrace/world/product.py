@@ -18,7 +18,8 @@ from typing import NamedTuple
 from iretrace.explore.graph import Edge, Kind
 from iretrace.explore.monitor import EMPTY, Monitor
 from iretrace.litmus.test import Arrival, Test, before_in_hold
-from iretrace.machine.cpu import IRQ_VECTOR, NMI_VECTOR, SEEN_DELIVERY, Cpu
+from iretrace.machine.cpu import NMI_VECTOR, SEEN_DELIVERY, Cpu
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import SVM_EXIT_SHUTDOWN, SVM_EXIT_VMRUN, Vmcb
 from iretrace.subset import unpack
 from iretrace.world.commuting import commute

@@ -11,7 +11,6 @@ from iretrace.machine.cpu import (
     DF_VECTOR,
     DR6_RESET,
     GP_VECTOR,
-    IRQ_VECTOR,
     NMI_VECTOR,
     NP_VECTOR,
     PF_VECTOR,
@@ -26,6 +25,7 @@ from iretrace.machine.cpu import (
     X86_EFLAGS_IF,
     X86_EFLAGS_TF,
 )
+from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import (
     INTERCEPT_IRET,
     SVM_EVTINJ_TYPE_MASK,
