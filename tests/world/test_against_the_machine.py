@@ -15,9 +15,10 @@ from iretrace.machine.cpu import KNOB_MOVSS_BLOCKS_NMI, KNOB_STI_BLOCKS_NMI
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
 from iretrace.verdict import Verdict
+from iretrace.world.bare import ending_of, observation
 from iretrace.world.doors import answer_vmgexit
 from iretrace.world.guest import make_cpu, make_machine
-from iretrace.world.reference import PatientReference, ending_of, observation
+from iretrace.world.reference import PatientReference
 from tests.world.small import Small
 
 PLAIN = ["nop", "sti", "cli", "mov ss, ax", "hlt", "push rax", "cpuid", "mark {}", "vmgexit nmi_complete"]

@@ -15,8 +15,9 @@ from iretrace.machine.cpu import KNOB_MOVSS_BLOCKS_NMI, KNOB_STI_BLOCKS_NMI, X86
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
 from iretrace.verdict import Verdict
+from iretrace.world.bare import ending_of, observation
 from iretrace.world.guest import make_cpu, make_machine
-from iretrace.world.reference import PatientReference, ending_of, observation
+from iretrace.world.reference import PatientReference
 from tests.world.plain import Plain
 
 SINGLE = [

@@ -159,7 +159,7 @@ def test_clgi_is_ud() -> None:
 def test_single_stepping_an_automatic_exit_has_no_contract() -> None:
     history = History(SEV_ES, "")
     history.flags(0, 0)
-    assert "single step" in history.reference.without_contract
+    assert "single step" in history.reference.bare.without_contract
 
 
 # Signals. -------------------------------------------------------------------------------------------------------------

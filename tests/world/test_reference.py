@@ -223,7 +223,7 @@ def test_nmi_complete_need_not_be_paired() -> None:
 def test_a_shutdown_owes_nothing_whatever_is_in_transit() -> None:
     test = parse(HEADER + "\nmain:\n    spin\nnmi:\n    iretq\n", "t.litmus")
     reference = PatientReference(test, "sev-es", 0)
-    reference.machine.idt[NMI_VECTOR] = 0
+    reference.bare.machine.idt[NMI_VECTOR] = 0
     monitor = Monitor(reference)
     at = monitor.stamp(monitor.start(), ("start", 0))
     at = monitor.stamp(at, ("start", 1))

@@ -52,7 +52,7 @@ class Explainer:
         model = self._models.get(knobs)
         if model is None:
             model = self._models[knobs] = Alone(self._test, "plain", knobs)
-        return _objection(model, run), model.reference.machine.consulted
+        return _objection(model, run), model.reference.bare.machine.consulted
 
 
 def for_some_value(ask: Callable[[int], tuple[T, int]], shown: Callable[[T], int]) -> T:

@@ -114,4 +114,4 @@ def allowed(test: Test, vcpu: str, knobs: int) -> tuple[tuple[Outcome, ...], int
         assert isinstance(state, State)
         how = model.reference.ending(state.reference).split(" ")[0] or "loops"
         found.add((tuple(test.marks[mark] for mark in state.marks), how))
-    return tuple(Outcome(marks, how) for marks, how in sorted(found)), model.reference.machine.consulted
+    return tuple(Outcome(marks, how) for marks, how in sorted(found)), model.reference.bare.machine.consulted

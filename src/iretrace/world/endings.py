@@ -10,9 +10,10 @@ from collections.abc import Hashable, Iterator
 
 from iretrace.explore.fair import Ending
 from iretrace.explore.graph import Graph, Kind
+from iretrace.world.bare import HELD, loops_through
 from iretrace.world.core import Phase
 from iretrace.world.product import GUEST_LABEL, Point, Product
-from iretrace.world.reference import HELD, Ref, loops_through
+from iretrace.world.reference import Ref
 
 
 def point(graph: Graph, number: int) -> Point:

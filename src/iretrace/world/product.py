@@ -22,12 +22,13 @@ from iretrace.machine.cpu import NMI_VECTOR, SEEN_DELIVERY, Cpu
 from iretrace.machine.vectors import IRQ_VECTOR
 from iretrace.machine.vmcb import SVM_EXIT_SHUTDOWN, SVM_EXIT_VMRUN, Vmcb
 from iretrace.subset import unpack
+from iretrace.world.bare import WAITS_FOR_SIPI, ending_of
 from iretrace.world.commuting import commute
 from iretrace.world.core import ASKED, FINISHED, UNSTARTED, Core, Did, HostStep, Phase, Schedule, Senders, SenderStep
 from iretrace.world.debugger import ACTIONS, Attached, without_tf
 from iretrace.world.ioctls import CALLS, by_vmm
 from iretrace.world.protocol import NO_SENDER, Cause, Hypervisor, Pause, SenderState, VmmCall
-from iretrace.world.reference import WAITS_FOR_SIPI, PatientReference, Ref, ending_of
+from iretrace.world.reference import PatientReference, Ref
 from iretrace.world.vcpu import Vcpu
 from iretrace.world.words import say, vector_name
 
@@ -79,7 +80,7 @@ class Product:
 
     def consulted(self) -> int:
         """The knobs that mattered so far, as a bit set."""
-        return self.vcpu.machine.consulted | self.reference.machine.consulted
+        return self.vcpu.machine.consulted | self.reference.bare.machine.consulted
 
     # The model. -------------------------------------------------------------------------------------------------
 
@@ -165,8 +166,8 @@ class Product:
                 return Edge(kind, GUEST_LABEL, defect=self._inexplicable(state, did))
             if did.mark >= 0 and len(marks) < self.longest:
                 marks = (*marks, did.mark)
-        if self.reference.without_contract:
-            return Edge(kind, GUEST_LABEL, unmodelled=self.reference.without_contract)
+        if self.reference.bare.without_contract:
+            return Edge(kind, GUEST_LABEL, unmodelled=self.reference.bare.without_contract)
         return Edge(kind, GUEST_LABEL, Point(self.vcpu.after(core, did), senders, monitor, marks))
 
     def _inexplicable(self, state: Point, did: Did) -> str:
@@ -358,7 +359,7 @@ class Product:
     def _went_on(self, state: Point, step: HostStep) -> Edge:
         """A step behind an exit. Of one behind VMRUN nobody can judge if the reference would enter a guest there."""
         edge = self._handed_over(state.monitor, state.marks, step)
-        if not self.reference.runs_guest or edge.target is None:
+        if not self.reference.bare.runs_guest or edge.target is None:
             return edge
         if self.core(state).cause != Cause.VMEXIT or self.vcpu.vmcb(state.core).exit_code != SVM_EXIT_VMRUN:
             return edge

@@ -37,6 +37,7 @@ from iretrace.machine.vmcb import (
     Vmcb,
 )
 from iretrace.subset import pack, unpack
+from iretrace.world.bare import forget_seen, observation
 from iretrace.world.core import ASKED, FINISHED, UNSTARTED, Core, Did, HostStep, Phase, Schedule, Senders, SenderStep
 from iretrace.world.debugger import after_stop, wanted_of
 from iretrace.world.guest import make_cpu, make_machine
@@ -55,7 +56,6 @@ from iretrace.world.protocol import (
     SenderState,
     VmmCall,
 )
-from iretrace.world.reference import forget_seen, observation
 from iretrace.world.schedules import MayLand, differing
 
 KVM_EXIT_DEBUG = 4
