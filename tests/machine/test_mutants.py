@@ -4,81 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from itertools import product
+from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from iretrace.machine import (
-    boundary,
-    breakpoints,
-    cpu,
-    debug,
-    delivery,
-    gates,
-    guest,
-    privilege,
-    reset_hold,
-    smm,
-    stack,
-    svm,
-    swap,
-    vnmi,
-)
-from tests.machine import (
-    test_boundary,
-    test_breakpoints,
-    test_debug,
-    test_delivery,
-    test_gates,
-    test_guest,
-    test_interrupts,
-    test_plain,
-    test_privilege,
-    test_reset_hold,
-    test_smm,
-    test_stack,
-    test_stepping,
-    test_svm,
-    test_swap,
-    test_vnmi,
-)
+from iretrace import machine
 from tests.machine.mutants import applied, functions, mutants
 
-MACHINE = [
-    boundary,
-    breakpoints,
-    cpu,
-    debug,
-    delivery,
-    gates,
-    guest,
-    privilege,
-    reset_hold,
-    smm,
-    stack,
-    svm,
-    swap,
-    vnmi,
-]
+MACHINE = [import_module(f"iretrace.machine.{found.name}") for found in iter_modules(machine.__path__)]
 TESTS = [
-    test_boundary,
-    test_breakpoints,
-    test_debug,
-    test_delivery,
-    test_gates,
-    test_guest,
-    test_interrupts,
-    test_plain,
-    test_privilege,
-    test_reset_hold,
-    test_smm,
-    test_stack,
-    test_stepping,
-    test_svm,
-    test_swap,
-    test_vnmi,
+    import_module(f"tests.machine.{file.stem}")
+    for file in sorted(Path(__file__).parent.glob("test_*.py"))
+    if file.stem not in ("test_data", "test_mutants")
 ]
 
 SURVIVORS = {
