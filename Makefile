@@ -35,6 +35,7 @@ test-fast: $(STAMP) ## the tests that need neither network nor kernel trees, in 
 
 lint: $(STAMP) ## style, types, the restricted Python, the order of the rooms, generated documents
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m iretrace.subset.check
 	$(BIN)/python tools/rooms.py

@@ -132,7 +132,7 @@ def render(bugs: list[dict[str, Any]]) -> str:
     """The page."""
     parts = [HEAD, index(bugs)]
     for bug in bugs:
-        parts.append(f"\n<a id=\"{bug['id']}\"></a>\n\n## {bug['title']}\n\n`{bug['id']}`\n\n{text(bug)}")
+        parts.append(f'\n<a id="{bug["id"]}"></a>\n\n## {bug["title"]}\n\n`{bug["id"]}`\n\n{text(bug)}')
         fixed = any(tree["state"] == "fixed" for tree in bug["trees"])
         parts.append(f"\n- introduced: {commit(bug['introduced'], 'the commit is not known here')}\n")
         otherwise = "yes, the commit is not known here" if fixed else "not in the trees below"

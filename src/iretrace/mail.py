@@ -200,9 +200,7 @@ def _view_lacks_svme(subject: Subject) -> Answer:
         return Answer("false", "KVM's copy of the guest's EFER has SVME set", kept.cited, kept.steps)
     if kept.open or not written.met:
         return Answer("undetermined", kept.open or written.open or "the guest's write of EFER is never reported")
-    because = (
-        "the guest writes EFER with SVME set, the write trap tells KVM so, and KVM's copy never has the bit"
-    )
+    because = "the guest writes EFER with SVME set, the write trap tells KVM so, and KVM's copy never has the bit"
     return Answer("true", because, None, written.steps, exhausted=_all(kept))
 
 

@@ -406,7 +406,7 @@ def test_nothing_but_init_and_sipi_is_taken_by_a_processor_that_waits() -> None:
 
 
 def test_what_came_while_the_processor_waited_is_held() -> None:
-    """"All other interrupts (including SMI and NMI) are held pending until the STARTUP IPI has been accepted"."""
+    """AMD: "All other interrupts (including SMI and NMI) are held pending until the STARTUP IPI has been accepted"."""
     on = waiting_ap()
     on.cpu.nmi_latched = on.cpu.smi_latched = on.cpu.sipi_latched = 1
     take_sipi(on.m, on.cpu, on.vmcb)

@@ -59,21 +59,15 @@ FIX_IN_A_NEW_FUNCTION = (
 )
 """Code that only moves: the two statements of NMI_COMPLETE in a function of their own."""
 
-POINTLESS_SINGLE_STEP = (
-    Edit(SVM, "svm_enable_nmi_window", "if (sev_es_guest(vcpu->kvm)) return;", ""),
-)
+POINTLESS_SINGLE_STEP = (Edit(SVM, "svm_enable_nmi_window", "if (sev_es_guest(vcpu->kvm)) return;", ""),)
 """Arms a single-step that the processor ignores, because it reads no TF from outside of an encrypted save area."""
 
 # Other defects of the event path. ------------------------------------------------------------------------------------
 
-INTERCEPT_IRET = (
-    Edit(SVM, "svm_set_iret_intercept", "if (!sev_es_guest(svm->vcpu.kvm))", ""),
-)
+INTERCEPT_IRET = (Edit(SVM, "svm_set_iret_intercept", "if (!sev_es_guest(svm->vcpu.kvm))", ""),)
 """IRET of an encrypted guest exits: the guest gets #VC for an event that the GHCB protocol does not have."""
 
-REINJECT_VC = (
-    Edit(SVM, "svm_complete_interrupts", "if (vector == X86_TRAP_VC) break;", ""),
-)
+REINJECT_VC = (Edit(SVM, "svm_complete_interrupts", "if (vector == X86_TRAP_VC) break;", ""),)
 """#VC is delivered again with what the GHCB held the first time."""
 
 QUEUE_OF_ONE = (Edit(X86, "process_nmi", "limit = 2", "limit = 1"),)
@@ -111,9 +105,7 @@ NO_UNWIND = (
 )
 """A software interrupt that was to be injected and was not leaves RIP behind the instruction."""
 
-SOFT_INTERRUPT_RETRIED = (
-    Edit(SVM, "svm_complete_interrupts", "kvm_queue_interrupt(vcpu, vector, true);", ""),
-)
+SOFT_INTERRUPT_RETRIED = (Edit(SVM, "svm_complete_interrupts", "kvm_queue_interrupt(vcpu, vector, true);", ""),)
 """INTn whose delivery was cut off is not injected again: the guest executes it again."""
 
 DB_NOT_INTERCEPTED = (Edit(SVM, "init_vmcb", "set_exception_intercept(svm, DB_VECTOR);", ""),)
@@ -131,14 +123,10 @@ DR6_OF_KVM = (Edit(SVM, "svm_vcpu_run", "svm_set_dr6(vcpu, DR6_ACTIVE_LOW);", "s
 DR7_VMGEXIT_IS_AN_ACCESS = (Edit(SVM, "dr_interception", "if (sev_es_guest(vcpu->kvm)) return 1;", ""),)
 """KVM takes a VMGEXIT for DR7 for an access of the guest's debug registers, and loads what it knows of them."""
 
-DR7_INTERCEPTED_UNDER_DEBUG_SWAP = (
-    Edit(SEV, "sev_es_init_vmcb", "if (!sev_vcpu_has_debug_swap(svm)) {", "if (1) {"),
-)
+DR7_INTERCEPTED_UNDER_DEBUG_SWAP = (Edit(SEV, "sev_es_init_vmcb", "if (!sev_vcpu_has_debug_swap(svm)) {", "if (1) {"),)
 """DR7 exits although DebugSwap is on: the guest gets a #VC for what the processor does by itself."""
 
-DEBUG_SWAP_ANYWAY = (
-    Edit(SEV, "sev_hardware_setup", "|| !cpu_feature_enabled(X86_FEATURE_NO_NESTED_DATA_BP)", ""),
-)
+DEBUG_SWAP_ANYWAY = (Edit(SEV, "sev_hardware_setup", "|| !cpu_feature_enabled(X86_FEATURE_NO_NESTED_DATA_BP)", ""),)
 """KVM lets VMMs turn DebugSwap on where data breakpoints nest."""
 
 SEV_ES_DB_NOT_INTERCEPTED = (
@@ -289,9 +277,7 @@ LMA_IS_NOT_TRACKED = (
 )
 """KVM does not notice that an encrypted guest is in long mode."""
 
-GIF_OPENS_UNSEEN = (
-    Edit(SVM, "svm_set_gif", "kvm_make_request(KVM_REQ_EVENT, &svm->vcpu); } else {", "; } else {"),
-)
+GIF_OPENS_UNSEEN = (Edit(SVM, "svm_set_gif", "kvm_make_request(KVM_REQ_EVENT, &svm->vcpu); } else {", "; } else {"),)
 """STGI exits, and nobody looks at what waited for it."""
 
 STGI_IS_NO_WINDOW = (Edit(SVM, "svm_enable_nmi_window", "svm_set_intercept(svm, INTERCEPT_STGI);", ";"),)

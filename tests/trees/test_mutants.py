@@ -54,9 +54,7 @@ def test_unmasking_without_an_event_request_is_convicted(tree_6_12: Path) -> Non
 
 
 @trees
-@pytest.mark.parametrize(
-    "change", [edits.REQUEST_IF_PENDING, edits.FIX_IN_A_NEW_FUNCTION, edits.POINTLESS_SINGLE_STEP]
-)
+@pytest.mark.parametrize("change", [edits.REQUEST_IF_PENDING, edits.FIX_IN_A_NEW_FUNCTION, edits.POINTLESS_SINGLE_STEP])
 def test_a_change_that_no_guest_can_see_is_acquitted(tree_6_12: Path, change: tuple[Edit, ...]) -> None:
     hypervisor = TreeHypervisor(patched(tree_6_12, "harmless.patch", change))
     for name in ("nmi-complete-then-spin", "nmi-complete-first", "two-nmis-on-cold-stack", "nmi-never-completed"):

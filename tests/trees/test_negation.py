@@ -42,9 +42,7 @@ def find(entry: str, by_function: Mapping[str, list[tuple[ConditionId, str]]]) -
     return found[0] if len(found) == 1 else None
 
 
-def complaints(
-    texts: Mapping[ConditionId, str], survivors: Iterable[ConditionId], reasons: Iterable[str]
-) -> list[str]:
+def complaints(texts: Mapping[ConditionId, str], survivors: Iterable[ConditionId], reasons: Iterable[str]) -> list[str]:
     """What is wrong: survivors that no entry names, and entries that name no survivor."""
     by_function: dict[str, list[tuple[ConditionId, str]]] = defaultdict(list)
     for condition in sorted(texts):

@@ -85,9 +85,7 @@ def check(
     return status, output.out, output.err
 
 
-def test_the_mails_two_changes_repair_6_1(
-    tree_6_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_mails_two_changes_repair_6_1(tree_6_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tree_6_1), "--test", ENCRYPTED]) == 1
     capsys.readouterr()
     status, text, _ = check(tree_6_1, series(tree_6_1, NO_SINGLE_STEP, FIX_ON_6_1), tmp_path, capsys)

@@ -58,7 +58,6 @@ DR7_INTERCEPTS = 0x0080_0080
 SVM_EXIT_READ_DR0 = 0x20
 
 
-
 # What the guest has, or the debugger in its place.
 
 

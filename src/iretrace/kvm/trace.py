@@ -111,4 +111,3 @@ class Tracer:
             if line.function.endswith(HANDLERS) and "(" in line.text and not line.text.startswith(("if", "return")):
                 last[line.function] = line
         return tuple(last.values())
-

@@ -224,9 +224,7 @@ NOTHING = "nothing"
 
 OPERANDS = (*VALUES, *RAX_VALUES, "efer", *DEBUG_REGISTERS, *BAD_ADDRESSES, *STACK_TOPS)
 
-RESERVED = frozenset(
-    {*SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, *OPERANDS, "maybe", "at", "and", "not", NOTHING}
-)
+RESERVED = frozenset({*SECTIONS, *HEADERS, *FOOTERS, *MNEMONICS, *OPERANDS, "maybe", "at", "and", "not", NOTHING})
 """Words that no label and no mark may be."""
 
 MAX_BYTES = 64 * 1024

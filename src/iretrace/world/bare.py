@@ -155,6 +155,7 @@ class Known:
     executed_otherwise: Move | None
     """The same, where a rule leaves the processor a choice that matters: whether a single step clears DR6.B0-B3."""
 
+
 class Bare:
     """The processor of a test without a hypervisor. Its states are Cpus by number."""
 
