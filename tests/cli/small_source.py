@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from iretrace.cli.moved import Moves
 from iretrace.cli.sources import AboutPatches
-from iretrace.cli.stored import Used
+from iretrace.cli.stored import Patches, Used
 from iretrace.world.protocol import Hypervisor
 from tests.world.small import Small
 
@@ -23,7 +24,8 @@ class SmallSource:
     def __init__(self, mistake: str, reads: Mapping[str, str] | None = None) -> None:
         self.mistake = mistake
         self.reads = dict(reads or {"a.c": "1"})
-        self.patches = AboutPatches(True)
+        self.about = AboutPatches(True)
+        self.patches: Patches = ()
         self.after: SmallSource | None = None
         self.opened: list[str] = []
         self.without: list[str] = []
@@ -66,11 +68,13 @@ class SmallSource:
 
     def patched(self, patches: Sequence[tuple[str, str]]) -> SmallSource:
         """The one that was put here."""
-        return self.after or self
+        after = copy(self.after or self)
+        after.patches = patches
+        return after
 
     def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
         """As it was told."""
-        return self.patches
+        return self.about
 
     def unanswered(self) -> str:
         """None."""

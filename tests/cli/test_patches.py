@@ -56,7 +56,7 @@ def test_remarks_on_patches_are_part_of_the_text(
 ) -> None:
     source = SmallSource("")
     source.after = SmallSource("", {"a.c": "2"})
-    source.after.patches = AboutPatches(
+    source.after.about = AboutPatches(
         True, ("a.patch: a.c: hunk 1 applied 2 lines further down", "\x1b[2J: not looked at")
     )
     monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.cli.main import main
+from iretrace.cli.main import main, read_patch
 from iretrace.litmus.corpus import select, source_text
 from iretrace.report.summary import result_id
 from iretrace.verdict import Verdict
+from tests.cli.small_source import SmallSource
 from tests.report.samples import LASSO, result
 
 TEST = "nmi-complete-then-spin"
@@ -113,7 +115,7 @@ def test_what_reproduce_writes_shows_the_defect(tmp_path: Path, capsys: pytest.C
     text = told(capsys, "reproduce", checked(capsys, TEST), "--output", str(tmp_path / "out"))
     assert "no C program: for sev-es, which needs an AMD host" in text
     script = tmp_path / "out" / f"{TEST}.sh"
-    assert "--test nmi-complete-then-spin.litmus " in script.read_text()
+    assert "--test nmi-complete-then-spin.litmus\n" in script.read_text()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "iretrace").write_text(f'#!/bin/sh\nexec {sys.executable} -m iretrace "$@" --no-cache\n')
     (tmp_path / "bin" / "iretrace").chmod(0o755)
@@ -142,3 +144,67 @@ def test_the_c_program_builds_without_a_warning_and_speaks_ktap(
     done = subprocess.run([str(built)], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.startswith("TAP version 13\n1..")
     assert done.returncode in (0, 1, 4), done.stdout
+
+
+SERIES = """From mboxrd@z Thu Jan  1 00:00:00 1970
+Subject: [PATCH 2/2] =?utf-8?q?zw=C3=B6lf?=
+
+Fixes: 123456789abc ("one")
+This was wrong, é.
+---
+--- a/a.c
++++ b/a.c
+@@ -1 +1 @@
+-two
++three
+From mboxrd@z Thu Jan  1 00:00:00 1970
+Subject: [PATCH 1/2] one
+
+--- a/a.c
++++ b/a.c
+@@ -1 +1 @@
+-one
++two
+"""
+
+
+def patched_from_stdin(monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+    """Check a tree with SERIES on standard input, which makes it violate TEST."""
+    source = SmallSource("")
+    source.after = SmallSource("defer", {"a.c": "2"})
+    monkeypatch.setattr("iretrace.cli.driver.source_of", lambda _request, _progress: source)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(SERIES.encode())))
+    assert main(["check", ".", "--test", TEST, "--patch", "-", *more]) == 1
+
+
+def test_patches_from_standard_input_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patched_from_stdin(monkeypatch)
+    capsys.readouterr()
+    shown = told(capsys, "show", TEST)
+    assert shown.startswith("small with the patches\n")
+    assert re.search(r"\nWith patches that are kept: iretrace reproduce \w{10} --output DIR writes them\n$", shown)
+    told(capsys, "reproduce", TEST, "--output", str(tmp_path / "out"))
+    command = (tmp_path / "out" / f"{TEST}.sh").read_text().splitlines()[-1]
+    assert command.endswith(f"--test {TEST}.litmus --patch {TEST}.1.patch --patch {TEST}.2.patch")
+    again = [read_patch(str(tmp_path / "out" / f"{TEST}.{number}.patch")) for number in (1, 2)]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(SERIES.encode())))
+    for ((name, text),), (given, as_given) in zip(again, read_patch("-"), strict=True):
+        assert (name.partition(": ")[2], text) == (given.partition(": ")[2], as_given)
+
+
+def test_no_patch_is_kept_without_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    patched_from_stdin(monkeypatch, "--no-cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_result_in_the_midst_of_a_series_has_the_patches_up_to_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patched_from_stdin(monkeypatch, "--each")
+    capsys.readouterr()
+    told(capsys, "reproduce", TEST, "--output", str(tmp_path / "out"))
+    assert [file.name for file in sorted((tmp_path / "out").glob("*.patch"))] == [f"{TEST}.1.patch"]
+    assert "--each" not in (tmp_path / "out" / f"{TEST}.sh").read_text()
+    assert "Found by: iretrace check small --each --test" in told(capsys, "show", TEST)

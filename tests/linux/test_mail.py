@@ -67,6 +67,12 @@ def test_a_mail_without_envelope_is_a_mail() -> None:
     assert applied(content) == SEVEN
 
 
+def test_an_envelope_within_a_mail_that_has_none_is_its_text() -> None:
+    """b4 hands single mails on without an envelope."""
+    content = mail("[PATCH] x", f"Seen in\n{ENVELOPE}\n{FIRST}").removeprefix(ENVELOPE.encode())
+    assert series(content) == ["[PATCH] x"]
+
+
 @pytest.mark.parametrize("encode", ["8bit", "base64", "quoted-printable"])
 def test_transfer_encodings_are_undone(encode: str) -> None:
     assert applied(mail("[PATCH] x", FIRST, "Content-Type: text/plain; charset=utf-8", encode=encode)) == SEVEN

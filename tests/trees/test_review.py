@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from iretrace.linux.tree import Tree, open_tree, with_patches
 from tests.trees.edits import (
     FIX_IN_A_NEW_FUNCTION,
     FIX_ON_6_1,
+    REVERT_ON_6_12,
     SEV,
     SVM,
     X86,
@@ -194,3 +197,17 @@ def test_a_helper_that_no_rule_knows_is_named_with_a_row_to_paste(
     status, text, error = check(tree_6_1, mails, tmp_path, capsys, "--rules", str(tmp_path / "rows.toml"))
     assert not error
     assert (status, text.splitlines()[-1]) == (0, "0 new, 1 known (1 not shown), 0 undetermined, 0 hold")
+
+
+def test_what_a_mail_on_standard_input_brought_is_found_again_without_it(
+    tree_6_12: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mails = series(tree_6_12, REVERT_ON_6_12).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(mails)))
+    assert main(["check", str(tree_6_12), "--patch", "-", "--test", ENCRYPTED]) == 1
+    assert main(["reproduce", ENCRYPTED, "--output", str(tmp_path)]) == 0
+    capsys.readouterr()
+    command = shlex.split((tmp_path / f"{ENCRYPTED}.sh").read_text().splitlines()[-1])
+    monkeypatch.chdir(tmp_path)
+    assert main([*command[1:], "--no-cache"]) == 1
+    assert "with the patches\n" in capsys.readouterr().out

@@ -102,7 +102,10 @@ def make_parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser("reproduce", help="files that show a result again", allow_abbrev=False)
     reproduce.add_argument("id", metavar="ID", help="as for show")
     reproduce.add_argument(
-        "--output", metavar="DIR", type=Path, help="write litmus file, command and C program there; default: print"
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="write litmus file, command, patches and C program there; default: print",
     )
     demo = commands.add_parser("demo", help="a bug of KVM 6.1, step by step", allow_abbrev=False)
     demo.add_argument("tree", metavar="TREE", nargs="?", type=Path, help="Linux source; default: the built-in KVM")

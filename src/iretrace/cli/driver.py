@@ -12,7 +12,7 @@ from typing import NamedTuple
 from iretrace.check import check
 from iretrace.cli.known import mark_known
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
-from iretrace.cli.stored import Lookup, Stored, Used, key, same_of
+from iretrace.cli.stored import Lookup, Origin, Stored, Used, key, same_of
 from iretrace.cli.workers import Work, results
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import shipped, source_text
@@ -136,7 +136,7 @@ def verdicts(
     for number, new in _work(request, source, todo, found, last, progress):
         found[number] = new
         if stored is not None:
-            stored.keep(names[number], new.result, new.read, new.used, _told(source, todo[number]))
+            stored.keep(names[number], new.result, new.read, new.used, _origin(source, request, todo[number]))
         progress(f"{len(found)} of {len(todo)} done")
     if stored is not None:
         stored.tidy()
@@ -163,10 +163,12 @@ def _reused(source: Source, names: Sequence[str], stored: Stored, progress: Call
     return found
 
 
-def _told(source: Source, task: Task) -> tuple[str, str]:
-    """The text of a test, and the command that runs it."""
-    words = [*source.command(), "--test", task.test.name if task.test in shipped() else task.test.path]
-    return source_text(task.test), shlex.join([*words, "--vcpu", task.vcpu, "--host", task.host])
+def _origin(source: Source, request: Request, task: Task) -> Origin:
+    """What finds a result again. Where the source has the first patches of a series only, the command judges each."""
+    words = [*source.command(), *(["--each"] if 0 < len(source.patches) < len(request.patches) else [])]
+    words += ["--test", task.test.name if task.test in shipped() else task.test.path]
+    command = shlex.join([*words, "--vcpu", task.vcpu, "--host", task.host])
+    return Origin(source_text(task.test), command, source.patches)
 
 
 def _key(source: Source, request: Request, task: Task) -> str:

@@ -279,7 +279,7 @@ def mail(arguments: argparse.Namespace) -> int:
 
 def show_kept(arguments: argparse.Namespace) -> int:
     """`iretrace show`."""
-    from iretrace.cli.show import changelog_of, remembered
+    from iretrace.cli.show import changelog_of, found_by, remembered
     from iretrace.cli.stored import Stored, cache_directory
     from iretrace.report.summary import Report
 
@@ -289,7 +289,7 @@ def show_kept(arguments: argparse.Namespace) -> int:
         return Status.HOLDS
     show(Report([one.result], kept=True), arguments, ())
     if arguments.format == "text":
-        write(f"Found by: {one_line(one.command)}\n")
+        write("".join(f"{one_line(line)}\n" for line in found_by(one)))
     return Status.HOLDS
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iretrace.cli.moved import Moves
-from iretrace.cli.stored import Used
+from iretrace.cli.stored import Patches, Used
 from iretrace.report.summary import WITH_PATCHES
 from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor
@@ -43,6 +43,11 @@ class Source(Protocol):
 
     def command(self) -> list[str]:
         """The words of a command line that checks it."""
+        ...
+
+    @property
+    def patches(self) -> Patches:
+        """What was given to it with --patch; () to most."""
         ...
 
     def read(self) -> None:
@@ -115,19 +120,21 @@ class TreeSource:
         unpatched: TreeSource | None = None,
         rev: str = "",
     ) -> None:
-        from iretrace.linux.revision import open_revision
+        from iretrace.linux.revision import commit_of, open_revision
         from iretrace.linux.tree import open_tree, with_patches
 
         self._path = path
         self._rev = rev
-        self._patches = patches
+        self.patches = patches
         self._unpatched = unpatched
         self._rules = rules
         self._options = {name: integer(name, value) for name, value in (options or {}).items()}
         if unpatched is not None:
             self.tree: Tree = unpatched.tree
         else:
-            self.tree = open_tree(open_revision(path, rev, progress) if rev else path, (), progress)
+            directory = open_revision(path, rev, progress) if rev else path
+            self._rev = commit_of(directory) if rev else ""
+            self.tree = open_tree(directory, (), progress)
         if patches:
             self.tree = with_patches(self.tree, patches, path)
         self._machine: Machine | None = None
@@ -154,8 +161,8 @@ class TreeSource:
         return ["tree", self.tree.version, rules, self._options]
 
     def command(self) -> list[str]:
-        """Tree, patches (each file once, by its name), rules and options."""
-        files = dict.fromkeys(_absolute(name.partition(": ")[0]) for name, _ in self._patches)
+        """Tree, revision (as a commit: a branch moves), patches (each file once, by its name), rules and options."""
+        files = dict.fromkeys(_absolute(name.partition(": ")[0]) for name, _ in self.patches)
         words = ["iretrace", "check", str(self._path.absolute()), *(["--rev", self._rev] if self._rev else [])]
         for switch, values in (("--patch", files), ("--rules", [path.absolute() for path in self._rules])):
             words += [word for value in values for word in (switch, str(value))]
@@ -268,6 +275,8 @@ class BuiltinSource:
     def identity(self) -> Any:
         """Revision and options; its code is part of Iretrace."""
         return ["built-in", self._revision.name, self._options]
+
+    patches: Patches = ()
 
     def command(self) -> list[str]:
         """Revision and options."""

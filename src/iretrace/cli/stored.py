@@ -42,6 +42,9 @@ USED_DIGITS = 16
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 """What reading a file that is not ours comes to."""
 
+Patches = Sequence[tuple[str, str]]
+"""(name, text) of each patch that a tree has, in order."""
+
 Used = dict[str, tuple[str, str, tuple[int, ...]]]
 """The definitions that a verdict used, by name: digest, and for functions their file and the lines that count."""
 
@@ -94,12 +97,22 @@ class Entry(NamedTuple):
     result: Callable[[], Result]
 
 
+class Origin(NamedTuple):
+    """What finds a result again: the text of its litmus test, the command, and the patches that the tree was given."""
+
+    litmus: str = ""
+    command: str = ""
+    patches: Patches = ()
+
+
+NO_ORIGIN = Origin()
+
+
 class Remembered(NamedTuple):
-    """A result that was kept, the text of its litmus test, and the command that finds it again."""
+    """A result that was kept, and what finds it again."""
 
     result: Result
-    litmus: str
-    command: str
+    origin: Origin
 
 
 class Stored:
@@ -135,8 +148,9 @@ class Stored:
 
     def _remembered(self, file: str) -> Remembered:
         entry = self._entry(file)
-        told = (read_as(str, entry.told[name]) for name in ("litmus", "command"))
-        return Remembered(entry.result(), *told)
+        litmus, command, patches = (read_as(str, entry.told[name]) for name in Origin._fields)
+        given = self.shared(tuple[tuple[str, str], ...], patches) if patches else ()
+        return Remembered(entry.result(), Origin(litmus, command, given))
 
     def _files(self) -> list[str]:
         """The files of all results, the newest first."""
@@ -154,10 +168,9 @@ class Stored:
         result: Result,
         digests: Mapping[str, str],
         used: Sequence[Used] = (),
-        told: tuple[str, str] = ("", ""),
+        origin: Origin = NO_ORIGIN,
     ) -> None:
-        """Keep a result that was reached by reading and using this. used: in parts, that others may share. told: the
-        test's text, and the command that finds the result again."""
+        """Keep a result that was reached by reading and using this. used: in parts, that others may share."""
         if not keeps(result):
             return
         try:
@@ -165,7 +178,8 @@ class Stored:
             read = self._share(dict(digests))
             parts = [self._share(part) for part in used if part]
             entry = {"read": read, "uses": parts, "same": same_of(used), "result": result}
-            entry |= {"litmus": told[0], "command": told[1]}
+            patches = self._share(list(map(list, origin.patches))) if origin.patches else ""
+            entry |= {"litmus": origin.litmus, "command": origin.command, "patches": patches}
             self._write(f"{name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
             self._listing = None
         except OSError:

@@ -72,10 +72,11 @@ def patches_in(content: bytes, name: str) -> list[tuple[str, str]]:
 
 def _mails(content: bytes, name: str) -> Iterator[Mail]:
     """The mails that hold a diff and are no replies, each message only once."""
-    starts = [match.end() for match in _ENVELOPE.finditer(content)] or [0]
-    ends = [match.start() for match in _ENVELOPE.finditer(content)][1:] if _ENVELOPE.match(content) else []
-    if len(starts) > MAX_MAILS:
+    envelopes = list(_ENVELOPE.finditer(content)) if _ENVELOPE.match(content) else []
+    if len(envelopes) > MAX_MAILS:
         raise InputError(f"{name}: more than {MAX_MAILS} mails; give one series")
+    starts = [envelope.end() for envelope in envelopes] or [0]
+    ends = [envelope.start() for envelope in envelopes[1:]]
     seen: set[str] = set()
     for start, end in zip(starts, [*ends, len(content)], strict=True):
         message, text = _read(content[start:end], name)

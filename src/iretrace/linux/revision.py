@@ -30,6 +30,9 @@ from iretrace.verdict import InputError
 
 MAX_REF_BYTES = 16 << 20
 MAX_REFS = 100_000
+COMMIT_DIGITS = 12
+"""Of a commit, as kernel people write it."""
+
 LIMIT_SECONDS = 300
 """For one call of git."""
 
@@ -75,6 +78,11 @@ def open_revision(repository: Path, revision: str, progress: Progress) -> Path:
             except OSError as error:
                 raise InputError(f"{error.filename}: {error.strerror}; XDG_CACHE_HOME names the cache") from None
     return tree
+
+
+def commit_of(tree: Path) -> str:
+    """The commit whose tree open_revision() has put there."""
+    return tree.name.partition("-")[0][:COMMIT_DIGITS]
 
 
 def _git_directory(repository: Path) -> Path:
