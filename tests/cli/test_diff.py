@@ -76,6 +76,7 @@ def test_a_hypervisor_does_not_differ_from_itself(capsys: pytest.CaptureFixture[
     ("arguments", "says"),
     [
         (["v6.1", "no/such/tree"], "no/such/tree: no such directory or archive"),
+        (["v6.1", "v6.13"], "v6.13: no tree, and no revision of the built-in KVM; these are v6.1, v6.12, v7.3"),
         (["v6.1"], "required: B"),
         (["v6.1", "v6.12", "--rules", "x"], "--rules are for trees"),
     ],

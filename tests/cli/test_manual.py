@@ -88,7 +88,13 @@ def test_every_command_and_option_is_in_the_page() -> None:
     page = manual().replace("\\-", "-")
     for name, (_, parser) in commands().items():
         assert f".SS {name}\n" in page
-        assert all(f"\\fB{option}\\fR" in page for word in words(parser) for option in word.names)
+        options = {option for word in words(parser) for option in word.names} - {"-h", "--help"}
+        assert all(f"\\fB{option}\\fR" in page for option in options)
+
+
+def test_every_command_says_what_it_is_for() -> None:
+    for name, (about, parser) in commands().items():
+        assert about and parser.description, name
 
 
 def test_man_reads_the_page_without_a_complaint() -> None:
@@ -107,6 +113,8 @@ def test_man_reads_the_page_without_a_complaint() -> None:
         (["iretrace", "check", "--test", "nmi-complete-then-s"], ["nmi-complete-then-spin"]),
         (["iretrace", "show", "clgi-is"], ["clgi-is-ud"]),
         (["iretrace", "completion", ""], ["bash", "zsh", "fish"]),
+        (["iretrace", "diff", "--vcpu", "vn"], ["vnmi"]),
+        (["iretrace", "check", "--revision", "v7"], ["v7.3"]),
     ],
 )
 def test_bash_completes(line: list[str], found: list[str], tmp_path: Path) -> None:

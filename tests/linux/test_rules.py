@@ -9,7 +9,7 @@ import pytest
 from iretrace.linux.answers import Model, Neutral, Storage, Value
 from iretrace.linux.models.table import MODELS
 from iretrace.linux.options import set_options
-from iretrace.linux.rules import applies, load_rules
+from iretrace.linux.rules import MAX_BYTES, applies, load_rules
 from iretrace.verdict import InputError
 
 EVENT_PATH = """
@@ -92,6 +92,22 @@ def test_a_row_for_other_versions_is_left_out(tmp_path: Path) -> None:
 def test_a_bad_row_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_rules("6.1.0", write(tmp_path / "mine.toml", text), MODELS)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("none.toml", "no such file"), ("", "no such file"), ("/dev/zero", "no such file"), ("big.toml", "larger than")],
+)
+def test_a_file_of_rows_that_is_none_is_one_clear_line(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "big.toml").write_bytes(b"#" * (MAX_BYTES + 1))
+    with pytest.raises(InputError, match=message):
+        load_rules("6.1.0", [tmp_path / path], MODELS)
+
+
+def test_rows_that_are_no_text_are_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="mine.toml: no text"):
+        load_rules("6.1.0", [tmp_path / "mine.toml"], MODELS)
 
 
 def test_an_unknown_answer_is_refused_where_it_is_used(tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ def test_tests_are_selected_by_name_file_and_directory(tmp_path: Path) -> None:
     assert [test.name for test in chosen] == ["three-nmis", "b", "a"]
 
 
+@pytest.mark.parametrize("name", ["", "zzz"])
+def test_a_name_that_is_like_none_is_not_answered_with_all_of_them(name: str) -> None:
+    with pytest.raises(InputError, match=f"no shipped test and no file is called '{name}'; iretrace tests lists them$"):
+        corpus.select([name])
+
+
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match="no shipped test and no file is called 'tree-nmis'; write 'three-nmis'"):
         corpus.select(["tree-nmis"])

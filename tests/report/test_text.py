@@ -73,6 +73,14 @@ def test_an_assumption_of_two_results_is_counted_once() -> None:
     assert f"{len(LEDGER.assumptions)} assumptions" in text
 
 
+def test_assumptions_that_are_sentences_are_not_only_counted() -> None:
+    sentences = tuple(Assumption("model", f"{name} stays so {'and ' * 40}", "x", "y") for name in "ab")
+    text = check_report(Report([result("a", Verdict.HOLDS, ledger=Ledger(1, sentences))]))
+    (line,) = (line for line in text.split("\n") if line.startswith("  model 2: "))
+    assert line.startswith("  model 2: a stays so and")
+    assert line.endswith(", ... 1 more")
+
+
 def test_the_host_is_not_said_twice() -> None:
     assert "2 NMIs, tickless" not in check_report(Report([result("t", Verdict.HOLDS)]))
 

@@ -30,6 +30,40 @@ DIFF = """\
 Compares the behaviour of two hypervisors: each test's verdict, defects and outcomes, and by a
 search under equal guests and equal arrivals the first step at which the two part."""
 
+SHOW = """\
+Tells a kept result again, in any format, without running anything. changelog is a paragraph
+as the kernel's changelogs have it: the scenario in steps, and what the processor does."""
+
+REPRODUCE = """\
+Writes what shows a result again: the litmus file, a script with the command, the patches that
+the tree was given, and where any KVM can run the guest a C program that looks for the defect."""
+
+DEMO = """\
+Tells one bug from the test to the counterexample: what the processor alone can show, what KVM
+made of it in 6.1 and in 6.12, and what all tests find. With TREE: on that kernel."""
+
+TESTS = """\
+Lists the shipped tests, or your own, each with its vCPU kinds, its hosts and what it is about.
+With --outcomes: everything that the processor alone can show."""
+
+RULES = """\
+Prints the rules of the processor, each with the section of the manual that it rests on and how
+it is known. docs/rules.md has them as a page."""
+
+MAIL = """\
+Puts each claim that KVM's x86 maintainer made in a mail of June 2023 to a kernel, as a search
+through every run of a few guests. docs/the-mail.md has the answers for three kernels."""
+
+COMPLETION = """\
+Writes completion of commands, options, tests and kinds to standard output, e.g.
+iretrace completion bash > ~/.local/share/bash-completion/completions/iretrace"""
+
+MANUAL = """\
+Writes the manual page to standard output: iretrace manual | man -l -"""
+
+REVISIONS = """\
+Lists the revisions of the KVM that is built in, and each difference of behaviour between them."""
+
 EXAMPLES = """\
 examples:
   iretrace check
@@ -95,38 +129,45 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _add_check(commands.add_parser("check", help="run litmus tests on a Linux tree", allow_abbrev=False))
     _add_diff(diff := commands.add_parser("diff", help="what two hypervisors do differently", allow_abbrev=False))
-    show = commands.add_parser("show", help="a result of an earlier check, told again", allow_abbrev=False)
-    show.add_argument("id", metavar="ID", help="as check prints it, or the beginning of it; or the name of a test")
-    show.add_argument("--format", choices=(*FORMATS, "changelog"), default="text", help="default: text")
-    show.add_argument("--verbose", action="store_true", help="every assumption and step")
-    reproduce = commands.add_parser("reproduce", help="files that show a result again", allow_abbrev=False)
-    reproduce.add_argument("id", metavar="ID", help="as for show")
-    reproduce.add_argument(
-        "--output",
-        metavar="DIR",
-        type=Path,
-        help="write litmus file, command, patches and C program there; default: print",
+    _add_kept(
+        show := commands.add_parser("show", help="a result of an earlier check, told again", allow_abbrev=False),
+        commands.add_parser("reproduce", help="files that show a result again", allow_abbrev=False),
     )
     demo = commands.add_parser("demo", help="a bug of KVM 6.1, step by step", allow_abbrev=False)
+    demo.description = DEMO
     demo.add_argument("tree", metavar="TREE", nargs="?", type=Path, help="Linux source; default: the built-in KVM")
     tests = commands.add_parser("tests", help="list the litmus tests", allow_abbrev=False)
+    tests.description = TESTS
     tests.add_argument("names", metavar="NAME|FILE|DIR", nargs="*", help="only these")
     tests.add_argument("--outcomes", action="store_true", help="what the patient reference allows")
     _add_run(run := commands.add_parser("run", help="run litmus tests on a real KVM", allow_abbrev=False))
     rules = commands.add_parser("rules", help="list the processor's rules and their sources", allow_abbrev=False)
+    rules.description = RULES
     rules.add_argument("names", metavar="NAME", nargs="*", help="only these")
     mail = commands.add_parser("mail", help="a maintainer's mail, checked claim by claim", allow_abbrev=False)
+    mail.description = MAIL
     mail.add_argument("tree", metavar="TREE", nargs="?", type=Path, help="Linux source; default: the built-in KVM")
     mail.add_argument("--verbose", action="store_true", help="the run behind every answer")
-    completion = commands.add_parser(
-        "completion", help="completion for a shell, to standard output", allow_abbrev=False
-    )
+    completion = commands.add_parser("completion", help="completion for a shell", allow_abbrev=False)
+    completion.description = COMPLETION
+    completion.formatter_class = argparse.RawDescriptionHelpFormatter
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="which one")
-    commands.add_parser("manual", help="the manual page, for man -l -", allow_abbrev=False)
-    commands.add_parser("revisions", help="what the revisions of the built-in KVM changed", allow_abbrev=False)
+    manual = commands.add_parser("manual", help="the manual page", allow_abbrev=False)
+    manual.description = MANUAL
+    revisions = commands.add_parser("revisions", help="what the revisions of the built-in KVM are", allow_abbrev=False)
+    revisions.description = REVISIONS
     for command in (diff, show, demo, tests, rules, run, mail):
         _add_color(command)
     return parser
+
+
+def _add_kept(show: argparse.ArgumentParser, reproduce: argparse.ArgumentParser) -> None:
+    show.description, reproduce.description = SHOW, REPRODUCE
+    show.add_argument("id", metavar="ID", help="as check prints it, or the beginning of it; or the name of a test")
+    show.add_argument("--format", choices=(*FORMATS, "changelog"), default="text", help="default: text")
+    show.add_argument("--verbose", action="store_true", help="every assumption and step")
+    reproduce.add_argument("id", metavar="ID", help="as for show")
+    reproduce.add_argument("--output", metavar="DIR", type=Path, help="write the files there; default: print the test")
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:

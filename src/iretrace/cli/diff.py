@@ -37,6 +37,10 @@ def source_named(name: str, request: Request, progress: Progress) -> Source:
     repository, at, rev = name.rpartition("@")
     if at and not Path(name).exists():
         return source_of(replace(request, tree=Path(repository), rev=rev), progress)
+    if "/" not in name and not Path(name).exists():
+        raise InputError(
+            f"diff: {name}: no tree, and no revision of the built-in KVM; these are {', '.join(REVISIONS)}"
+        )
     return source_of(replace(request, tree=Path(name)), progress)
 
 

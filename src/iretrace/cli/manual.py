@@ -8,19 +8,25 @@ from dataclasses import dataclass
 
 from iretrace import __version__
 from iretrace.cli.arguments import STATUS, make_parser
+from iretrace.kvm.revisions import REVISIONS
 from iretrace.litmus.corpus import shipped
+from iretrace.litmus.grammar import VCPUS
 
 FILES, TESTS, VALUES, NOTHING = "files", "tests", "values", "nothing"
 """What completes the value of an option or an argument."""
 
+KNOWN: Mapping[str, Callable[[], tuple[str, ...]]] = {"--vcpu": lambda: VCPUS, "--revision": lambda: tuple(REVISIONS)}
+"""Options that say themselves what is wrong with another value."""
+
 TEXT = {
-    "FILES": "~/.cache/iretrace (or $XDG_CACHE_HOME/iretrace): results of earlier checks, unpacked archives and"
-    " revisions. It can be removed at any time.",
+    "FILES": "~/.cache/iretrace (or $XDG_CACHE_HOME/iretrace): results of earlier checks with the patches that were"
+    " judged, unpacked archives and revisions, kernels for run. It can be removed at any time.",
     "ENVIRONMENT": "XDG_CACHE_HOME: see FILES."
     " NO_COLOR, FORCE_COLOR, TERM=dumb: whether there is colour where"
     " --color is auto. IRETRACE_DEBUG=1: where a bug of iretrace itself is.",
     "SECURITY": "A tree, a patch and a repository are read as hostile data: nothing of them is built, executed or"
-    " obeyed, and nothing is sent anywhere.",
+    " obeyed, but for run --build, which is there to execute the build of a tree. Nothing is sent anywhere; run fetches"
+    " Debian's kernels with apt.",
 }
 
 
@@ -49,12 +55,13 @@ def words(parser: argparse.ArgumentParser) -> Iterator[Word]:
     for action in parser._actions:
         metavar = action.metavar if isinstance(action.metavar, str) else ""
         choices = tuple(map(str, action.choices or ()))
+        known = choices or next((KNOWN[name]() for name in action.option_strings if name in KNOWN), ())
         takes = NOTHING if action.nargs == 0 else VALUES if choices else ""
         if not takes:
             is_test = any(name in metavar for name in ("NAME|FILE|DIR", "ID"))
             is_file = any(name in metavar for name in ("FILE", "DIR", "TREE")) or metavar in ("A", "B")
             takes = TESTS if is_test else FILES if is_file else VALUES
-        yield Word(tuple(action.option_strings), metavar or "|".join(choices), action.help or "", takes, choices)
+        yield Word(tuple(action.option_strings), metavar or "|".join(choices), action.help or "", takes, known)
 
 
 def manual() -> str:
@@ -68,12 +75,10 @@ def manual() -> str:
         r"\fICOMMAND\fR [\fIARGUMENT\fR]...",
         ".SH COMMANDS",
     ]
-    for name, (about, parser) in commands().items():
-        lines += [f".SS {name}", _roff(f"{about[:1].upper()}{about[1:]}.")]
-        if parser.description:
-            lines += [".PP", _roff(parser.description)]
+    for name, (_, parser) in commands().items():
+        lines += [f".SS {name}", _roff(parser.description or "")]
         for word in words(parser):
-            if word.help == argparse.SUPPRESS:
+            if word.help == argparse.SUPPRESS or "--help" in word.names:
                 continue
             lines += [".TP", _title(word), _roff(word.help % {"prog": "iretrace"})]
     lines += [".SH EXIT STATUS", _roff(STATUS.removeprefix("exit status: "))]

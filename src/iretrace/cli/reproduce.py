@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import resources
+from textwrap import wrap
 
 from iretrace.cli.outcomes import cases
 from iretrace.litmus.test import Test
@@ -17,6 +18,9 @@ KIND = "plain"
 
 ROUNDS = 2000
 BYTES_IN_A_LINE = 12
+
+LINE = 110
+"""Characters of a line of text."""
 
 
 def outcomes_of(test: Test) -> set[Outcome]:
@@ -53,7 +57,7 @@ def program(test: Test) -> str:
     names = {number: name.upper() for name, number in KINDS.items()}
     filled = {
         "TEST": test.name,
-        "ABOUT": "\n".join(f" * {line.strip()}" for line in test.about.strip().splitlines()).replace("*/", "* /"),
+        "ABOUT": "\n".join(f" * {line}" for line in wrap(" ".join(test.about.split()), LINE)).replace("*/", "* /"),
         "ROUNDS": str(ROUNDS),
         "EVENTS": ", ".join(names[KINDS[arrival.kind]] for arrival in test.outside),
         "MARKS": ", ".join(f'"{mark}"' for mark in test.marks),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * @TEST@: a guest that shows a defect of KVM's event injection on AMD, made by `iretrace reproduce`.
+ * @TEST@: a guest that KVM's event injection on AMD is judged by, made by `iretrace reproduce`.
  *
 @ABOUT@
  *

@@ -23,6 +23,9 @@ TABLES = (
     "function", "macro", "global", "static_key", "feature", "config", "shared", "masked", "opaque_struct", "object",
     "initial", "static_call", "event_path",
 )  # fmt: skip
+MAX_BYTES = 1 << 20
+"""A longer file of rows is none."""
+
 LEDGER_KINDS = {
     "config": "config", "feature": "option", "static_key": "option", "initial": "initial", "object": "initial",
 }  # fmt: skip
@@ -267,16 +270,28 @@ def load_rules(version: str, extra: Sequence[Path], models: Models, tracepoints:
     rows: dict[tuple[str, str], Row] = {}
     shipped = sorted(resources.files(__package__).joinpath("rules").iterdir(), key=lambda item: item.name)
     texts = [(f"rules/{item.name}", item.read_text()) for item in shipped if item.name.endswith(".toml")]
-    for path in extra:
-        try:
-            texts.append((str(path), path.read_text()))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
+    texts += [(str(path), _own_rows(path)) for path in extra]
     for name, text in texts:
         for row in read_rows(name, text, version):
             rows[row.table, row.name] = row
     _hold_event_path(rows)
     return Rules(rows, models, frozenset(tracepoints))
+
+
+def _own_rows(path: Path) -> str:
+    """The text of a file of the user's."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; --rules FILE holds rows as --dry prints them")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"{path}: larger than {MAX_BYTES >> 10} KiB; --rules FILE holds rows as --dry prints them")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: no text; --rules FILE holds rows as --dry prints them") from None
 
 
 def _hold_event_path(rows: Mapping[tuple[str, str], Row]) -> None:

@@ -58,11 +58,13 @@ def _tests(name: str) -> tuple[Test, ...]:
     if name in by_name:
         return (by_name[name],)
     path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         files = sorted(path.glob(f"*{SUFFIX}"))
         if not files:
             raise InputError(f"{printable(name)}: no *{SUFFIX} file in this directory; give one that holds tests")
         return tuple(load(file) for file in files)
     if path.is_file() or name.endswith(SUFFIX) or "/" in name:
         return (load(path),)
-    raise InputError(f"no shipped test and no file is called {quote(name)}; {nearest(name, by_name)}")
+    raise InputError(
+        f"no shipped test and no file is called {quote(name)}; {nearest(name, by_name, 'iretrace tests lists them')}"
+    )

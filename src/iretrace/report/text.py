@@ -215,5 +215,8 @@ def _in_one_line(start: str, names: list[str]) -> str:
     shown = len(names)
     while len(line) > WIDTH and shown > 0:
         shown -= 1
-        line = f"{start}{', '.join(names[:shown])}{', ' if shown else ''}... {len(names) - shown} more"
+        line = f"{start}{', '.join(names[:shown])}, ... {len(names) - shown} more"
+    if shown == 0 and len(names) > 1:  # sentences: the beginning of one
+        rest = f", ... {len(names) - 1} more"
+        line = f"{start}{shorten(names[0], WIDTH - len(start) - len(rest))}{rest}"
     return shorten(line, WIDTH)
