@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from iretrace.litmus.corpus import select
+from iretrace.live.guests import make_guests
+from tests.live.test_observed import line
 from tests.live.test_places import FILES, make_package
 
 pytestmark = [
@@ -34,7 +37,7 @@ class Bench:
     """A machine with a QEMU of ours, a package of Debian's, and directories of its own."""
 
     def __init__(self, directory: Path) -> None:
-        self.pid, self.temporary = directory / "pid", directory / "temporary"
+        self.pid, self.said, self.temporary = (directory / name for name in ("pid", "said", "temporary"))
         self.temporary.mkdir()
         (directory / "package").mkdir()
         self.package = make_package(directory / "package", FILES)
@@ -49,7 +52,7 @@ class Bench:
     def start(self, does: str, *arguments: str) -> subprocess.Popen[str]:
         """`iretrace run` with a QEMU that does this."""
         fake = self._path / "qemu-system-x86_64"
-        fake.write_text(FAKE.format(pid=self.pid, does=does))
+        fake.write_text(FAKE.format(pid=self.pid, does=does.format(said=self.said)))
         fake.chmod(0o755)
         command = [sys.executable, "-m", "iretrace", "run", "two-nmis-at-once", *arguments]
         command += [] if "--on" in arguments else ["--on", f"qemu:{self.package}"]
@@ -63,9 +66,13 @@ class Bench:
         out, complaints = process.communicate(timeout=LIMIT)
         return process.returncode, out, complaints
 
-    def qemu_lives(self) -> bool:
-        """Whether the QEMU that was started is still there."""
-        return Path(f"/proc/{self.pid.read_text().strip()}").exists()
+    def alive(self, process: int) -> bool:
+        """Whether the QEMU that was started is still there, or anything of this process's group."""
+        try:
+            os.killpg(process, 0)
+        except ProcessLookupError:
+            return Path(f"/proc/{self.pid.read_text().strip()}").exists()
+        return True
 
     def left(self) -> list[str]:
         """Files that a run has left behind."""
@@ -78,6 +85,8 @@ def bench(tmp_path: Path) -> Bench:
 
 
 BEGINS = "echo boot; echo ready; echo begin 0; "
+SLEEPS = "sleep 1; touch {said}; exec sleep 1000"
+"""What it has said by then was heard."""
 
 
 @pytest.mark.parametrize(
@@ -114,16 +123,45 @@ def test_a_package_without_a_kernel_is_told_in_one_line(bench: Bench, tmp_path: 
     assert (status, "no vmlinuz in it" in complaints, complaints.count("\n")) == (2, True, 1)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_end_from_outside_leaves_no_process_and_no_file(bench: Bench, how: signal.Signals) -> None:
-    process = bench.start(BEGINS + "exec sleep 1000")
+def end(bench: Bench, process: subprocess.Popen[str], how: signal.Signals, times: int = 1) -> tuple[str, str]:
+    """(output, complaints) of a run that is ended from outside when its QEMU has said all it has to say; nothing of it
+    is left, but the files of one that was killed."""
     limit = time.monotonic() + LIMIT
-    while not bench.pid.exists() and time.monotonic() < limit:
+    while not bench.said.exists() and time.monotonic() < limit:
         time.sleep(0.05)
-    process.send_signal(how)
-    process.communicate(timeout=LIMIT)
-    while bench.qemu_lives() and time.monotonic() < limit:
+    for _ in range(times):
+        process.send_signal(how)
+    told = process.communicate(timeout=LIMIT)
+    while bench.alive(process.pid) and time.monotonic() < limit:
         time.sleep(0.05)
-    assert not bench.qemu_lives()
+    assert not bench.alive(process.pid)
     if how != signal.SIGKILL:
         assert bench.left() == []
+    return told
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_end_from_outside_leaves_no_process_and_no_file(bench: Bench, how: signal.Signals) -> None:
+    end(bench, bench.start(BEGINS + SLEEPS), how)
+
+
+@pytest.mark.parametrize(("how", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_what_has_come_until_the_end_from_outside_is_told(bench: Bench, how: signal.Signals, times: int) -> None:
+    """`timeout` signals a process and its group: twice."""
+    [guest, *rest] = make_guests(select(["two-nmis-at-once"])[0], 10, 0)
+    runs = "".join(f"echo '{line(guest, '', 0)}'; " for _ in range(3))
+    process = bench.start(BEGINS + runs + SLEEPS)
+    out, complaints = end(bench, process, how, times)
+    missing = guest.repeat - 3 + sum(guest.repeat for guest in rest)
+    assert (process.returncode, complaints) == (130, "iretrace: interrupted\n")
+    assert f"\nInterrupted: 3 runs, {missing} did not come\n" in out
+    assert "Confirmed defect of KVM" in out
+
+
+@pytest.mark.trees
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_finds_verdicts_meanwhile_is_ended_too(bench: Bench, tree_6_1: Path, how: signal.Signals) -> None:
+    [guest, *_] = make_guests(select(["two-nmis-at-once"])[0], 10, 0)
+    process = bench.start(BEGINS + f"echo '{line(guest, '', 0)}'; " + SLEEPS, "--compare", str(tree_6_1))
+    out, _ = end(bench, process, how)
+    assert how == signal.SIGKILL or "Interrupted, not compared: two-nmis-at-once" in out

@@ -83,6 +83,52 @@ def test_a_test_that_a_machine_is_unfit_for_is_left_out() -> None:
     assert (session.seen, session.left_out) == ([], [("two-nmis", "it has no NMIs")])
 
 
+THREE = [make_test(TWO_NMIS.replace("two-nmis", name)) for name in ("first", "second", "third")]
+
+
+def interrupted_at(test: str, runs: int) -> Session:
+    """A session of three tests that is ended from outside after so many runs of one."""
+
+    def until(guests: Sequence[Guest]) -> Generator[str, None, None]:
+        for guest in guests:
+            yield f"begin {guest.number}"
+            for repetition in range(guest.repeat):
+                if (guest.test.name, repetition) == (test, runs):
+                    raise KeyboardInterrupt
+                yield line(guest, "", 0)
+
+    return run_tests(THREE, 2, Machine(until), lambda text: None)
+
+
+def test_an_interrupted_session_keeps_what_has_come_and_names_the_rest() -> None:
+    session = interrupted_at("second", 1)
+    all_runs = sum(guest.repeat for guest in make_guests(THREE[0], 2, 0))
+    first, second = session.seen
+    assert (session.interrupted, session.not_run) == (True, ["third"])
+    assert (len(first.runs), first.missing) == (all_runs, 0)
+    assert (len(second.runs), second.missing) == (1, all_runs - 1)
+    assert second.strange, "what has come is judged"
+
+
+def test_a_test_without_any_run_is_not_run() -> None:
+    session = interrupted_at("second", 0)
+    assert ([seen.test.name for seen in session.seen], session.not_run) == (["first"], ["second", "third"])
+
+
+def test_a_guest_that_has_broken_its_machine_is_not_missing() -> None:
+    def breaks_then_ends(guests: Sequence[Guest]) -> Generator[str, None, None]:
+        yield f"begin {guests[0].number}"
+        yield line(guests[0], "", 0)
+        if guests[0].number < BREAKS_AT:
+            raise Broken("QEMU aborted")
+        raise KeyboardInterrupt
+
+    machine = Machine(breaks_then_ends, breaks=lambda test: "known")
+    [seen] = run_tests([make_test(TWO_NMIS)], 10, machine, lambda text: None).seen
+    left = make_guests(make_test(TWO_NMIS), 10, 0)[BREAKS_AT:]
+    assert (len(seen.runs), seen.missing) == (BREAKS_AT + 1, sum(guest.repeat for guest in left) - 1)
+
+
 def test_what_may_break_the_machine_runs_last() -> None:
     ran: list[str] = []
 

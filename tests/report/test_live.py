@@ -40,6 +40,14 @@ def test_a_live_report_is_a_block_for_each_test() -> None:
     assert live_report(LiveReport("kvm_amd of Linux 6.1", [observed()], left_out, ["QEMU aborted"])) == EXPECTED
 
 
+def test_an_interrupted_report_says_what_it_lacks() -> None:
+    one = Observed("two-nmis", "abc", [(GOOD, 9)], missing=7)
+    text = live_report(LiveReport("here", [one], interrupted=True, not_run=["a", "b"], not_compared=["two-nmis"]))
+    assert "Interrupted: 9 runs, 7 did not come\n" in text
+    assert "Interrupted, not run: a, b\nInterrupted, not compared: two-nmis\n" in text
+    assert text.endswith("interrupted, 1 tests, 9 runs, 0 with a defect confirmed, 0 not runnable here, 2 not run\n")
+
+
 def test_a_known_fault_of_the_emulation_is_no_defect() -> None:
     one = observed("known of QEMU 7.2: it loses NMIs")
     text = live_report(LiveReport("kvm_amd of Linux 6.1", [one]))

@@ -237,6 +237,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--kvm", metavar="DIR", type=Path, help="with your own kvm.ko and kvm-amd.ko, built for that kernel")
     add("--build", metavar="TREE", type=Path, help="with the KVM of this source: executes the tree's build")
     add("--compare", metavar="TREE", type=Path, help="the source of this kernel, for what the model says of it")
+    add("--jobs", metavar="N", type=_at_least_one, default=_processes(), help=f"with --compare: processes ({JOBS})")
 
 
 def _add_color(parser: argparse.ArgumentParser) -> None:

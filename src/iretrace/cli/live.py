@@ -5,46 +5,36 @@ from __future__ import annotations
 import argparse
 import hashlib
 import signal
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from iretrace.cli.driver import Request, run, source_of
+from iretrace.cli.compared import Model, compare, model, request_for
+from iretrace.cli.driver import source_of
 from iretrace.cli.known import shown_live
 from iretrace.cli.stored import Stored, cache_directory
-from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
 from iretrace.litmus.test import Test
 from iretrace.live.bare import build_firmware, run_bare
 from iretrace.live.emulation import OPTIONS, breaks, excuse, mend, unfit
-from iretrace.live.explain import Explainer, Objection
-from iretrace.live.follow import NOT_KNOWN, Follower
-from iretrace.live.guests import Guest, directed, pack
+from iretrace.live.guests import pack
 from iretrace.live.harness import build_harness, workplace
 from iretrace.live.host import host_kernel, run_here
-from iretrace.live.observed import Run
 from iretrace.live.own import build, with_modules
 from iretrace.live.packages import Kernel, find_kernel
 from iretrace.live.qemu import boot, qemu_version
-from iretrace.live.session import Machine, Seen, Session, Start, distinct, run_more, run_tests
-from iretrace.live.witness import places
+from iretrace.live.session import Machine, Seen, Session, Start, run_tests, runnable
 from iretrace.report.live import Compared, Late, LiveReport, Observed, Strange
-from iretrace.verdict import InputError, Outcome, Result, Verdict
-from iretrace.world.protocol import Hypervisor
+from iretrace.verdict import InputError, Outcome
 
 Say = Callable[[str], None]
 
 DEFAULT_KERNEL = "6.1"
 ALONE = "qemu-machine"
-HOSTS = ("tickless", "ticking")
-LIMITS = Limits(timeout=20.0)
-"""For one verdict of the model; the histories have limits of their own."""
-
-MOST_TRIED = 8
-"""For one test: outcomes of the model that directed runs try to show."""
-
-DIRECTED_REPEAT = 5
+ECHO = 1.0
+"""Seconds in which a second signal to end is the same one: `timeout` signals a process and its group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +71,55 @@ def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
     tests = select(arguments.tests)
     if arguments.compare and arguments.on == ALONE:
         raise InputError(f"--compare: on {ALONE} there is no kernel to compare with; leave one of the two out")
-    signal.signal(signal.SIGTERM, _terminated)
+    _end_in_order()
+    compared: dict[str, Compared] = {}
     with workplace() as directory:
         place = _place(arguments, directory, progress)
-        session = run_tests(tests, arguments.repeat, place.machine(), progress)
-        compared = _compare(session, arguments.compare, place, progress) if arguments.compare else {}
-    accused = "QEMU" if place.alone else "KVM"
-    return LiveReport(place.say, _observed(session, compared, place), session.left_out, session.broken, accused)
+        with _model_of(arguments, tests, place) as model:
+            session = run_tests(tests, arguments.repeat, place.machine(), progress)
+            if model and not session.interrupted:
+                try:
+                    for name, said in compare(session, place.machine(), model, progress):
+                        compared[name] = said
+                except KeyboardInterrupt:
+                    session.interrupted = True
+    not_compared = [seen.test.name for seen in session.seen if arguments.compare and seen.test.name not in compared]
+    return LiveReport(
+        place.say,
+        _observed(session, compared, place),
+        session.left_out,
+        session.broken,
+        "QEMU" if place.alone else "KVM",
+        session.interrupted,
+        session.not_run,
+        not_compared,
+    )
 
 
-def _terminated(_number: int, _frame: object) -> NoReturn:
-    """An end from outside is an end in order: nothing is left behind."""
-    raise KeyboardInterrupt
+def _model_of(
+    arguments: argparse.Namespace, tests: Sequence[Test], place: Place
+) -> AbstractContextManager[Model | None]:
+    """The model that the user wants, which begins to look for verdicts; or None."""
+    if not arguments.compare:
+        return nullcontext()
+    able, _ = runnable(tests, place.machine())
+    request = request_for(arguments.compare, able, OPTIONS if place.qemu else {}, arguments.jobs)
+    return model(request, source_of(request), Stored(cache_directory()))
+
+
+def _end_in_order() -> None:
+    """An end from outside, by SIGINT or SIGTERM, is an end in order: what has come is told, and nothing is left behind.
+    Who asks a second time gets the end alone."""
+    last = -ECHO
+
+    def end(_number: int, _frame: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before >= ECHO:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
 
 
 def _place(arguments: argparse.Namespace, directory: Path, progress: Say) -> Place:
@@ -142,6 +169,7 @@ def _observed(session: Session, compared: dict[str, Compared], place: Place) -> 
             sorted(seen.failures.items()),
             compared.get(seen.test.name),
             _late(seen),
+            seen.missing,
         )
         for seen in session.seen
     ]
@@ -169,72 +197,3 @@ def hash_of(test: Test) -> str:
     stacks = (sorted(test.ist), sorted(test.cold))
     parts = (code, arrivals, test.main, test.handlers, *stacks, test.interrupts, test.cpl, test.syscall, test.cold_code)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-# The model of the same kernel. ------------------------------------------------------------------------------------
-
-
-def _compare(session: Session, tree: Path, place: Place, progress: Say) -> dict[str, Compared]:
-    """By test: what the model of this tree says, tickless and ticking, beside what was seen."""
-    tests, options = [seen.test for seen in session.seen], OPTIONS if place.qemu else {}
-    request = Request(tree=tree, tests=tests, vcpus=["plain"], hosts=HOSTS, options=options, limits=LIMITS)
-    source = source_of(request)
-    results = run(request, source, progress, Stored(cache_directory())).results
-    source.read()
-    hypervisor = source.open("plain")
-    _try_for_more(session, results, hypervisor, place, progress)
-    compared = {}
-    for seen in session.seen:
-        progress(f"{seen.test.name}: looking for what was seen in the model")
-        follower = Follower(seen.test, hypervisor)
-        explainer = Explainer(seen.test)
-        histories = distinct(seen.runs)
-        objections = [
-            Strange(one.outcome(), lack.why, count, _excuse(one, lack, explainer, place))
-            for one, count in histories
-            if (lack := follower.objection(one))
-        ]
-        beyond = [one for one in objections if not one.why.startswith(NOT_KNOWN)]
-        given_up = [one for one in objections if one.why.startswith(NOT_KNOWN)]
-        mine = [result for result in results if result.test == seen.test.name]
-        verdicts = [f"{result.host}: {_in_words(result)}" for result in mine]
-        told = {result.host: result.verdict for result in mine}
-        lasso = (told.get("tickless"), told.get("ticking")) == (Verdict.VIOLATED, Verdict.HOLDS)
-        unseen = _unseen(seen, results)
-        compared[seen.test.name] = Compared(verdicts, len(histories), beyond, given_up, unseen, lasso)
-    return compared
-
-
-def _excuse(one: Run, lack: Objection, explainer: Explainer, place: Place) -> str:
-    """What is wrong with the machine that showed what the model lacks: of that which the processor could not show
-    either, or, where it could, of that which the model's KVM could not."""
-    return place.machine().excuse(one, explainer.objection(one) or lack)
-
-
-def _unseen(seen: Seen, results: Sequence[Result]) -> list[Outcome]:
-    """Outcomes of the model, as far as it was explored, that did not come; not those that need a host without ticks."""
-    mine = [result for result in results if result.test == seen.test.name]
-    possible = [one for one in mine if one.host == "ticking" or one.verdict is Verdict.HOLDS]
-    modelled = {outcome for result in possible for outcome in result.outcomes}
-    return sorted(modelled - set(seen.outcomes), key=lambda outcome: (outcome.marks, outcome.ending))
-
-
-def _try_for_more(
-    session: Session, results: Sequence[Result], hypervisor: Hypervisor, place: Place, progress: Say
-) -> None:
-    """Directed runs for what was not seen: each event at the place that it has on a way of the model to there."""
-    guests: list[Guest] = []
-    for seen in session.seen:
-        for outcome in _unseen(seen, results)[:MOST_TRIED] if seen.runs else []:
-            progress(f"{seen.test.name}: how the model comes to {' '.join(outcome.marks)}")
-            wanted = places(seen.test, hypervisor, outcome, seen.runs[0].guest)
-            if wanted:
-                guests.append(directed(seen.test, wanted, DIRECTED_REPEAT, len(guests)))
-    if guests:
-        run_more(session, guests, place.machine(), progress)
-
-
-def _in_words(result: Result) -> str:
-    known = f", known as {result.known}" if result.known else ""
-    because = f": {result.reason}" if result.verdict is not Verdict.HOLDS and result.reason else ""
-    return f"{result.verdict}{known}{because}"

@@ -359,6 +359,8 @@ def run_on_kvm(arguments: argparse.Namespace) -> int:
     with progress_of(arguments) as progress:
         report = run_live(arguments, progress)
     write(live_report(report, look_for(arguments)))
+    if report.interrupted:
+        raise KeyboardInterrupt
     if not report.observed:
         return Status.NOTHING_IN_SCOPE
     if any(observed.defect for observed in report.observed):

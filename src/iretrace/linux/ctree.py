@@ -289,8 +289,25 @@ class TypesCompatible:
 
 
 Expr = (
-    Num | Str | Name | Unary | Postfix | Binary | Assign | Conditional | Call | Member | Index | Cast | SizeOf
-    | OffsetOf | StatementExpr | InitList | CompoundLiteral | Generic | TypesCompatible
+    Num
+    | Str
+    | Name
+    | Unary
+    | Postfix
+    | Binary
+    | Assign
+    | Conditional
+    | Call
+    | Member
+    | Index
+    | Cast
+    | SizeOf
+    | OffsetOf
+    | StatementExpr
+    | InitList
+    | CompoundLiteral
+    | Generic
+    | TypesCompatible
 )
 
 
@@ -434,8 +451,21 @@ class Asm:
 
 
 Statement = (
-    Declaration | ExprStatement | Block | If | While | For | Switch | Case | Label | Goto | Return | Break | Continue
-    | Empty | Asm
+    Declaration
+    | ExprStatement
+    | Block
+    | If
+    | While
+    | For
+    | Switch
+    | Case
+    | Label
+    | Goto
+    | Return
+    | Break
+    | Continue
+    | Empty
+    | Asm
 )
 
 

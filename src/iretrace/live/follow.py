@@ -6,7 +6,6 @@ defect of KVM, and the model must have the very same one. It asks for the whole 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -23,14 +22,18 @@ from iretrace.world.product import Point, Product
 from iretrace.world.protocol import Hypervisor
 from iretrace.world.reference import Ref
 
-SECONDS = 40.0
-"""Of the processor's time, for one history."""
+MOST_STATES = 30_000
+"""Of the product, for one history and one value of the disputed rules: work, not time, so that a search that is given
+up is given up everywhere."""
 
 NOT_KNOWN = "not known"
 """So an objection begins that is none: the search was given up."""
 
 MAX_REST = 20_000
 """States, for the end of a history."""
+
+WHERE_IT_STOPS = "the model stops at: "
+"""So the limit begins that is not one of work."""
 
 
 class History(Monitor[Ref]):
@@ -76,14 +79,13 @@ class Follower:
 
     def objection(self, run: Run) -> Objection:
         """Why the model does not have this run, for any value of the disputed rules."""
-        deadline = time.process_time() + SECONDS
-        return for_some_value(lambda knobs: self._ask(knobs, run, deadline), lambda objection: objection.shown)
+        return for_some_value(lambda knobs: self._ask(knobs, run), lambda objection: objection.shown)
 
-    def _ask(self, knobs: int, run: Run, deadline: float) -> tuple[Objection, int]:
+    def _ask(self, knobs: int, run: Run) -> tuple[Objection, int]:
         product = self._products.get(knobs)
         if product is None:
             product = self._products[knobs] = Product(self._test, "plain", "ticking", self._hypervisor, knobs)
-        return _objection(product, run, deadline), product.consulted()
+        return _objection(product, run), product.consulted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,9 @@ class Search:
     gave_up: str = ""
 
 
-def _objection(product: Product, run: Run, deadline: float) -> Objection:
+def _objection(product: Product, run: Run) -> Objection:
     product.monitor = History(product, run)
-    search = find(product, run, deadline)
+    search = find(product, run)
     if search.way:
         return Objection()
     if search.gave_up:
@@ -110,7 +112,7 @@ def _objection(product: Product, run: Run, deadline: float) -> Objection:
     return Objection(f"in the model it is not the end that the guest {run.ending}", search.shown)
 
 
-def find(product: Product, run: Run, deadline: float) -> Search:
+def find(product: Product, run: Run, most: int = MOST_STATES) -> Search:
     """A way through the product that shows the run; its monitor tells what counts.
 
     States that have shown most are looked at first, of these the newest: one way through is sought, not all of them."""
@@ -118,22 +120,24 @@ def find(product: Product, run: Run, deadline: float) -> Search:
     assert isinstance(first, Point)
     waiting: list[tuple[int, int, Point]] = [(0, 0, first)]
     came: dict[Point, Point | None] = {first: None}
-    dead = set[Hashable]()
+    rests = Rests(product, run)
     shown = 0
     while waiting:
         _, _, state = heappop(waiting)
         shown = max(shown, state.monitor)
-        if state.monitor == len(run.history) and _ends(product, run, state, dead):
+        if state.monitor == len(run.history) and rests.ends(state):
             return Search(_way(came, state), shown)
         for edge in product.edges(state):
             if edge.defect and state.monitor == len(run.history) and (_came_back(run) or _warns(edge)):
                 return Search(_way(came, state), shown)
+            if edge.unmodelled:
+                rests.gave_up = WHERE_IT_STOPS + edge.unmodelled
             if isinstance(edge.target, Point) and edge.target.monitor != EMPTY and edge.target not in came:
                 came[edge.target] = state
                 heappush(waiting, (-edge.target.monitor, -len(came), edge.target))
-        if time.process_time() > deadline:
-            return Search((), shown, f"the time limit of {SECONDS:g} s")
-    return Search((), shown)
+        if len(came) > most:
+            return Search((), shown, f"the limit of {most:,} states")
+    return Search((), shown, rests.gave_up)
 
 
 def _way(came: dict[Point, Point | None], state: Point | None) -> tuple[Point, ...]:
@@ -144,20 +148,38 @@ def _way(came: dict[Point, Point | None], state: Point | None) -> tuple[Point, .
     return tuple(reversed(way))
 
 
-def _ends(product: Product, run: Run, state: Point, dead: set[Hashable]) -> bool:
-    """All of the history has been shown, and from here the guest can go on as it did. dead: states known not to."""
-    if not run.complete and not run.reset:
-        return True
-    if state in dead or product.owed(state):
-        return False
-    graph = explore(Rest(product, state), Limits(max_states=MAX_REST), stop_at_defect=False)
-    for ending in endings(graph, product):
-        says = how(product, graph, ending)
-        placed = run.ending in ("spins", "halted") and run.place >= 0
-        if says == f"{run.ending} at {run.place}" or (not placed and says.split(" ")[0] == run.ending):
+class Rests:
+    """How the guest can go on once all of a history has been shown."""
+
+    def __init__(self, product: Product, run: Run) -> None:
+        self._product, self._run = product, run
+        self._dead = set[Hashable]()
+        """States known not to go on so."""
+        self.gave_up = ""
+        """Why an answer was not to be had, if one was not."""
+
+    def ends(self, state: Point) -> bool:
+        """From here the guest can go on as it did."""
+        run, product = self._run, self._product
+        if not run.complete and not run.reset:
             return True
-    dead.update(graph.states)
-    return False
+        if state in self._dead or product.owed(state):
+            return False
+        graph = explore(Rest(product, state), Limits(max_states=MAX_REST), stop_at_defect=False)
+        if graph.gave_up:
+            self.gave_up = graph.gave_up
+            return False
+        if graph.unmodelled:
+            self.gave_up = WHERE_IT_STOPS + graph.unmodelled[0][1].unmodelled
+        if any(self._is_it(how(product, graph, ending)) for ending in endings(graph, product)):
+            return True
+        self._dead.update(graph.states)
+        return False
+
+    def _is_it(self, says: str) -> bool:
+        run = self._run
+        placed = run.ending in ("spins", "halted") and run.place >= 0
+        return says == f"{run.ending} at {run.place}" or (not placed and says.split(" ")[0] == run.ending)
 
 
 def _came_back(run: Run) -> bool:

@@ -66,23 +66,32 @@ class Seen:
     strange: dict[tuple[Outcome, str, str], int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
+    missing: int = 0
+    """Runs that did not come because the whole was interrupted."""
 
 
 @dataclass(slots=True)
 class Session:
-    """The results of a live run. left_out: (test, why it cannot run here)."""
+    """The results of a live run. left_out: (test, why it cannot run here). not_run: tests of which nothing came before
+    an end from outside."""
 
     seen: list[Seen]
     left_out: list[tuple[str, str]]
     broken: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    not_run: list[str] = field(default_factory=list)
+
+
+def runnable(tests: Sequence[Test], machine: Machine) -> tuple[list[Test], list[tuple[str, str]]]:
+    """The tests that can be run, and (test, why) for those that cannot."""
+    whys = [(test, reason_not_to_run(test, machine.any_place) or machine.unfit(test)) for test in tests]
+    return [test for test, why in whys if not why], [(test.name, why) for test, why in whys if why]
 
 
 def run_tests(tests: Sequence[Test], repeat: int, machine: Machine, progress: Say) -> Session:
     """Run every test that can be run. Unavailable if not even the first virtual machine comes up."""
-    whys = [(test.name, reason_not_to_run(test, machine.any_place) or machine.unfit(test)) for test in tests]
-    left_out = [(name, why) for name, why in whys if why]
-    names = {name for name, _ in left_out}
-    session = Session([Seen(test) for test in tests if test.name not in names], left_out)
+    able, left_out = runnable(tests, machine)
+    session = Session([Seen(test) for test in able], left_out)
     guests: list[Guest] = []
     # What may break the machine comes last, so that the others need only one.
     for seen in sorted(session.seen, key=lambda seen: bool(machine.breaks(seen.test))):
@@ -93,8 +102,16 @@ def run_tests(tests: Sequence[Test], repeat: int, machine: Machine, progress: Sa
 
 
 def run_more(session: Session, guests: Sequence[Guest], machine: Machine, progress: Say) -> None:
-    """Run further guests of the session's tests, in a virtual machine of their own."""
-    runs = list(_Runs(guests, machine, session, progress))
+    """Run further guests of the session's tests, in a virtual machine of their own. An end from outside
+    (KeyboardInterrupt) ends the runs; what has come by then is kept and judged."""
+    runs: list[Run] = []
+    coming = _Runs(guests, machine, session, progress)
+    try:
+        for run in coming:
+            runs.append(run)
+    except KeyboardInterrupt:
+        session.interrupted = True
+        _note_missing(session, runs, coming)
     for seen in session.seen:
         mine = [run for run in runs if run.guest.test is seen.test]
         for run in mine:
@@ -103,12 +120,25 @@ def run_more(session: Session, guests: Sequence[Guest], machine: Machine, progre
         _explain(seen, [run for run in mine if not run.failure], machine)
 
 
+def _note_missing(session: Session, runs: Sequence[Run], coming: _Runs) -> None:
+    """What had not come when the whole was interrupted. A test without any run has not been run."""
+    came = {run.guest.test.name for run in runs}
+    for seen in session.seen:
+        seen.missing = coming.missing(seen.test)
+        if seen.missing and not seen.runs and seen.test.name not in came:
+            session.not_run.append(seen.test.name)
+    session.seen = [seen for seen in session.seen if seen.test.name not in session.not_run]
+
+
 class _Runs:
     """All runs of all guests. Where a virtual machine breaks, the next one goes on behind what broke it."""
 
     def __init__(self, guests: Sequence[Guest], machine: Machine, session: Session, progress: Say) -> None:
         self._guests, self._machine, self._session, self._progress = guests, machine, session, progress
         self._waiting = list(guests)
+        """From the one that runs on."""
+        self._came = 0
+        """Runs of the one that runs."""
         self._broke: list[Guest] = []
 
     def __iter__(self) -> Iterator[Run]:
@@ -121,12 +151,23 @@ class _Runs:
                         word, _, rest = line.partition(" ")
                         if word == "begin":
                             current = known[int(rest)]
-                            self._progress(f"{current.test.name}: {current.number + 1} of {len(self._guests)}")
+                            self._begin(current)
                         elif word == "run":
+                            self._came += 1
                             yield read_run(line, known)
-                return
+                self._waiting, self._came = [], 0
             except Broken as error:
                 self._go_on(current, error)
+                self._came = 0
+
+    def missing(self, test: Test) -> int:
+        """Runs of a test that have not come yet."""
+        mine = [guest for guest in self._waiting if guest.test is test]
+        return sum(guest.repeat for guest in mine) - (self._came if mine and mine[0] is self._waiting[0] else 0)
+
+    def _begin(self, guest: Guest) -> None:
+        self._waiting, self._came = self._waiting[self._waiting.index(guest) :], 0
+        self._progress(f"{guest.test.name}: {guest.number + 1} of {len(self._guests)}")
 
     def _go_on(self, current: Guest | None, error: Broken) -> None:
         """What is left to run."""
@@ -141,7 +182,7 @@ class _Runs:
         broken.append(f"{current.test.name}: {error}" + (f" ({expected})" if expected else ""))
         self._broke.append(current)
         again = not expected and self._broke.count(current) < MAX_TRIES
-        self._waiting = self._waiting[self._waiting.index(current) + (not again) :]
+        self._waiting = self._waiting[0 if again else 1 :]
         if expected and sum(guest.test is current.test for guest in self._broke) >= MAX_OF_A_TEST:
             self._waiting = [guest for guest in self._waiting if guest.test is not current.test]
         if sum(not self._machine.breaks(guest.test) for guest in self._broke) >= MAX_BREAKS:

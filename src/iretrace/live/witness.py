@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from iretrace.explore.monitor import EMPTY, Stamp
@@ -15,11 +15,11 @@ from iretrace.live.walk import Mark
 from iretrace.machine.cpu import SEEN_MARK
 from iretrace.verdict import Outcome
 from iretrace.world.core import UNSTARTED
-from iretrace.world.product import Point, Product
+from iretrace.world.product import Point, Product, marks_kept
 from iretrace.world.protocol import Hypervisor
 
-SECONDS = 20.0
-"""Of the processor's time, for one outcome."""
+MOST_STATES = 10_000
+"""Of the product, for one outcome."""
 
 
 class Marks(History):
@@ -42,11 +42,16 @@ def places(test: Test, hypervisor: Hypervisor, outcome: Outcome, guest: Guest) -
 
     -1 for those that a test binds to a place itself, and for those that come while the guest spins."""
     marks = tuple(Mark(test.marks.index(name)) for name in outcome.marks)
-    run = Run(guest, 0, marks, True, outcome.ending, -1)
+    run = Run(guest, 0, marks, len(marks) < marks_kept(test), outcome.ending, -1)
     product = Product(test, "plain", "ticking", hypervisor, 0)
     product.monitor = Marks(product, run)
-    search = find(product, run, time.process_time() + SECONDS)
+    search = find(product, run, MOST_STATES)
     return _starts(product, search.way) if search.way else ()
+
+
+def beginning(test: Test, outcome: Outcome) -> Outcome:
+    """As much of an outcome as the model keeps of its own."""
+    return replace(outcome, marks=outcome.marks[: marks_kept(test)])
 
 
 def _starts(product: Product, way: Sequence[Point]) -> tuple[int, ...]:

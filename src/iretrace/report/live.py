@@ -46,6 +46,8 @@ class Observed:
     failures: Sequence[tuple[str, int]] = ()
     compared: Compared | None = None
     late: Sequence[Late] = ()
+    missing: int = 0
+    """Runs that did not come because the whole was interrupted."""
 
     @property
     def defect(self) -> bool:
@@ -94,6 +96,11 @@ class LiveReport:
     left_out: Sequence[tuple[str, str]] = ()
     broken: Sequence[str] = field(default=())
     accused: str = "KVM"
+    interrupted: bool = False
+    """It was ended from outside. not_run: the tests of which nothing had come by then; not_compared: those that were to
+    be compared, and are not."""
+    not_run: Sequence[str] = ()
+    not_compared: Sequence[str] = ()
 
 
 def live_report(report: LiveReport, look: Look | None = None) -> str:
@@ -105,6 +112,9 @@ def live_report(report: LiveReport, look: Look | None = None) -> str:
     lines += _left_out(report.left_out, look)
     for what in report.broken:
         lines += wrap(look.clean(what), "Broke: ", "    ")
+    for names, what in ((report.not_run, "not run"), (report.not_compared, "not compared")):
+        if names:
+            lines += wrap(look.clean(f"{what}: {', '.join(names)}"), "Interrupted, ", "    ")
     lines.append(_summary(report))
     return "\n".join(lines) + "\n"
 
@@ -116,6 +126,8 @@ def observed_block(observed: Observed, look: Look, accused: str = "KVM") -> list
     for outcome, count in observed.outcomes:
         lines += wrap(look.clean(say_outcome(outcome)), f"{count:>{width}} :> ", "    ")
     total = sum(count for _, count in observed.outcomes)
+    if observed.missing:
+        lines.append(f"Interrupted: {total} runs, {observed.missing} did not come")
     for quantifier, marks in observed.clauses:
         shown = sum(count for outcome, count in observed.outcomes if outcome.marks == marks)
         word = "Never" if shown == 0 else "Always" if shown == total else "Sometimes"
@@ -200,4 +212,7 @@ def _summary(report: LiveReport) -> str:
         parts.append(f"{sum(1 for c in compared if c.new)} beyond the model")
         if unknown := sum(1 for c in compared if c.unclear and not c.new):
             parts.append(f"{unknown} not compared to the end")
-    return ", ".join([*parts, f"{len(report.left_out)} not runnable here"])
+    parts.append(f"{len(report.left_out)} not runnable here")
+    if report.interrupted:
+        parts = ["interrupted", *parts, f"{len(report.not_run)} not run"]
+    return ", ".join(parts)

@@ -68,7 +68,7 @@ class Product:
         self.vcpu = Vcpu(test, vcpu, hypervisor, knobs)
         self.reference = PatientReference(test, vcpu, knobs, hypervisor.processor)
         self.monitor: Monitor[Ref] = Monitor(self.reference)
-        self.longest = max((len(clause.marks) for clause in test.clauses), default=-1) + 1
+        self.longest = marks_kept(test)
         self._placed = tuple((n, arrival.at) for n, arrival in enumerate(test.outside) if arrival.at >= 0)
         self._by_vmm = tuple(n for n, arrival in enumerate(test.outside) if by_vmm(arrival))
         self._before = tuple(before_in_hold(test.outside, number) for number in range(len(test.outside)))
@@ -408,6 +408,11 @@ class Product:
         if not allowed:
             return "the processor would show nothing"
         return "the processor could only show " + " or ".join(allowed)
+
+
+def marks_kept(test: Test) -> int:
+    """How many marks a run keeps: one more than the longest clause has, and none where there is no clause."""
+    return max((len(clause.marks) for clause in test.clauses), default=-1) + 1
 
 
 def free(arrival: Arrival, held: int) -> bool:
