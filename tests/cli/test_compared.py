@@ -13,9 +13,8 @@ from iretrace.live.machine_code import assemble
 from iretrace.live.observed import Run
 from iretrace.live.session import Machine, Seen, Session
 from iretrace.live.walk import Delivery, Mark
-from iretrace.live.witness import beginning
 from iretrace.report.live import Compared
-from iretrace.verdict import InputError, Outcome
+from iretrace.verdict import InputError
 from tests.live.guests import make_test
 from tests.live.test_observed import line
 
@@ -38,6 +37,8 @@ irq:
 sometimes n
 sometimes n i
 """
+pytestmark = pytest.mark.slow
+
 NAMES = ("one", "two", "three")
 IF = 0x200
 NMI = (Delivery(2, 0, IF, 0), Mark(0))
@@ -116,9 +117,3 @@ class Failing(BuiltinSource):
 def test_what_is_wrong_with_the_tree_is_told() -> None:
     with pytest.raises(InputError, match=r"svm.c:1: wrong"):
         compared(1, Machine(shows_nothing), Failing())
-
-
-def test_marks_that_the_model_does_not_keep_do_not_make_an_outcome_unseen() -> None:
-    test = make_test(TEXT.format(name="one"))
-    long, kept = (Outcome(("n", "i", "n", "i")[:count], "spins") for count in (4, 3))
-    assert beginning(test, long) == beginning(test, kept) == kept

@@ -54,6 +54,16 @@ def test_a_lost_db_of_a_breakpoint_is_excused_right_before_a_page_that_was_not_t
     assert "cannot be fetched" not in bench.excuse(*lost, placed="mark m", alone=True), "no page is taken away"
 
 
+def test_it_is_excused_too_where_the_event_had_come_before_the_access() -> None:
+    bench = Bench("watch-a-write")
+    before = bench.texts[0]
+    lost: list[Event] = [bench.comes("nmi", before), bench.mark("n"), bench.mark("m")]
+    assert "cannot be fetched" in bench.excuse(*lost, placed="mark m")
+    assert bench.excuse(*lost) == "", "nothing was placed"
+    late: list[Event] = [bench.comes("nmi", before), bench.mark("n"), bench.comes("db", "spin"), bench.mark("d")]
+    assert bench.excuse(*late, placed="mark m") == "", "the #DB is late"
+
+
 def test_what_else_is_wrong_with_an_event_behind_a_watched_access_is_not_excused() -> None:
     bench = Bench("watch-a-write")
     trap, nmi, m = bench.comes("db", "mark m"), bench.comes("nmi", "mark m"), bench.mark("m")

@@ -7,9 +7,9 @@ import pytest
 from iretrace.kvm.hypervisor import BuiltinHypervisor
 from iretrace.live.follow import Follower
 from iretrace.live.guests import directed, make_guests
-from iretrace.live.observed import Run
+from iretrace.live.observed import MORE, Run
 from iretrace.live.walk import Delivery, Event, Mark
-from iretrace.live.witness import places
+from iretrace.live.witness import may_be, places
 from iretrace.verdict import Outcome
 from tests.live.guests import first_guest, make_test
 
@@ -84,3 +84,28 @@ def test_one_event_in_each_section_is_placed_and_the_others_come_at_any_time() -
 
 def test_each_test_has_a_guest_at_random_moments() -> None:
     assert make_guests(make_test(ONE_OF_EACH), 10, 0)[0].cuts == (-1, -1)
+
+
+@pytest.mark.parametrize(
+    ("marks", "ending", "modelled", "is_it"),
+    [
+        ("n i j", "spins", "n i", True),
+        ("n j", "spins", "n i", False),
+        ("n i", "halted", "n i", False),
+        ("n ...", "shutdown", "n i", False),
+        ("n ...", "spins", "n i", True),
+        ("i ...", "spins", "n i", False),
+        ("...", "spins", "n", True),
+    ],
+)
+def test_what_came_is_an_outcome_of_the_model_as_far_as_both_keep_marks(
+    marks: str, ending: str, modelled: str, is_it: bool
+) -> None:
+    test = make_test(ONE_OF_EACH + "\nnever n\n")
+    assert may_be(test, Outcome(tuple(marks.split()), ending), Outcome(tuple(modelled.split()), "spins")) == is_it
+
+
+def test_a_guest_that_overwrites_its_log_may_be_held_in_delivery() -> None:
+    test = make_test(ONE_OF_EACH)
+    assert may_be(test, Outcome((MORE,), "loops"), Outcome((), "held"))
+    assert not may_be(test, Outcome((), "loops"), Outcome((), "held"))

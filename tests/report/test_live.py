@@ -40,6 +40,11 @@ def test_a_live_report_is_a_block_for_each_test() -> None:
     assert live_report(LiveReport("kvm_amd of Linux 6.1", [observed()], left_out, ["QEMU aborted"])) == EXPECTED
 
 
+def test_what_broke_several_times_in_one_way_is_one_line() -> None:
+    text = live_report(LiveReport("here", [], broken=["a: QEMU aborted", "b: QEMU aborted", "a: QEMU aborted"]))
+    assert "\nBroke 2 times: a: QEMU aborted\nBroke: b: QEMU aborted\n" in text
+
+
 def test_an_interrupted_report_says_what_it_lacks() -> None:
     one = Observed("two-nmis", "abc", [(GOOD, 9)], missing=7)
     text = live_report(LiveReport("here", [one], interrupted=True, not_run=["a", "b"], not_compared=["two-nmis"]))

@@ -27,7 +27,7 @@ from iretrace.live.follow import NOT_KNOWN, Follower
 from iretrace.live.guests import directed
 from iretrace.live.observed import Run
 from iretrace.live.session import Machine, Say, Seen, Session, distinct, run_more
-from iretrace.live.witness import beginning, places
+from iretrace.live.witness import may_be, places
 from iretrace.report.live import Compared, Strange
 from iretrace.verdict import Outcome, Result, Verdict
 from iretrace.world.protocol import Hypervisor
@@ -175,8 +175,8 @@ class About:
         ticks."""
         possible = [one for one in self._verdicts if one.host == "ticking" or one.verdict is Verdict.HOLDS]
         modelled = {outcome for result in possible for outcome in result.outcomes}
-        came = {beginning(self.seen.test, outcome) for outcome in self.seen.outcomes}
-        return sorted(modelled - came, key=lambda outcome: (outcome.marks, outcome.ending))
+        unseen = {one for one in modelled if not any(may_be(self.seen.test, came, one) for came in self.seen.outcomes)}
+        return sorted(unseen, key=lambda outcome: (outcome.marks, outcome.ending))
 
     def open(self) -> list[Run]:
         """Histories that the model was not asked for yet."""

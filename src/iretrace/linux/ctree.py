@@ -289,25 +289,8 @@ class TypesCompatible:
 
 
 Expr = (
-    Num
-    | Str
-    | Name
-    | Unary
-    | Postfix
-    | Binary
-    | Assign
-    | Conditional
-    | Call
-    | Member
-    | Index
-    | Cast
-    | SizeOf
-    | OffsetOf
-    | StatementExpr
-    | InitList
-    | CompoundLiteral
-    | Generic
-    | TypesCompatible
+    Num | Str | Name | Unary | Postfix | Binary | Assign | Conditional | Call | Member | Index | Cast | SizeOf
+    | OffsetOf | StatementExpr | InitList | CompoundLiteral | Generic | TypesCompatible
 )
 
 
@@ -451,21 +434,8 @@ class Asm:
 
 
 Statement = (
-    Declaration
-    | ExprStatement
-    | Block
-    | If
-    | While
-    | For
-    | Switch
-    | Case
-    | Label
-    | Goto
-    | Return
-    | Break
-    | Continue
-    | Empty
-    | Asm
+    Declaration | ExprStatement | Block | If | While | For | Switch | Case | Label | Goto | Return | Break | Continue
+    | Empty | Asm
 )
 
 

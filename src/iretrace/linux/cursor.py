@@ -27,12 +27,7 @@ TAG_WORDS = frozenset(("struct", "union", "enum"))
 TYPEOF_WORDS = words("typeof __typeof __typeof__ typeof_unqual __typeof_unqual__ __auto_type")
 ASM_WORDS = words("asm __asm __asm__")
 KEYWORDS = (
-    TYPE_WORDS
-    | STORAGE_WORDS
-    | QUALIFIERS
-    | TAG_WORDS
-    | TYPEOF_WORDS
-    | ASM_WORDS
+    TYPE_WORDS | STORAGE_WORDS | QUALIFIERS | TAG_WORDS | TYPEOF_WORDS | ASM_WORDS
     | words("if else while do for switch case default break continue return goto sizeof __label__")
 )
 

@@ -14,7 +14,7 @@ from iretrace.live.explain import Objection
 from iretrace.live.layout import SMI
 from iretrace.live.machine_code import section_of
 from iretrace.live.observed import Run
-from iretrace.live.walk import Delivery, Mark, Shown
+from iretrace.live.walk import Delivery, Event, Mark, Shown
 from iretrace.machine.cpu import PAGE_WORDS, SEEN_DELIVERY
 from iretrace.world.guest import VECTOR_PAGES
 
@@ -151,11 +151,19 @@ def _int1(test: Test) -> bool:
 
 
 def _watched_before_a_hidden_page(run: Run, objection: Objection) -> bool:
-    """An event came, by a page that was not there, right behind a watched access, whose #DB was due there."""
-    wrong, test = _wrong(run, objection), run.guest.test
-    if wrong is None or wrong.place not in run.guest.cuts or not _is_behind(test, wrong.place, *ACCESSES):
-        return False
-    return wrong.place in _due(objection, VECTORS["db"])
+    """The #DB of a watched access was due where an event is placed by a page that is not there, and the guest went on:
+    with that event, or with the instruction itself, if the event had come before."""
+    event = run.history[objection.shown] if objection.shown < len(run.history) else None
+    due = {place for place in _due(objection, VECTORS["db"]) if _is_behind(run.guest.test, place, *ACCESSES)}
+    return any(_goes_on_at(run.guest.test, event, place) for place in due.intersection(run.guest.cuts))
+
+
+def _goes_on_at(test: Test, event: Event | None, place: int) -> bool:
+    """The event interrupts this instruction, or it is what the instruction shows."""
+    if isinstance(event, Delivery):
+        return event.place == place
+    instruction = test.code[place]
+    return isinstance(event, Mark) and instruction.op is Op.MARK and instruction.arg == event.number
 
 
 def _frame_is_not_watched(run: Run, objection: Objection) -> bool:

@@ -1304,6 +1304,7 @@ int main(int count, char **arguments)
 			fail("guests");
 		}
 		put("begin %u\n", guest->number);
+		set_preemption();
 		for (unsigned i = 0; i < guest->repeat; i++)
 			run_repetition(i);
 	}

@@ -3,8 +3,8 @@
  * A sender that is held up inside KVM: between the bit that it sets in the local APIC of a halted vCPU, and the request
  * that goes with it.
  *
- * There is one processor, so the vCPU has to get it while the sender is in between. The kernel is made to preempt itself
- * anywhere (preempt=full), and the sender's thread is of a class that gives way to any other. A kprobe at the function
+ * There is one processor, so the vCPU has to get it while the sender is in between. For such guests the kernel is made to
+ * preempt itself anywhere (preempt=full), and the sender's thread is of a class that gives way to any other. A kprobe at the function
  * that comes behind the bit takes stack traces, which needs time; meanwhile a timer signals the thread of the vCPU. As
  * for any signal that comes back to userspace, and calls KVM_RUN again: the bit is there, the request is not. Nothing of
  * KVM is changed but how long a function takes.
@@ -26,6 +26,7 @@
 static timer_t recall; /* signals the thread of the vCPU */
 static int can_hold, can_hold_vcpu;
 static volatile int on_its_way; /* the sender that is to be held up before its bit is about to call */
+static char usual[32];		/* how this kernel preempts itself */
 
 static int append_file(const char *name, const char *text)
 {
@@ -48,6 +49,20 @@ static int add_probes(const char *name, const char *where)
 	return 1;
 }
 
+/* "none (voluntary) full": the one in use. */
+static int find_usual(void)
+{
+	char text[128];
+	int file = open(PREEMPT, O_RDONLY);
+	ssize_t length = file < 0 ? 0 : read(file, text, sizeof text - 1);
+
+	if (file >= 0)
+		close(file);
+	text[length > 0 ? length : 0] = 0;
+	char *begin = strchr(text, '(');
+	return begin && sscanf(begin, "(%31[a-z]", usual) == 1;
+}
+
 /* Whether this kernel can do it. On a host it is not tried: other guests would wait, too. */
 static void find_hold(pid_t vcpu_thread_number)
 {
@@ -57,7 +72,7 @@ static void find_hold(pid_t vcpu_thread_number)
 	if (!is_init)
 		return;
 	mount("debug", "/sys/kernel/debug", "debugfs", 0, NULL);
-	if (!write_file(PREEMPT, "full\n"))
+	if (!find_usual() || !write_file(PREEMPT, "full") || !write_file(PREEMPT, usual))
 		return;
 	can_hold = add_probes("held", HELD_AT) && add_probes("due", DUE_AT) && !timer_create(CLOCK_MONOTONIC, &event, &recall);
 	can_hold_vcpu = add_probes("lent", LENT_AT);
@@ -126,4 +141,23 @@ static int holds_vcpu(void)
 		if (guest->arrival[i].held && guest->arrival[i].kind == GUEST_DEBUG)
 			return can_hold_vcpu;
 	return 0;
+}
+
+static int holds_sender(void)
+{
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].held && guest->arrival[i].kind != GUEST_DEBUG)
+			return can_hold;
+	return 0;
+}
+
+/* Other guests run on a kernel that preempts itself as it was built to. */
+static void set_preemption(void)
+{
+	static int full;
+
+	if (holds_sender() == full)
+		return;
+	full = !full;
+	must(write_file(PREEMPT, full ? "full" : usual) ? 0 : -1, PREEMPT);
 }

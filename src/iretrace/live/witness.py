@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from iretrace.explore.monitor import EMPTY, Stamp
 from iretrace.litmus.test import Test
 from iretrace.live.follow import History, find
 from iretrace.live.guests import Guest
-from iretrace.live.observed import Run
+from iretrace.live.observed import MORE, Run
 from iretrace.live.walk import Mark
 from iretrace.machine.cpu import SEEN_MARK
 from iretrace.verdict import Outcome
@@ -49,9 +48,15 @@ def places(test: Test, hypervisor: Hypervisor, outcome: Outcome, guest: Guest) -
     return _starts(product, search.way) if search.way else ()
 
 
-def beginning(test: Test, outcome: Outcome) -> Outcome:
-    """As much of an outcome as the model keeps of its own."""
-    return replace(outcome, marks=outcome.marks[: marks_kept(test)])
+def may_be(test: Test, came: Outcome, modelled: Outcome) -> bool:
+    """Whether what came is this outcome of the model, which keeps only so many marks, or may be it, as far as the log
+    holds what came. In a log that was overwritten nobody can tell whether an instruction ever retired."""
+    kept, lost = marks_kept(test), came.marks[-1:] == (MORE,)
+    if not lost:
+        return (came.marks[:kept], came.ending) == (modelled.marks, modelled.ending)
+    known = min(len(came.marks) - 1, len(modelled.marks))
+    endings = ("loops", "held") if came.ending == "loops" else (came.ending,)
+    return came.marks[:known] == modelled.marks[:known] and modelled.ending in endings
 
 
 def _starts(product: Product, way: Sequence[Point]) -> tuple[int, ...]:

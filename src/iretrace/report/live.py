@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -110,8 +111,8 @@ def live_report(report: LiveReport, look: Look | None = None) -> str:
     for observed in report.observed:
         lines += [*observed_block(observed, look, report.accused), ""]
     lines += _left_out(report.left_out, look)
-    for what in report.broken:
-        lines += wrap(look.clean(what), "Broke: ", "    ")
+    for what, times in Counter(report.broken).items():
+        lines += wrap(look.clean(what), f"Broke {times} times: " if times > 1 else "Broke: ", "    ")
     for names, what in ((report.not_run, "not run"), (report.not_compared, "not compared")):
         if names:
             lines += wrap(look.clean(f"{what}: {', '.join(names)}"), "Interrupted, ", "    ")
