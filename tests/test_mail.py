@@ -8,7 +8,7 @@ import pytest
 
 from iretrace.cli import mail
 from iretrace.cli.mail import builtin_subject, mail_text
-from iretrace.cli.mail_page import HEAD, answer_lines
+from iretrace.cli.mail_page import HEAD, answer_lines, run_lines
 from iretrace.cli.main import main
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
@@ -148,6 +148,8 @@ def test_the_page_says_what_the_builtin_kvm_says(asked: dict[str, Asked], reques
     text = (request.config.rootpath / "docs" / "the-mail.md").read_text(encoding="utf-8").splitlines()
     name = "built-in v6.1"
     assert [line for line in answer_lines(name, asked[name]) if line not in text] == []
+    runs = [run_lines(answer) for _, answer in reversed(asked[name]) if answer.loop]
+    assert [line for run in runs for line in run if line not in text] == []
 
 
 @pytest.mark.slow

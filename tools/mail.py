@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from iretrace.cli.mail import builtin_subject, run_of, tree_subject
-from iretrace.cli.mail_page import page
+from iretrace.cli.mail import builtin_subject, tree_subject
+from iretrace.cli.mail_page import page, run_lines
 from iretrace.mail import ask
-from iretrace.report.terminal import Look
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "the-mail.md"
 
@@ -29,7 +28,7 @@ def main() -> int:
     answers = ask(builtin, note)
     subjects = [tree_subject(Path(tree), note) for tree in sys.argv[1:]]
     columns = [(series(subject.name), ask(subject, note)) for subject in subjects]
-    runs = [(claim.name, run_of(answer, Look())) for claim, answer in reversed(answers) if answer.loop]
+    runs = [(claim.name, run_lines(answer)) for claim, answer in reversed(answers) if answer.loop]
     TARGET.write_text(page([*columns, (builtin.name, answers)], runs), encoding="utf-8")
     return 0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from iretrace.cli.mail import Answers
+from iretrace.cli.mail import Answers, run_of
 from iretrace.litmus.corpus import select, source_text
-from iretrace.mail import CLAIMS, SPIN, Claim
+from iretrace.mail import CLAIMS, SPIN, Answer, Claim
+from iretrace.report.terminal import Look
 
 HEAD = """\
 # A maintainer's mail, checked claim by claim
@@ -52,6 +54,8 @@ TAIL = """\
 [The tests](litmus.md), [the bugs that they show](bugs.md), [how it works](design.md).
 """
 
+NUMBER = re.compile(r"(\w+\.py):\d+")
+
 SHORT = {"does not arise": "no such attempt"}
 
 
@@ -66,7 +70,7 @@ def page(columns: Sequence[tuple[str, Answers]], runs: Sequence[tuple[str, Seque
     parts.append(READING)
     for name, run in runs:
         number, says = next((n, claim.says) for n, claim in enumerate(CLAIMS, 1) if claim.name == name)
-        text = "\n".join(line.rstrip() for line in run)
+        text = "\n".join(run)
         parts.append(f"### {number}. {says}\n\n```\n{text}\n```\n")
     return "\n".join([*parts, TAIL])
 
@@ -78,6 +82,14 @@ def answer_lines(name: str, answers: Answers) -> list[str]:
         where = f" (`{answer.cited.function}()`)" if answer.cited is not None else ""
         lines.append(f"- {name}: **{answer.word}**. {answer.because[:1].upper()}{answer.because[1:]}{where}")
     return lines
+
+
+def run_lines(answer: Answer) -> list[str]:
+    """The run behind an answer, as a table. Without line numbers, which move."""
+    head, *rows = run_of(answer, Look())
+    columns = head.index("pend")
+    named = (NUMBER.sub(r"\1", row[:columns]).ljust(columns) for row in rows)
+    return [head, *((name + row[columns:]).rstrip() for name, row in zip(named, rows, strict=True))]
 
 
 def _context(claim: Claim) -> str:
