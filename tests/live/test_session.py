@@ -245,6 +245,13 @@ def test_what_a_vmm_saves_is_events_or_everything_or_goes_to_another_vcpu() -> N
     assert {guest.carried for guest in make_guests(make_test(TWO_NMIS), 10, 0)} == {0}
 
 
+def test_an_inits_sender_is_held_up_where_the_guest_executes_hlt() -> None:
+    [test] = select(["init-at-hlt"])
+    [held] = [guest for guest in make_guests(test, 10, 0) if guest.held >= 0]
+    assert (test.code[held.cuts[held.held]].text, held.repeat) == ("hlt", 10)
+    assert held.cuts[held.held] < test.init, "not the HLT that comes behind the INIT"
+
+
 def test_an_interrupts_sender_is_held_up_where_an_init_comes() -> None:
     [test] = select(["irq-races-init"])
     assert [guest.held for guest in make_guests(test, 10, 0) if guest.held >= 0] == [0]

@@ -60,8 +60,8 @@ class Guest:
     """The IRETQ behind the place inside which the placed arrival comes, when its intercept is handled and before it
     executes; or the INT at the place, when the delivery that it asks for is cut off; -1 if it comes at the place."""
     held: int = -1
-    """The arrival whose sender is held up inside KVM while the vCPU halts or gets an INIT, or for which the vCPU is
-    held up where KVM lets the guest have the debug registers; -1 if there is none."""
+    """The arrival whose sender is held up inside KVM while the vCPU halts, gets an INIT or executes a HLT, or for which
+    the vCPU is held up where KVM lets the guest have the debug registers; -1 if there is none."""
     at_cold: bool = False
     """The placed arrival comes where a cold page of the stack is met, which may be in a delivery that it cuts off."""
     carried: int = 0
@@ -167,7 +167,23 @@ def _held(test: Test, repeat: int, first: int) -> list[Guest]:
     if not ops.isdisjoint((Op.TO_DR, Op.FROM_DR)):
         numbers += [number for number in free if test.outside[number].kind == "guest-debug"]
     guest = _guest(test, first, _bound(test), repeat)
-    return [replace(guest, number=first + n, held=number) for n, number in enumerate(numbers)]
+    guests = [replace(guest, number=first + n, held=number) for n, number in enumerate(numbers)]
+    return guests + _init_held_at_hlt(test, repeat, first + len(guests))
+
+
+def _init_held_at_hlt(test: Test, repeat: int, first: int) -> list[Guest]:
+    """With a sender of an INIT that is held up behind its bit while the vCPU executes HLT."""
+    free = [number for number in _one_of_each_kind(test.outside) if test.outside[number].kind == "init"]
+    own = _bound(test)
+    taken = _cold_place(test) | {section_of(test, at): at for at in own if at >= 0}
+    found: list[Guest] = []
+    for place, instruction in enumerate(test.code):
+        section = section_of(test, place)
+        if instruction.op is Op.HLT and section != test.init and taken.get(section, place) == place:
+            for number in free:
+                cuts = (*own[:number], place, *own[number + 1 :])
+                found.append(replace(_guest(test, first + len(found), cuts, repeat), held=number))
+    return found
 
 
 def directed(test: Test, wanted: Sequence[int], repeat: int, first: int) -> Guest:

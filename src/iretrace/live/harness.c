@@ -98,7 +98,8 @@ struct arrival {
 	uint32_t inside; /* at or behind the cut: comes when this IRETQ's intercept is handled, or this INT's delivery cut off; or AT_COLD */
 	uint32_t debugger; /* what the VMM does with its debugger, for GUEST_DEBUG */
 	uint32_t target;   /* where it stops the guest, for BREAK; where it goes, for OFF behind a STEP */
-	uint32_t held;	   /* enum held: its sender is held up inside KVM; or, for GUEST_DEBUG, the vCPU is */
+	uint32_t held;	   /* enum held: its sender is held up inside KVM, at a place while the vCPU goes on there; or, for
+			    * GUEST_DEBUG, the vCPU is */
 };
 
 struct guest {
@@ -774,7 +775,10 @@ static int cross_cut(void)
 		allow(cut, PROT_READ | PROT_WRITE);
 		if (regs.rip == cut && !fired[i]) {
 			wait_for_one_due();
-			if (!guest->arrival[i].inside)
+			cut_time = now();
+			if (comes_held(i))
+				wait_for_the_sender();
+			else if (!guest->arrival[i].inside)
 				send(i, -regs.rcx);
 			else if (regs.rsp < MEMORY_SIZE)
 				allow(hidden = frame_at(guest->arrival[i].inside, regs.rsp) & ~(PAGE - 1ull), PROT_NONE);

@@ -12,19 +12,23 @@
  * Or before the bit, when the local APIC has been found enabled: there a vCPU that has come to where it gets an INIT sleeps
  * until the sender is in between, and goes on.
  *
+ * The sender of an INIT calls no function between its bit and its request; a probe at the instruction between them
+ * (kprobes.py finds it) has it wait there, while a vCPU that has waited right before an HLT executes it.
+ *
  * And a vCPU that is held up where KVM lets the guest have the debug registers, so that the signal which brings a debugger
  * comes right then: the sender goes first anyway.
  */
 #define HELD_AT "svm_complete_interrupt_delivery"
 #define DUE_AT "svm_deliver_interrupt"
 #define LENT_AT "dr_interception"
+#define INIT_AT "IRETRACE_INIT_BIT" /* in the environment; nothing: it is not known of this kernel */
 #define HELD_PROBES 4
 #define HELD_FOR (MS / 2) /* from the beginning of the call: until then the signal comes */
 #define HELD_VCPU_FOR MS /* from the start of the guest: until then the signal comes */
 #define PREEMPT "/sys/kernel/debug/sched/preempt"
 
 static timer_t recall; /* signals the thread of the vCPU */
-static int can_hold, can_hold_vcpu;
+static int can_hold, can_hold_init, can_hold_vcpu;
 static volatile int on_its_way; /* the sender that is to be held up before its bit is about to call */
 static char usual[32];		/* how this kernel preempts itself */
 
@@ -75,6 +79,7 @@ static void find_hold(pid_t vcpu_thread_number)
 	if (!find_usual() || !write_file(PREEMPT, "full") || !write_file(PREEMPT, usual))
 		return;
 	can_hold = add_probes("held", HELD_AT) && add_probes("due", DUE_AT) && !timer_create(CLOCK_MONOTONIC, &event, &recall);
+	can_hold_init = can_hold && getenv(INIT_AT) && add_probes("init", getenv(INIT_AT));
 	can_hold_vcpu = add_probes("lent", LENT_AT);
 }
 
@@ -101,12 +106,13 @@ static int signal_msi_held(struct kvm_msi *msi, enum held held)
 {
 	struct itimerspec soon = { .it_value.tv_nsec = 1 + random_number() % HELD_FOR };
 	struct sched_param gives_way = { 0 };
-	const char *probes = held == BEHIND_THE_BIT ? "held" : "due";
+	int is_init_bit = msi->data == MSI_INIT;
+	const char *probes = is_init_bit ? "init" : held == BEHIND_THE_BIT ? "held" : "due";
 
 	enable_probes(probes, "1");
 	on_its_way = 1;
 	sched_setscheduler(0, SCHED_IDLE, &gives_way);
-	if (held == BEHIND_THE_BIT)
+	if (held == BEHIND_THE_BIT && !is_init_bit)
 		timer_settime(recall, 0, &soon, NULL);
 	int result = ioctl(vm, KVM_SIGNAL_MSI, msi);
 	go_first();
@@ -122,16 +128,26 @@ static int has_one_due(void)
 	return 0;
 }
 
-/* The vCPU is at a place where something is sent to it. */
-static void wait_for_one_due(void)
+/* Its sender is held up behind its bit, while the vCPU is let go at the place. */
+static int comes_held(unsigned i)
+{
+	return guest->arrival[i].held == BEHIND_THE_BIT && guest->arrival[i].cut && can_hold_init;
+}
+
+static void wait_for_the_sender(void)
 {
 	uint64_t limit = now() + START_LIMIT;
 
-	if (!has_one_due())
-		return;
 	while (!on_its_way && now() < limit)
 		rest(MS / 20);
 	rest(1 + random_number() % HELD_FOR);
+}
+
+/* The vCPU is at a place where something is sent to it. */
+static void wait_for_one_due(void)
+{
+	if (has_one_due())
+		wait_for_the_sender();
 }
 
 /* Whether the vCPU is to be held up when the guest accesses a debug register. */

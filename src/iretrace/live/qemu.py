@@ -10,6 +10,7 @@ from pathlib import Path
 from iretrace.linux.debian import Unavailable
 from iretrace.live.harness import Broken, end, last_line, read_lines, spawn
 from iretrace.live.initramfs import archive
+from iretrace.live.kprobes import behind_init_bit
 from iretrace.live.packages import Kernel
 
 MACHINE = (
@@ -37,13 +38,20 @@ def qemu_version() -> str:
     return found[1] if found else "of an unknown version"
 
 
+def _command_line(kernel: Kernel) -> str:
+    """What the kernel does not know of it is in the environment of its first program."""
+    found = (behind_init_bit(module) for module in kernel.modules if module.name == "kvm.ko")
+    place = next(found, "")
+    return f"{COMMAND_LINE} IRETRACE_INIT_BIT={place}" if place else COMMAND_LINE
+
+
 def boot(kernel: Kernel, harness: Path, guests: bytes, directory: Path) -> Generator[str, None, None]:
     """The lines that the harness prints. Broken when the machine ends, or falls silent, before the harness is done."""
     files = {f"modules/{n}.ko": path.read_bytes() for n, path in enumerate(kernel.modules)}
     initrd, console, complaints = directory / "initrd", directory / "console", directory / "complaints"
     initrd.write_bytes(archive({"init": harness.read_bytes(), "guests": guests, **files}))
     command = ["qemu-system-x86_64", *MACHINE, "-kernel", str(kernel.image), "-initrd", str(initrd)]
-    command += ["-append", COMMAND_LINE, "-serial", f"file:{console}", "-debugcon", "stdio"]
+    command += ["-append", _command_line(kernel), "-serial", f"file:{console}", "-debugcon", "stdio"]
     process = spawn(command, complaints)
     try:
         yield from read_lines(process)
