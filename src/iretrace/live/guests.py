@@ -37,10 +37,10 @@ CARRIED = ("events", "everything", "everything, into another vCPU")
 """What `save-restore` saves and restores: what the model has, what a VMM does, and what it does for a migration."""
 
 ARRIVAL = struct.Struct("<8I")
-"""As in harness.c."""
+"""As in guest.h."""
 
 AT_COLD = 1
-"""As in harness.c."""
+"""As in guest.h."""
 
 RFLAGS, RFLAGS_IF = 0x2, 0x200
 
@@ -228,7 +228,7 @@ def lstar_of(guest: Guest) -> int:
 
 
 def pack(guests: Sequence[Guest], seed: int) -> bytes:
-    """The guests as harness.c reads them."""
+    """The guests as guest.h has them."""
     return b"".join(_pack(guest, seed) for guest in guests)
 
 
@@ -257,7 +257,7 @@ def _pack(guest: Guest, seed: int) -> bytes:
 
 
 def where_else(guest: Guest) -> int:
-    """Where else than at its place the placed arrival comes, as in harness.c; 0 if it comes there."""
+    """Where else than at its place the placed arrival comes, as in guest.h; 0 if it comes there."""
     if guest.at_cold:
         return AT_COLD
     return guest.program.addresses[guest.inside] if guest.inside >= 0 else 0

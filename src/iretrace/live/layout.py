@@ -1,4 +1,4 @@
-"""The memory of a real guest: what lies where. harness.c and bare.S have the same numbers."""
+"""The memory of a real guest: what lies where. guest.h and bare.S have the same numbers."""
 
 PAGE = 0x1000
 PAGE_TABLES, GDT, TSS, IDT, ARMED, WARM_UP, PAGE_TABLE = 0x1000, 0x4000, 0x4100, 0x5000, 0x6000, 0x7000, 0xB000
