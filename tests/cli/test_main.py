@@ -328,6 +328,14 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    command = [sys.executable, "-m", "iretrace", "rules"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (2, "iretrace: standard output: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     ("mistake", "arguments", "status"),
     [

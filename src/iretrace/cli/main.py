@@ -386,12 +386,14 @@ COMMANDS = {
 
 
 def write(text: str) -> None:
-    """Write to stdout; a reader that has seen enough (`| head`) is no error."""
+    """Write to stdout; a reader that has seen enough (`| head`) is no error. InputError: a full disk and the like."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
+        if not isinstance(error, BrokenPipeError):
+            raise InputError(f"standard output: {error.strerror}") from None
 
 
 def out_of_scope(error: InputError) -> bool:
