@@ -41,7 +41,7 @@ MOST_TRIED = 8
 
 DIRECTED_REPEAT = 5
 
-YIELDS = 19
+YIELDS = 10
 """How nice to the virtual machine those are that find verdicts beside it."""
 
 PR_SET_PDEATHSIG = 1
