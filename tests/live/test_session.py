@@ -245,6 +245,14 @@ def test_what_a_vmm_saves_is_events_or_everything_or_goes_to_another_vcpu() -> N
     assert {guest.carried for guest in make_guests(make_test(TWO_NMIS), 10, 0)} == {0}
 
 
+def test_the_last_event_of_each_kind_comes_when_the_guest_is_at_rest() -> None:
+    [test] = select(["iret-returns-to-itself"])
+    lasts = [guest.last for guest in make_guests(test, 10, 0) if guest.last >= 0]
+    assert [(test.outside[number].kind, test.outside[number].at) for number in lasts] == [("nmi", -1)]
+    one = make_test(TWO_NMIS.replace("outside nmi, nmi", "outside nmi"))
+    assert all(guest.last < 0 for guest in make_guests(one, 10, 0)), "a place at main's spin is the same"
+
+
 def test_an_inits_sender_is_held_up_where_the_guest_executes_hlt() -> None:
     [test] = select(["init-at-hlt"])
     [held] = [guest for guest in make_guests(test, 10, 0) if guest.held >= 0]

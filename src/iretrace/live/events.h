@@ -129,7 +129,7 @@ static void send(unsigned i, int64_t spins)
 		must(ioctl(vm, KVM_SIGNAL_MSI, &msi), "KVM_SIGNAL_MSI");
 	else {
 		pthread_mutex_lock(&vmm);
-		must(held && can_hold ? signal_msi_held(&msi, held) : ioctl(vm, KVM_SIGNAL_MSI, &msi), "KVM_SIGNAL_MSI");
+		must(is_held_inside(held) && can_hold ? signal_msi_held(&msi, held) : ioctl(vm, KVM_SIGNAL_MSI, &msi), "KVM_SIGNAL_MSI");
 		pthread_mutex_unlock(&vmm);
 	}
 }

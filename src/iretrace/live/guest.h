@@ -41,7 +41,7 @@
 
 enum kind { NMI, IRQ, SIGNAL, GUEST_DEBUG, KVM_NMI_CALL, SAVE_RESTORE, SMI = 16, INIT, SIPI };
 enum debugger { OFF, STEP, BREAK };
-enum held { NOT_HELD, BEHIND_THE_BIT, BEFORE_THE_BIT };
+enum held { NOT_HELD, BEHIND_THE_BIT, BEFORE_THE_BIT, UNTIL_REST };
 enum carried { EVENTS, EVERYTHING, INTO_ANOTHER };
 #define IRQ_VECTOR 0x30
 /* The delivery mode of a message, and what goes with it. */
@@ -70,7 +70,7 @@ struct arrival {
 	uint32_t debugger; /* what the VMM does with its debugger, for GUEST_DEBUG */
 	uint32_t target;   /* where it stops the guest, for BREAK; where it goes, for OFF behind a STEP */
 	uint32_t held;	   /* enum held: its sender is held up inside KVM, at a place while the vCPU goes on there; or, for
-			    * GUEST_DEBUG, the vCPU is */
+			    * GUEST_DEBUG, the vCPU is; or it comes when the guest has come to rest */
 };
 
 struct guest {

@@ -30,6 +30,12 @@ DEBUGGERS = {"off": 0, "step": 1, "break": 2}
 HELD = frozenset({"irq"})
 """Whose sender can be held up: it goes through the function that hold.h names."""
 
+SENT = frozenset({"nmi", "irq", "smi", "init", "sipi"})
+"""Messages of other processors and of devices; all else is the VMM's, which has an order."""
+
+UNTIL_REST = 3
+"""As in guest.h."""
+
 RAISING = (Op.INT3, Op.INT)
 """Whose delivery can be cut off by a page of the stack that is taken away."""
 
@@ -62,6 +68,8 @@ class Guest:
     held: int = -1
     """The arrival whose sender is held up inside KVM while the vCPU halts, gets an INIT or executes a HLT, or for which
     the vCPU is held up where KVM lets the guest have the debug registers; -1 if there is none."""
+    last: int = -1
+    """The arrival that comes when the guest has come to rest behind all others, or -1."""
     at_cold: bool = False
     """The placed arrival comes where a cold page of the stack is met, which may be in a delivery that it cuts off."""
     carried: int = 0
@@ -133,6 +141,7 @@ def make_guests(test: Test, repeat: int, first: int) -> list[Guest]:
                 guests.append(_guest(test, first + len(guests), cuts, times, number, inside))
     guests += _at_cold(test, repeat, first + len(guests))
     guests += _held(test, repeat, first + len(guests))
+    guests += _last(test, repeat, first + len(guests))
     return guests + _carried(test, guests)
 
 
@@ -184,6 +193,14 @@ def _init_held_at_hlt(test: Test, repeat: int, first: int) -> list[Guest]:
                 cuts = (*own[:number], place, *own[number + 1 :])
                 found.append(replace(_guest(test, first + len(found), cuts, repeat), held=number))
     return found
+
+
+def _last(test: Test, repeat: int, first: int) -> list[Guest]:
+    """With an event that comes when all others have had their effect: the last of each kind, if there are others."""
+    of_its_kind = {a.kind: n for n, a in enumerate(test.outside) if a.at < 0 and a.kind in SENT}
+    guest = _guest(test, first, _bound(test), max(3, repeat // 5))
+    numbers = of_its_kind.values() if len(test.outside) > 1 else ()
+    return [replace(guest, number=first + n, last=number) for n, number in enumerate(numbers)]
 
 
 def directed(test: Test, wanted: Sequence[int], repeat: int, first: int) -> Guest:
@@ -249,6 +266,7 @@ def _pack(guest: Guest, seed: int) -> bytes:
         target = program.addresses[stops_at] if stops_at >= 0 else 0
         bound = int(arrival.at >= 0)
         held = (1 + (arrival.kind in HELD and _meets_init(test))) if number == guest.held else 0
+        held = UNTIL_REST if number == guest.last else held
         head += ARRIVAL.pack(KINDS[arrival.kind], int(arrival.promised), cut, bound, inside, debugger, target, held)
     head += bytes(ARRIVAL.size * (MAX_ARRIVALS - len(test.outside)))
     cold_code = program.addresses[test.cold_code] if test.cold_code >= 0 else 0

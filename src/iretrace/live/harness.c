@@ -182,6 +182,8 @@ static void send_all(void)
 	for (unsigned i = 0; i < guest->arrivals; i++) {
 		int placed = guest->arrival[i].cut || guest->arrival[i].inside;
 		cuts += placed;
+		if (guest->arrival[i].held == UNTIL_REST)
+			continue;
 		if (!placed && !guest->arrival[i].strict && (guest->arrival[i].promised || random_number() & 1))
 			order[count++] = i;
 	}
@@ -209,6 +211,11 @@ static void send_all(void)
 	for (unsigned i = 0; i < guest->arrivals; i++)
 		if ((guest->arrival[i].cut || guest->arrival[i].inside) && !guest->arrival[i].strict && !fired[i])
 			send(i, -1);
+	for (unsigned i = 0; i < guest->arrivals; i++)
+		if (guest->arrival[i].held == UNTIL_REST) {
+			wait_quiet();
+			send(i, -1);
+		}
 }
 
 #include "outcome.h"

@@ -101,6 +101,11 @@ static void wait_asleep(void)
 		rest(MS / 2);
 }
 
+static int is_held_inside(enum held held)
+{
+	return held == BEHIND_THE_BIT || held == BEFORE_THE_BIT;
+}
+
 /* The result of KVM_SIGNAL_MSI. */
 static int signal_msi_held(struct kvm_msi *msi, enum held held)
 {
@@ -162,7 +167,7 @@ static int holds_vcpu(void)
 static int holds_sender(void)
 {
 	for (unsigned i = 0; i < guest->arrivals; i++)
-		if (guest->arrival[i].held && guest->arrival[i].kind != GUEST_DEBUG)
+		if (is_held_inside(guest->arrival[i].held) && guest->arrival[i].kind != GUEST_DEBUG)
 			return can_hold;
 	return 0;
 }
