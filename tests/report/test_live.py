@@ -60,6 +60,12 @@ def test_a_known_fault_of_the_emulation_is_no_defect() -> None:
     assert not one.defect and not one.unclear
 
 
+def test_histories_that_lack_the_same_are_one_line() -> None:
+    twice = [Strange(BAD, "it does not end here", count) for count in (1, 4)]
+    text = live_report(LiveReport("here", [Observed("t", "abc", [(BAD, 5)], compared=Compared([], 3, twice))]))
+    assert "Model has 1 of 3 histories seen\nNot in the model: n; spins (5 times): it does not end here\nHash" in text
+
+
 def test_a_test_without_any_outcome_is_unclear() -> None:
     one = Observed("two-nmis", "abc", [], failures=[("KVM_RUN fails with errno 14", 10)])
     assert one.unclear

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from iretrace.report.outcomes import Clause, say_outcome
 from iretrace.report.terminal import RED, YELLOW, Look, wrap
@@ -180,13 +180,22 @@ def _compared_lines(compared: Compared, look: Look) -> list[str]:
 
 def _beside_the_model(head: str, runs: Sequence[Strange], look: Look) -> list[str]:
     lines: list[str] = []
-    for strange in runs:
+    for strange in _alike_together(runs):
         text = look.clean(f"{say_outcome(strange.outcome)} ({strange.count} times): {strange.why}")
         if strange.excuse:
             text += look.clean(f"; {strange.excuse}")
         line, *rest = wrap(text, f"{head} ", "    ")
         lines += [line.replace(head, look.paint(head, YELLOW), 1), *rest]
     return lines
+
+
+def _alike_together(runs: Sequence[Strange]) -> list[Strange]:
+    """Histories that differ only in when events were sent are told once."""
+    alike: dict[Strange, int] = {}
+    for strange in runs:
+        key = replace(strange, count=0)
+        alike[key] = alike.get(key, 0) + strange.count
+    return [replace(strange, count=count) for strange, count in alike.items()]
 
 
 def _left_out(left_out: Sequence[tuple[str, str]], look: Look) -> list[str]:
