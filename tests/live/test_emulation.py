@@ -84,6 +84,15 @@ def test_a_db_of_an_interrupts_frame_is_excused_if_it_is_what_is_missing() -> No
     assert bench.excuse(irq, trap, bench.mark("d"), i, bench.comes("irq", "spin", IF), i) == "", "a doubled interrupt"
 
 
+def test_a_lost_db_is_excused_without_kvm_if_its_own_frame_is_watched() -> None:
+    m = Bench("db-for-ever").mark("m")
+    assert "loses an interrupt or #DB" in Bench("db-for-ever").excuse(m, alone=True)
+    assert Bench("db-for-ever").excuse(m) == "", "under KVM it is not known"
+    assert Bench("watch-a-write").excuse(Bench("watch-a-write").mark("m"), alone=True) == "", "it lies below the word"
+    watched = Bench("watch-reads")
+    assert watched.excuse(watched.mark("w"), alone=True) == "", "the frames are on stacks of their own"
+
+
 def test_a_watched_word_alone_excuses_nothing() -> None:
     bench = Bench("watch-and-irq")
     trap, d, irq = bench.comes("db", "mark m", IF), bench.mark("d"), bench.comes("irq", "push rax", IF)

@@ -196,10 +196,13 @@ class _Run:
             debugger.breakpoint(address, there=True)
 
     def _go(self, seconds: float) -> bool:
-        """Let it run; send what comes where it stops. Whether it stopped at such a place."""
-        if not self._debugger.go(seconds):
+        """Let it run; send what comes where it stops. Whether it stopped at such a place, if only for lack of time: the
+        breakpoint has not said so yet, and what is sent next would come before what belongs there."""
+        stopped = self._debugger.go(seconds)
+        rip = self._debugger.registers().get("rip", 0)
+        if not stopped and rip not in self._places:
             return False
-        self._arrive_at(self._debugger.registers().get("rip", 0))
+        self._arrive_at(rip)
         return True
 
     def _arrive_at(self, address: int) -> None:

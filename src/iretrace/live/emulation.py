@@ -176,12 +176,22 @@ def _frame_is_not_watched(run: Run, objection: Objection) -> bool:
 
 
 def _watched_frame_is_lost(run: Run, objection: Objection) -> bool:
-    """An interrupt that is due does not come, and its frame may lie on a watched word."""
-    test = run.guest.test
-    words = [i.arg for i in test.code if i.op is Op.MOV_RAX and "_stack" in i.text] if _watches(test) else []
-    own = [VECTOR_PAGES[vector] for vector, _ in test.handlers if vector in test.ist]
-    may = any(word // PAGE_WORDS in own or len(own) < len(test.handlers) for word in words)
-    return may and any(_due(objection, VECTORS[name]) for name in ("irq", "nmi"))
+    """What is due does not come, and its frame may lie on a watched word. It is a #DB, where one is due: on a stack
+    of its own; where an access was watched its frame lies below that word."""
+    test, trap = run.guest.test, VECTORS["db"]
+    if _due(objection, trap):
+        return trap in test.ist and _frame_may_be_watched(test, trap)
+    vectors = (VECTORS["irq"], VECTORS["nmi"])
+    return any(_due(objection, vector) and _frame_may_be_watched(test, vector) for vector in vectors)
+
+
+def _frame_may_be_watched(test: Test, vector: int) -> bool:
+    """On a stack of its own a frame lies there; else on any that a stack pointer may be at."""
+    if not _watches(test):
+        return False
+    pages = {i.arg // PAGE_WORDS for i in test.code if i.op is Op.MOV_RAX and "_stack" in i.text}
+    own = {VECTOR_PAGES[other] for other in test.ist}
+    return VECTOR_PAGES[vector] in pages if vector in test.ist else bool(pages - own)
 
 
 def _rf_is_dropped(run: Run, objection: Objection) -> bool:
@@ -265,7 +275,7 @@ FAULTS = (
         in_svm=True,
     ),
     Fault("QEMU watches no frame of an interrupt", (), _frame_is_not_watched),
-    Fault("QEMU loses an interrupt whose frame touches a watched word", (), _watched_frame_is_lost, alone=True),
+    Fault("QEMU loses an interrupt or #DB whose frame touches a watched word", (), _watched_frame_is_lost, alone=True),
     Fault("QEMU does not discard the #DB of a breakpoint while GIF is 0", (), _breakpoint_while_gif_is_0),
     Fault("QEMU drops the RF that an IRETQ pops, if it runs with RF set itself", (), _rf_is_dropped),
     Fault(
