@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iretrace.linux.archive import is_looked_at
 from iretrace.linux.patch import PatchedFile, Record, apply_patches, changed_paths, parse_patch
 from iretrace.verdict import InputError
 
@@ -77,6 +78,30 @@ def test_files_are_created_deleted_and_renamed() -> None:
     assert {path: file.text for path, file in done.items()} == {
         "new.c": "a\nb\n", "old.c": None, "from.c": None, "to.c": OLD
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("new", ["svm.c", "to.c", "arch/x86/kvm/svm/copy.c", "a/much/longer/name/than/before.c"])
+def test_the_names_of_a_rename_may_be_of_any_length(new: str) -> None:
+    old = "arch/x86/kvm/svm/svm.c"
+    patch = f"diff --git a/{old} b/{new}\nsimilarity index 100%\nrename from {old}\nrename to {new}\n"
+    assert {path: file.text for path, file in apply({old: OLD}, patch).items()} == {old: None, new: OLD}
+
+
+@pytest.mark.parametrize("header", ["", "diff --git arch/x86/kvm/a.c arch/x86/kvm/a.c\nindex 1..2 100644\n"])
+@pytest.mark.parametrize("prefixes", [("", ""), ("a/", "b/"), ("i/", "w/"), ("linux-6.1.orig/", "linux-6.1/")])
+def test_names_may_lack_a_prefix(prefixes: tuple[str, str], header: str) -> None:
+    """diff.noprefix: nothing of the path may be left out then, or the patch changes a file that nothing looks at."""
+    new = OLD.replace("line 7\n", "seven\n")
+    patch = make_diff("arch/x86/kvm/a.c", OLD, new)
+    for written, prefix in zip(("--- a/", "+++ b/"), prefixes, strict=True):
+        patch = patch.replace(written, written[:4] + prefix)
+    done = apply_patches({"arch/x86/kvm/a.c": OLD}.get, [("1.patch", header + patch)], is_looked_at)
+    assert done["arch/x86/kvm/a.c"].text == new
+
+
+def test_a_new_file_may_lack_a_prefix() -> None:
+    patch = "--- /dev/null\n+++ arch/x86/kvm/new.c\n@@ -0,0 +1 @@\n+a\n"
+    assert list(apply_patches(dict[str, str]().get, [("1.patch", patch)], is_looked_at)) == ["arch/x86/kvm/new.c"]
 
 
 def test_a_rename_with_changes_applies_to_the_new_path() -> None:

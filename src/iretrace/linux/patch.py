@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from iretrace.verdict import InputError
 
@@ -27,6 +28,9 @@ MAX_FUZZ = 2
 
 MAX_PLACES = 4
 """That are told of a hunk."""
+
+PREFIXES = ("a", "b")
+"""What git writes before the paths of a diff, unless it was told otherwise."""
 
 _HUNK = re.compile(r"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
 _EXTENDED = re.compile(r"(rename|copy) (from|to) (.+)")
@@ -137,7 +141,7 @@ def apply_patches(
         return done[path] if path in done else PatchedFile(read(path))
 
     for name, text in patches:
-        files = parse_patch(text, name)
+        files = parse_patch(text, name, is_looked_at)
         if not files:
             raise InputError(f"{name}: no unified diff inside; give the output of git format-patch or diff -u")
         if sum(len(change.hunks) for change in files) > MAX_HUNKS:
@@ -301,17 +305,18 @@ def _everywhere(lines: Sequence[str], old: Sequence[str], low: int, record: Reco
     return found
 
 
-def parse_patch(text: str, name: str) -> list[FilePatch]:
+def parse_patch(text: str, name: str, is_looked_at: Callable[[str], bool] = lambda path: True) -> list[FilePatch]:
     """The file changes in a patch, in order; mail headers, messages and signatures are passed over."""
+    path = partial(_path, name=name, is_looked_at=is_looked_at)
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     files: list[FilePatch] = []
     at = 0
     while at < len(lines):
         line = lines[at]
         if line.startswith("diff --git "):
-            change, at = _git_header(lines, at, name)
+            change, at = _git_header(lines, at, name, path)
         elif line.startswith("--- ") and lines[at + 1 : at + 2] and lines[at + 1].startswith("+++ "):
-            change = FilePatch(_path(line[4:], name), _path(lines[at + 1][4:], name))
+            change = FilePatch(path(line[4:]), path(lines[at + 1][4:]))
             at += 2
         else:
             at += 1
@@ -324,26 +329,27 @@ def parse_patch(text: str, name: str) -> list[FilePatch]:
     return files
 
 
-def _git_header(lines: Sequence[str], start: int, name: str) -> tuple[FilePatch, int]:
-    """A git header with its extended lines, and the line behind it."""
+def _git_header(lines: Sequence[str], start: int, name: str, path: Callable[[str], str]) -> tuple[FilePatch, int]:
+    """A git header with its extended lines, and the line behind it. Of two names that differ other lines tell."""
     names = lines[start][len("diff --git ") :]
     middle = len(names) // 2
-    change = FilePatch(_path(names[:middle], name), _path(names[middle + 1 :], name))
+    old, new = names[:middle], names[middle + 1 :]
+    change = FilePatch(path(old), path(new)) if old.partition("/")[2] == new.partition("/")[2] else FilePatch("", "")
     for at in range(start + 1, len(lines)):
         line = lines[at]
         extended = _EXTENDED.match(line)
         if extended:
             change.copied = extended[1] == "copy"
             if extended[2] == "from":
-                change.old = _path("a/" + extended[3], name)
+                change.old = path(f"a/{extended[3]}")
             else:
-                change.new = _path("b/" + extended[3], name)
+                change.new = path(f"b/{extended[3]}")
         elif line.startswith("new file mode"):
             change.old = ""
         elif line.startswith("deleted file mode"):
             change.new = ""
         elif line.startswith("--- ") and lines[at + 1 : at + 2] and lines[at + 1].startswith("+++ "):
-            change.old, change.new = _path(line[4:], name), _path(lines[at + 1][4:], name)
+            change.old, change.new = path(line[4:]), path(lines[at + 1][4:])
             return change, at + 2
         elif line.startswith(("Binary files ", "GIT binary patch")):
             raise InputError(f"{name}: {change.new or change.old}: a binary patch; only text can be patched")
@@ -384,15 +390,18 @@ def _cut_end(hunk: Hunk) -> None:
         hunk.lines[-1] = hunk.lines[-1].removesuffix("\n")
 
 
-def _path(written: str, name: str) -> str:
-    """The path from the tree's root that a header line names; "" for /dev/null. InputError if it leads elsewhere."""
+def _path(written: str, name: str, is_looked_at: Callable[[str], bool]) -> str:
+    """The path from the tree's root that a header line names; "" for /dev/null. Its first directory is left out, as by
+    patch -p1, but where git was told to write no prefix (diff.noprefix). InputError if it leads elsewhere."""
     path = written.split("\t")[0].strip().strip('"')
     if path == "/dev/null":
         return ""
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
         raise InputError(f"{name}: {path!r} leads out of the tree; use paths from the kernel's top")
-    return "/".join(parts[1:]) if len(parts) > 1 else path
+    stripped = "/".join(parts[1:]) if len(parts) > 1 else path
+    bare = parts[0] not in PREFIXES and is_looked_at(path) and not is_looked_at(stripped)
+    return path if bare else stripped
 
 
 def changed_paths(files: Iterable[FilePatch]) -> Iterator[str]:
