@@ -328,6 +328,17 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("arguments", [["tests", "{file}"], ["check", "--test", "{file}", "--no-cache"]])
+def test_what_the_terminal_cannot_show_is_escaped(tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "uml\u00e4ut.litmus"
+    path.write_text("test t\nabout \u00fcber\nvcpu plain\n\nmain:\n    spin\n", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "iretrace", *(word.format(file=path) for word in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+
+
 def test_a_full_disk_behind_standard_output_is_one_line() -> None:
     command = [sys.executable, "-m", "iretrace", "rules"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}

@@ -386,9 +386,11 @@ COMMANDS = {
 
 
 def write(text: str) -> None:
-    """Write to stdout; a reader that has seen enough (`| head`) is no error. InputError: a full disk and the like."""
+    """Write to stdout; a reader that has seen enough (`| head`) is no error, and what its encoding lacks is escaped.
+    InputError: a full disk and the like."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except OSError as error:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
