@@ -16,8 +16,8 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def table(text: str) -> list[str]:
-    """The steps, why, and where: what lies before the ledger. Without its indentation."""
-    found = re.findall(r"^ *step  who.*?(?=^ *Assumptions)", text, re.MULTILINE | re.DOTALL)
+    """The steps, why, where, and what it rests on, down to the summary. Without its indentation."""
+    found = re.findall(r"^ *step  who.*?^ *0 new, .*?$", text, re.MULTILINE | re.DOTALL)
     margin = len(found[0]) - len(found[0].lstrip(" "))
     return [line[margin:].rstrip() for line in found[0].split("\n")]
 
