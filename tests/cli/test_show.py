@@ -63,9 +63,7 @@ def test_a_result_has_one_id_whatever_a_review_calls_its_tree(name: str) -> None
     assert result_id(replace(plain, hypervisor="Linux 6.1.193")) != result_id(plain)
 
 
-def test_nothing_is_run_to_show_a_result(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_run_to_show_a_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     identity = checked(capsys, TEST)
     monkeypatch.setattr("iretrace.cli.driver.check", None)
     assert identity in told(capsys, "show", TEST)
@@ -89,7 +87,7 @@ def test_a_changelog_has_functions_numbered_steps_manuals_by_title_and_a_reprodu
     assert re.search(r"^  2\. NMI 1 arrives: atomic_inc\(&vcpu->arch\.nmi_queued\);$", text, re.MULTILINE)
     assert re.search(r"^  3\. the CPU: #VMEXIT", text, re.MULTILINE)  # the steps of one sender are one
     assert "svm_nmi_blocked()" in text
-    assert "AMD's APM volume 2, \"System Programming\": " in " ".join(text.split())
+    assert 'AMD\'s APM volume 2, "System Programming": ' in " ".join(text.split())
     assert f"iretrace check --revision v6.1 --test {TEST} --vcpu sev-es --host tickless\n" in text
     assert all(len(line) <= 75 for line in text.splitlines() if not line.startswith("  iretrace"))
 

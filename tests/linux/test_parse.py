@@ -312,7 +312,7 @@ def test_loops_keep_their_parts() -> None:
 
 def test_assembly_is_kept_as_text() -> None:
     node = statement('asm volatile goto("jmp %l[out]" : : "r"(a) : : out);', ctree.Asm)
-    assert node.text.startswith("asm volatile goto ( \"jmp %l[out]\"")
+    assert node.text.startswith('asm volatile goto ( "jmp %l[out]"')
 
 
 def test_auto_type_is_the_type_of_the_initializer() -> None:

@@ -286,7 +286,6 @@ def test_the_permission_map_may_be_written_with_what_it_holds(tree_7_3: Path) ->
     assert not guest.intercepts(INTERCEPT_STGI)
 
 
-
 # Application processors. ----------------------------------------------------------------------------------------
 
 
@@ -319,9 +318,7 @@ def test_a_thread_that_an_nmi_keeps_awake_goes_in_a_circle_until_a_sipi_comes(gu
     guest = waiting_ap(guest.linux)
     guest.send("nmi")
     around: tuple[tuple[SenderState, ...], ...] = ((), (guest.linux.sender("sipi"),))
-    pauses = [
-        guest.linux.step(guest.pause.private, guest.vmcb, Ghcb(), Cause.WAKE, senders, ()) for senders in around
-    ]
+    pauses = [guest.linux.step(guest.pause.private, guest.vmcb, Ghcb(), Cause.WAKE, senders, ()) for senders in around]
     assert [(pause.kind, guest.linux.view(pause.private).mp_state) for pause in pauses] == [(PauseKind.LOOP, 2)] * 2
     openings = pauses[1].openings
     after = [

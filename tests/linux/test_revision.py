@@ -47,9 +47,7 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    ("revision", "number"), [("v1", "one"), ("main", "two"), ("HEAD", "two"), ("main~1", "one")]
-)
+@pytest.mark.parametrize(("revision", "number"), [("v1", "one"), ("main", "two"), ("HEAD", "two"), ("main~1", "one")])
 def test_a_revision_is_read_and_not_the_work_tree(revision: str, number: str, repository: Path) -> None:
     assert open_tree(open_revision(repository, revision, quiet)).text(SVM) == f"int {number};\n"
     assert (repository / SVM).read_text() == "int dirty;\n"
@@ -95,8 +93,8 @@ def test_nothing_of_a_hostile_repository_is_obeyed(repository: Path, tmp_path: P
     with open(repository / ".git" / "config", "a") as config:
         config.write(
             f"[core]\n\tfsmonitor = {trap}\n\tpager = {trap}\n\tsshCommand = {trap}\n\thooksPath = .git/hooks\n"
-            f"[filter \"evil\"]\n\tsmudge = {trap}\n\tclean = {trap}\n[diff \"evil\"]\n\ttextconv = {trap}\n"
-            f"[alias]\n\trev-parse = !{trap}\n\tcat-file = !{trap}\n[remote \"origin\"]\n\tpromisor = true\n"
+            f'[filter "evil"]\n\tsmudge = {trap}\n\tclean = {trap}\n[diff "evil"]\n\ttextconv = {trap}\n'
+            f'[alias]\n\trev-parse = !{trap}\n\tcat-file = !{trap}\n[remote "origin"]\n\tpromisor = true\n'
             f"\turl = ext::{trap}\n[extensions]\n\tpartialClone = origin\n[protocol]\n\tallow = always\n"
         )
     assert open_tree(open_revision(repository, "v1", quiet)).text(SVM) == "int one;\n"

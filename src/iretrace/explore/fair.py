@@ -130,9 +130,7 @@ def loop_of(graph: Graph, ending: Ending) -> list[tuple[int, Edge]]:
     return loop
 
 
-def _way(
-    graph: Graph, members: frozenset[int], start: int, goal: int, needs: object
-) -> list[tuple[int, Edge]]:
+def _way(graph: Graph, members: frozenset[int], start: int, goal: int, needs: object) -> list[tuple[int, Edge]]:
     """A shortest way inside the members. With needs (a predicate), at least one edge, one of which satisfies it."""
     if start == goal and needs is None:
         return []

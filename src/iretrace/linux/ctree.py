@@ -291,7 +291,7 @@ class TypesCompatible:
 Expr = (
     Num | Str | Name | Unary | Postfix | Binary | Assign | Conditional | Call | Member | Index | Cast | SizeOf
     | OffsetOf | StatementExpr | InitList | CompoundLiteral | Generic | TypesCompatible
-)
+)  # fmt: skip
 
 
 # Statements. ----------------------------------------------------------------------------------------------------
@@ -436,7 +436,7 @@ class Asm:
 Statement = (
     Declaration | ExprStatement | Block | If | While | For | Switch | Case | Label | Goto | Return | Break | Continue
     | Empty | Asm
-)
+)  # fmt: skip
 
 
 # Top level. -----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ ASM_WORDS = words("asm __asm __asm__")
 KEYWORDS = (
     TYPE_WORDS | STORAGE_WORDS | QUALIFIERS | TAG_WORDS | TYPEOF_WORDS | ASM_WORDS
     | words("if else while do for switch case default break continue return goto sizeof __label__")
-)
+)  # fmt: skip
 
 # The kernel's annotations that only say something to the compiler, sparse or the linker. They are dropped where they
 # stand, whether or not the tree's definition was seen; most expand to attributes or to nothing.

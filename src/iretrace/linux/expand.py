@@ -247,7 +247,7 @@ def _drop_va_opt(macro: Macro, bound: dict[str, list[Token]]) -> list[Token]:
             out.append(body[at])
             at += 1
             continue
-        reverse = body[: at:-1]
+        reverse = body[:at:-1]
         inner = _take_arguments(reverse)
         if inner is None:
             at += 1

@@ -67,8 +67,12 @@ class ExpressionParser(Cursor):
             return False
         text = token.text
         return (
-            text in TYPE_WORDS or text in TAG_WORDS or text in QUALIFIERS or text in TYPEOF_WORDS
-            or text in STORAGE_WORDS or self.is_type_name(text)
+            text in TYPE_WORDS
+            or text in TAG_WORDS
+            or text in QUALIFIERS
+            or text in TYPEOF_WORDS
+            or text in STORAGE_WORDS
+            or self.is_type_name(text)
         )
 
     def is_type_name(self, name: str) -> bool:

@@ -104,7 +104,7 @@ def _set(run: Memory, layout: Layout, places: Places, row: Row) -> None:
     if spot is None:
         if row.keys.get("optional"):
             return
-        raise InputError(f"{row.where}: this tree has no {row.name}; add versions = \"...\" or optional = true")
+        raise InputError(f'{row.where}: this tree has no {row.name}; add versions = "..." or optional = true')
     if not spot.width:
         raise InputError(f"{row.where}: {row.name} is neither an integer nor a pointer")
     value = _value(run, layout, places, row, row.keys["value"])

@@ -41,6 +41,7 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 
+
 def lex(text: str, path: str, line: int = 1, anything: bool = False) -> list[Token]:
     """The tokens of `text`, whose first character stands on `line` of `path`.
 
