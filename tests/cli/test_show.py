@@ -97,6 +97,15 @@ def test_a_changelog_says_what_decided_where_no_event_was_declined(capsys: pytes
     assert "svm_complete_interrupts() in kvm/svm.py decides it: svm.nmi_masked = 0" in " ".join(text.split())
 
 
+@pytest.mark.parametrize(("test", "cites"), [("irq-before-iret", False), (TEST, True)])
+def test_a_changelog_cites_sections_on_encrypted_guests_for_these_only(
+    test: str, cites: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = told(capsys, "show", checked(capsys, test), "--format", "changelog")
+    assert '"IRET Intercept"' in " ".join(text.split())
+    assert ("(SEV-ES)" in text) == cites
+
+
 def test_a_changelog_is_for_a_defect(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--test", TEST]) == 0
     assert main(["show", TEST, "--format", "changelog"]) == 2

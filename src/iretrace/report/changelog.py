@@ -20,6 +20,9 @@ ARRIVES = " arrives"
 DECLINES = "declines the waiting "
 """How a step begins in which a statement examined a waiting event and declined it."""
 
+ENCRYPTED = "sev-es"
+"""How the names of kinds of encrypted guests begin."""
+
 MANUALS = {"AMD64 APM vol. 2": 'AMD\'s APM volume 2, "System Programming"'}
 """Manuals as the rules cite them, and their titles."""
 
@@ -37,9 +40,9 @@ def changelog(result: Result, about: str, sources: Mapping[str, str], command: s
         declines = any(step.where == trace.cited and DECLINES in step.what for step in (*trace.stem, *trace.loop))
         does = "examines the event last" if declines else "decides it"
         paragraphs.append(_filled(f"{_function(trace.cited)} in {trace.cited.path} {does}{text}"))
-    manuals = list(_manuals((*trace.stem, *trace.loop), sources))
+    manuals = list(_manuals((*trace.stem, *trace.loop), sources, result.vcpu.startswith(ENCRYPTED)))
     if manuals:
-        paragraphs.append(_filled(f"What the processor does instead is in {'; '.join(manuals)}."))
+        paragraphs.append(_filled(f"What the processor does in these steps is in {'; '.join(manuals)}."))
     paragraphs.append(_filled(f"The test: {' '.join(about.split())}"))
     paragraphs.append(f"Reproducer:\n\n  {LOOK.clean(command)}")
     return "\n\n".join(paragraphs) + "\n"
@@ -93,14 +96,16 @@ def _told(step: Step) -> tuple[str, str]:
     return actors.get(step.actor, f"the {step.actor}"), step.what
 
 
-def _manuals(steps: Sequence[Step], sources: Mapping[str, str]) -> Iterator[str]:
-    """The sources of the processor's rules that the steps name: each manual with the titles of its sections."""
+def _manuals(steps: Sequence[Step], sources: Mapping[str, str], encrypted: bool) -> Iterator[str]:
+    """The sources of the processor's rules that the steps name: each manual with the titles of its sections. Of a rule
+    that is about all guests, those on encrypted ones are for these."""
     titles: dict[str, dict[str, None]] = {}
     for step in steps:
         if isinstance(step.where, str) and step.actor in ("cpu", "guest"):
             manual, _, sections = sources.get(step.where.partition(":")[0], "").partition(", ")
             for section in sections.split(";"):
-                titles.setdefault(manual, {}).setdefault(section.strip())
+                if encrypted or "SEV-ES" not in section:
+                    titles.setdefault(manual, {}).setdefault(section.strip())
     for manual, sections_of in titles.items():
         if manual:
             told = ", ".join(f'"{section}"' for section in sections_of if section)
