@@ -60,6 +60,11 @@ def test_a_known_fault_of_the_emulation_is_no_defect() -> None:
     assert not one.defect and not one.unclear
 
 
+def test_whose_source_it_is_compared_with_is_told_at_the_top() -> None:
+    text = live_report(LiveReport("kvm_amd of Linux 6.1.1", [], model="Linux 6.1.2"))
+    assert text.startswith("kvm_amd of Linux 6.1.1\nbeside the model of Linux 6.1.2\n\n")
+
+
 def test_histories_that_lack_the_same_are_one_line() -> None:
     twice = [Strange(BAD, "it does not end here", count) for count in (1, 4)]
     text = live_report(LiveReport("here", [Observed("t", "abc", [(BAD, 5)], compared=Compared([], 3, twice))]))

@@ -93,6 +93,7 @@ def run_live(arguments: argparse.Namespace, progress: Say) -> LiveReport:
         session.interrupted,
         session.not_run,
         not_compared,
+        _said_of(model, place) if model else "",
     )
 
 
@@ -105,6 +106,12 @@ def _model_of(
     able, _ = runnable(tests, place.machine())
     request = request_for(arguments.compare, able, OPTIONS if place.qemu else {}, arguments.jobs)
     return model(request, source_of(request), Stored(cache_directory()))
+
+
+def _said_of(model: Model, place: Place) -> str:
+    """Its name, and that it is not what has run: Debian does not have the source of every kernel that it has."""
+    name = model.source.name
+    return name if name == f"Linux {place.linux}" else f"{name}, not of the Linux {place.linux} that ran"
 
 
 def _end_in_order() -> None:

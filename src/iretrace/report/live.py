@@ -102,12 +102,17 @@ class LiveReport:
     be compared, and are not."""
     not_run: Sequence[str] = ()
     not_compared: Sequence[str] = ()
+    model: str = ""
+    """Whose source it is compared with; "" if it is not."""
 
 
 def live_report(report: LiveReport, look: Look | None = None) -> str:
     """The whole text, ending with a newline."""
     look = look or Look()
-    lines = [*wrap(look.clean(report.where), rest="    "), ""]
+    lines = wrap(look.clean(report.where), rest="    ")
+    if report.model:
+        lines += wrap(look.clean(report.model), "beside the model of ", "    ")
+    lines.append("")
     for observed in report.observed:
         lines += [*observed_block(observed, look, report.accused), ""]
     lines += _left_out(report.left_out, look)
