@@ -85,6 +85,7 @@ def check(
     at_once: see world.product.Product; False is for tests of that."""
     began = time.monotonic()
     limits = limits or Limits()
+    hypervisor.new_ledger()
     runs: dict[int, Run] = {}
     for knobs in (values := Values()):
         run = runs[knobs] = _run(test, vcpu, host, hypervisor, knobs, limits, progress, at_once)

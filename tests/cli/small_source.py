@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -50,9 +50,6 @@ class SmallSource:
         """A fresh one."""
         return Small(self.mistake)
 
-    def prepare(self, names: Iterable[str]) -> None:
-        """Nothing."""
-
     def read_so_far(self) -> dict[str, str]:
         """As it was told."""
         return self.reads
@@ -80,10 +77,14 @@ class SmallSource:
         """None."""
         return ""
 
-    def used_so_far(self) -> Used:
+    def used(self) -> Used:
         """As it was told."""
         return {f"file {name}": (digest, "", ()) for name, digest in self.reads.items()}
 
+    def used_by(self, hypervisor: Hypervisor) -> Sequence[Used]:
+        """As it was told."""
+        return (self.used(),)
+
     def still_uses(self, used: Used) -> Moves | None:
         """As it was told."""
-        return {} if used == self.used_so_far() else None
+        return {} if used == self.used() else None

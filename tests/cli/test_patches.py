@@ -124,7 +124,7 @@ def test_patches_of_which_no_test_uses_anything_are_no_pass(
     command = [*patched(monkeypatch, tmp_path, "", ""), *more, "--no-cache"]
     assert main(command) == (3 if more else 0)  # the patch changes the file that the test has read
     capsys.readouterr()
-    monkeypatch.setattr("tests.cli.small_source.SmallSource.used_so_far", lambda self: {"fact": ("1", "", ())})
+    monkeypatch.setattr("tests.cli.small_source.SmallSource.used", lambda self: {"fact": ("1", "", ())})
     assert main(command) == 4
     shown = capsys.readouterr()
     assert shown.out == ""

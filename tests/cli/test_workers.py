@@ -33,13 +33,15 @@ def test_every_job_is_done_once(processes: int) -> None:
     assert sorted(results(work, quiet)) == [(n, 100 + 2 * n) for n in range(5)]
 
 
-def test_each_job_starts_from_what_was_opened() -> None:
-    def append(opened: list[int], number: int, _say: Say) -> list[int]:
-        opened.append(number)
+def test_a_process_opens_a_group_once_and_goes_on_with_another_when_it_is_done() -> None:
+    opened: list[str] = []
+
+    def remember(name: str) -> list[str]:
+        opened.append(name)
         return opened
 
-    work: Work[list[int], list[int]] = Work({"a": [0, 1]}, lambda _name: [], append)
-    assert sorted(results(work, quiet)) == [(0, [0]), (1, [1])]
+    work: Work[list[str], list[str]] = Work({"a": [0], "b": [1, 2]}, remember, lambda opened, *_: opened)
+    assert list(results(work, quiet)) == [(1, ["b"]), (2, ["b"]), (0, ["b", "a"])]
 
 
 def test_what_a_job_says_is_heard() -> None:
@@ -93,27 +95,10 @@ def test_who_stops_listening_leaves_no_process_behind() -> None:
     def dawdle(_opened: int, number: int, _say: Say) -> int:
         if number:
             time.sleep(60)
-        return os.getppid()
+        return os.getpid()
 
     running = results(Work({"a": [0, 1]}, start, dawdle, 2), quiet)
-    _, group = next(running)
+    _, lane = next(running)
     running.close()
     with pytest.raises(ProcessLookupError):
-        os.kill(group, 0)
-
-
-def test_later_jobs_of_a_group_find_what_earlier_ones_taught() -> None:
-    def learned(opened: list[int], _number: int, _say: Say) -> list[int]:
-        return list(opened)
-
-    opened: list[int] = []
-    work = Work({"a": [0, 1, 2]}, lambda _name: opened, learned, 1, lambda done: len(done), opened.append)
-    assert sorted(results(work, quiet)) == [(0, []), (1, [0]), (2, [0, 1])]
-
-
-def test_a_job_that_dies_before_it_teaches_is_heard_of_all_the_same() -> None:
-    def die(_done: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with pytest.raises(WorkerDied, match="-9"):
-        list(results(Work({"a": [0], "b": [1]}, start, double, 1, die), lambda _text: time.sleep(0.1)))
+        os.kill(lane, 0)

@@ -51,6 +51,9 @@ class TextSource:
     def function(self, name: str, path: str = "") -> ctree.Function | None:
         return self.functions.get(name)
 
+    def signature(self, name: str, path: str = "") -> ctree.Function | None:
+        return self.functions.get(name)
+
     def struct(self, kind: str, tag: str, path: str = "") -> ctree.StructType | None:
         return self.structs.get((kind, tag))
 

@@ -150,11 +150,12 @@ def test_an_option_of_the_user_changes_a_global() -> None:
 
 def test_only_rows_that_were_asked_for_are_assumptions() -> None:
     rules = load_rules("6.1.0", [], MODELS)
-    assert rules.assumptions("sev-es") == ()
-    rules.function("schedule", "")
-    rules.global_("nested", "")
-    used = [(a.kind, a.what) for a in rules.assumptions("sev-es")]
-    assert used == [("model", "schedule: model=schedule"), ("option", "nested: value=1")]
+    assert rules.assumptions("sev-es", ()) == ()
+    with rules.notes.collecting() as noted:
+        rules.function("schedule", "")
+        rules.global_("nested", "")
+    used = {(a.kind, a.what) for a in rules.assumptions("sev-es", noted)}
+    assert used == {("model", "schedule: model=schedule"), ("option", "nested: value=1")}
 
 
 def test_a_parameter_is_off_without_the_feature_that_it_needs() -> None:
@@ -168,7 +169,7 @@ def test_an_option_of_the_configuration_is_set_and_told() -> None:
     set_options(rules, {"CONFIG_KVM_SMM": 0, "CONFIG_HZ": 1000})
     assert "CONFIG_KVM_SMM" not in rules.config
     assert rules.config["CONFIG_HZ"] == "1000"
-    assert {a.what for a in rules.assumptions("plain")} == {"CONFIG_KVM_SMM: 0", "CONFIG_HZ: 1000"}
+    assert {a.what for a in rules.assumptions("plain", ())} == {"CONFIG_KVM_SMM: 0", "CONFIG_HZ: 1000"}
 
 
 def test_an_unknown_option_names_the_known_ones() -> None:

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from iretrace.linux.host import Turn
+from iretrace.linux.program import Uses
 from iretrace.linux.registers import MOVED, Found
-from iretrace.linux.turning import Turns
+from iretrace.linux.sender import Access, Step
+from iretrace.linux.turning import Rest, Turns
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import pack
+from iretrace.verdict import CLine
 from iretrace.world.protocol import Cause, Landing, Packed, Pause, PauseKind
 
 LANDING = (7, 0, 2)
 PLACE: Turn = (b"place", (("start", 0),))
 START, END, OTHER = ("start", 0), ("end", 0), ("start", 1)
+
+
+def uses(blocks: Iterable[int]) -> Uses:
+    return Uses(frozenset(blocks), frozenset())
 
 
 def vmcb(rip: int) -> Packed:
@@ -21,7 +31,7 @@ def found(
     log: tuple[tuple[str, int], ...], openings: tuple[Landing, ...], turns: tuple[Turn, ...], looked: frozenset[int]
 ) -> Found:
     pause = Pause(PauseKind.ENTER, "private", vmcb(5), (), (), log, False, openings, False, 0, (), turns=turns)
-    return Found(pause, (), looked)
+    return Found(pause, (), looked, ((),) * len(openings), (uses([len(openings)]),))
 
 
 NONE: frozenset[int] = frozenset()
@@ -30,8 +40,8 @@ EXECUTED = found((START, END), ((7, 0, 1), (9, 1, 1)), ((b"a", (START,)), (b"b",
 
 
 def known(cause: Cause = Cause.VMEXIT, executed: Found = EXECUTED) -> Turns:
-    turns = Turns()
-    turns.add(PARENT, cause, LANDING, vmcb(5), executed, 1)
+    turns = Turns(uses)
+    turns.add(PARENT, cause, LANDING, vmcb(5), Rest(executed, LANDING[0], 1, uses([100])))
     return turns
 
 
@@ -63,3 +73,11 @@ def test_it_rests_on_the_registers_that_either_step_looked_at() -> None:
     assert rest is not None
     assert rest.looked == {rip, rflags}
     assert turns.find(parent, Cause.VMEXIT, LANDING, vmcb(6)) is None
+
+
+def test_it_rests_on_the_blocks_up_to_the_landing_of_its_sender_and_of_those_behind_it() -> None:
+    step = Step((1,), 1, (), False, None, CLine("a.c", 1), (50, 51))
+    parent = replace(PARENT, paths=(((Access(8, 1, True), step),),))
+    rest = known().find(parent, Cause.VMEXIT, LANDING, vmcb(5))
+    assert rest is not None
+    assert [set(part.blocks) for part in rest.uses] == [{1}, {50, 51}, {100}]

@@ -167,6 +167,10 @@ class Watched:
         """See Hypervisor."""
         return self.inner.explain(private, vmcb, ghcb, cause, senders, schedule, debug)
 
+    def new_ledger(self) -> None:
+        """See Hypervisor."""
+        self.inner.new_ledger()
+
     def statements(self) -> int:
         """See Hypervisor."""
         return self.inner.statements()

@@ -419,6 +419,9 @@ class Plain:
     ) -> Executed:
         return Executed((HERE,))
 
+    def new_ledger(self) -> None:
+        pass
+
     def statements(self) -> int:
         return 0
 

@@ -206,16 +206,10 @@ def _work(
     def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> Found:
         task = todo[number]
         say(str(task))
-        shared = source.used_so_far()
         result = check(
             task.test, task.vcpu, task.host, hypervisor, request.limits, lambda count: say(f"{task}: {count:,} states")
         )
-        own = {name: used for name, used in source.used_so_far().items() if name not in shared}
-        return Found(result, source.read_so_far(), (shared, own), same_of((shared, own)))
+        used = source.used_by(hypervisor)
+        return Found(result, source.read_so_far(), used, same_of(used))
 
-    return results(Work(groups, source.open, do, request.jobs, _own_names, source.prepare), progress)
-
-
-def _own_names(found: Found) -> list[str]:
-    """The definitions that a verdict used beside those that opening its hypervisor did."""
-    return list(found.used[-1])
+    return results(Work(groups, source.open, do, request.jobs), progress)

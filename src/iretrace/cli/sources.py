@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -62,10 +62,6 @@ class Source(Protocol):
         """The hypervisor for a vCPU kind. InputError where that cannot be."""
         ...
 
-    def prepare(self, names: Iterable[str]) -> None:
-        """Look up these definitions, so that who inherits this need not; that they were used is not noted."""
-        ...
-
     def read_so_far(self) -> dict[str, str]:
         """Digests of what was read of a tree, by name."""
         ...
@@ -74,8 +70,9 @@ class Source(Protocol):
         """Whether all this would be read again, just so."""
         ...
 
-    def used_so_far(self) -> Used:
-        """The definitions that were used."""
+    def used_by(self, hypervisor: Hypervisor) -> Sequence[Used]:
+        """The definitions that a hypervisor from here has used since its last new_ledger(): those that opening it took,
+        and the others."""
         ...
 
     def still_uses(self, used: Used) -> Moves | None:
@@ -218,16 +215,7 @@ class TreeSource:
         from iretrace.linux.hypervisor import TreeHypervisor
 
         with unreadable_is_input_error():
-            hypervisor = TreeHypervisor(self.tree, machine=self._machine, vcpu=vcpu)
-        self.read_so_far()  # so that those who inherit it need not work it out each
-        self.used_so_far()
-        return hypervisor
-
-    def prepare(self, names: Iterable[str]) -> None:
-        """Look up definitions."""
-        assert self._machine is not None, "nothing was read"
-        for name in names:
-            self._machine.definitions.find(name)
+            return TreeHypervisor(self.tree, machine=self._machine, vcpu=vcpu)
 
     def read_so_far(self) -> dict[str, str]:
         """What the tree has read."""
@@ -237,10 +225,14 @@ class TreeSource:
         """What the tree reads now."""
         return self.tree.still_reads(digests)
 
-    def used_so_far(self) -> Used:
+    def used_by(self, hypervisor: Hypervisor) -> Sequence[Used]:
         """What was looked up in the index."""
-        assert self._machine is not None, "nothing was read"
-        return {name: (*found,) for name, found in self._machine.definitions.used().items()}
+        from iretrace.linux.hypervisor import TreeHypervisor
+
+        assert isinstance(hypervisor, TreeHypervisor)
+        opening = {name: (*found,) for name, found in hypervisor.opening.items()}
+        used = hypervisor.definitions()
+        return opening, {name: (*found,) for name, found in used.items() if name not in opening}
 
     def still_uses(self, used: Used) -> Moves | None:
         """Looked up in the index."""
@@ -298,9 +290,6 @@ class BuiltinSource:
 
         return BuiltinHypervisor(self._revision, vcpu, self._options)
 
-    def prepare(self, names: Iterable[str]) -> None:
-        """Nothing: it is Python."""
-
     def read_so_far(self) -> dict[str, str]:
         """Nothing."""
         return {}
@@ -309,9 +298,9 @@ class BuiltinSource:
         """Only nothing is still the same nothing."""
         return not digests
 
-    def used_so_far(self) -> Used:
+    def used_by(self, hypervisor: Hypervisor) -> Sequence[Used]:
         """Nothing of a tree."""
-        return {}
+        return ()
 
     def still_uses(self, used: Used) -> Moves | None:
         """Only nothing is still the same nothing."""

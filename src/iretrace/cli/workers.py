@@ -1,8 +1,8 @@
 """Verdicts found by several processes.
 
-For each vCPU kind one process opens the hypervisor and forks one more for each verdict. So every verdict starts from a
-hypervisor that has just been opened, and what it rests on (its ledger) does not depend on what else was asked for. What
-a verdict had to read, those that start later find read already; they note it all the same.
+Each process opens the hypervisor of a vCPU kind and finds one verdict of that kind after the other; when none is left,
+it goes on with another kind. What a hypervisor has worked out for one verdict it need not work out for the next; what a
+verdict rests on (its ledger) does not depend on that, nor on which process found it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,17 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Lock, Semaphore
+from multiprocessing.synchronize import Lock
 from typing import Any, Generic, TypeVar
 
 CONTEXT = multiprocessing.get_context("fork")
 """Children inherit what has been read already."""
-
-PATIENCE = 0.02
-"""Seconds between two looks for children that have ended."""
-
-HELD = (signal.SIGTERM,)
-"""Held back while a child starts: it must be on the list of those to end, and ready to end."""
 
 Opened = TypeVar("Opened")
 Done = TypeVar("Done")
@@ -47,10 +42,6 @@ class Work(Generic[Opened, Done]):
     do: Callable[[Opened, int, Callable[[str], None]], Done]
     """Does a job; the third argument says what is going on."""
     processes: int = 1
-    lesson: Callable[[Done], Any] = lambda _done: None
-    """What of a result makes jobs of its group faster that start later."""
-    learn: Callable[[Any], None] = lambda _lesson: None
-    """Does in the group's process what a lesson says. It must change nothing but how long those jobs take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,93 +68,89 @@ def results(work: Work[Opened, Done], progress: Callable[[str], None]) -> Genera
     """(number, what it came to) for each job as it ends. Raises what a job or an opening raises, or WorkerDied."""
     reader, writer = CONTEXT.Pipe(duplex=False)
     line = _Line(writer, CONTEXT.Lock())
-    slots = CONTEXT.Semaphore(work.processes)
-    groups = [CONTEXT.Process(target=_group, args=(work, name, slots, line)) for name in work.groups]
+    plan = _Plan({name: deque(numbers) for name, numbers in work.groups.items()})
+    lanes = [_Lane(work, line) for _ in range(min(work.processes, plan.left()))]
     try:
-        for process in groups:
-            process.start()
-        yield from _listen(sum(map(len, work.groups.values())), reader, groups, progress)
+        for lane in lanes:
+            lane.process.start()
+            lane.give(plan)
+        yield from _listen(reader, lanes, plan, progress)
     finally:
-        for process in groups:
-            process.terminate()
-        for process in groups:
-            process.join()
+        for lane in lanes:
+            lane.process.terminate()
+        for lane in lanes:
+            lane.process.join()
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The jobs that nobody does yet. opened: how many processes have opened a group."""
+
+    waiting: Mapping[str, deque[int]]
+    opened: Counter[str] = field(default_factory=Counter)
+
+    def left(self) -> int:
+        """How many."""
+        return sum(map(len, self.waiting.values()))
+
+    def next(self, own: Set[str]) -> str:
+        """The group from which a process takes its next job that has opened these: one of them, else one that the
+        fewest have, and of these the longest."""
+        names = [name for name, numbers in self.waiting.items() if numbers]
+        return min(names, key=lambda name: (name not in own, self.opened[name], -len(self.waiting[name])))
+
+
+class _Lane:
+    """A process that does one job after the other, as the first process sees it."""
+
+    def __init__(self, work: Work[Any, Any], line: _Line) -> None:
+        orders, self._orders = CONTEXT.Pipe(duplex=False)
+        self.process: BaseProcess = CONTEXT.Process(target=_do_jobs, args=(work, orders, line))
+        self.job = -1
+        self._groups: set[str] = set()
+
+    def give(self, plan: _Plan) -> None:
+        """The next job, if there is one."""
+        self.job = -1
+        if not plan.left():
+            return
+        name = plan.next(self._groups)
+        if name not in self._groups:
+            self._groups.add(name)
+            plan.opened[name] += 1
+        self.job = plan.waiting[name].popleft()
+        with suppress(BrokenPipeError):  # it has died, which is heard of
+            self._orders.send((name, self.job))
 
 
 def _listen(
-    wanted: int, reader: Connection, groups: Sequence[BaseProcess], progress: Callable[[str], None]
+    reader: Connection, lanes: Sequence[_Lane], plan: _Plan, progress: Callable[[str], None]
 ) -> Generator[tuple[int, Any], None, None]:
-    while wanted:
-        alive = [process.sentinel for process in groups if process.is_alive()]
-        if not alive and not reader.poll():
-            raise WorkerDied("a process ended without a result; is there enough memory?")
-        if reader not in wait([reader, *alive]):
-            continue
+    while any(lane.job >= 0 for lane in lanes):
+        if reader not in wait([reader, *(lane.process.sentinel for lane in lanes)]):
+            ended = next(lane.process for lane in lanes if not lane.process.is_alive())
+            raise WorkerDied(f"a process ended with {ended.exitcode}; is there enough memory?")
         what, number, value = reader.recv()
         if what == "progress":
             progress(value)
         elif what == "failed":
             raise value
         else:
-            wanted -= 1
+            next(lane for lane in lanes if lane.job == number).give(plan)
             yield number, value
 
 
-def _group(work: Work[Any, Any], name: str, slots: Semaphore, line: _Line) -> None:
-    """A group's process."""
-    children: list[BaseProcess] = []
-
-    def end(_signal: int, _frame: object) -> None:
-        for child in children:
-            child.terminate()
-        os._exit(1)
-
+def _do_jobs(work: Work[Any, Any], orders: Connection, line: _Line) -> None:
+    """A lane's process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, end)
-    try:
-        with slots:
-            opened = work.open(name)
-    except Exception as error:
-        line.send_error(error)
-        return
-    gc.freeze()  # what was opened stays, and need not be looked through again by each child
-    waiting = list(work.groups[name])
-    teachers: list[Connection] = []
-    while waiting or children:
-        if waiting and slots.acquire(timeout=PATIENCE):
-            reader, writer = CONTEXT.Pipe(duplex=False)
-            child: BaseProcess = CONTEXT.Process(target=_job, args=(work, opened, waiting.pop(0), line, writer))
-            signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-            child.start()
-            children.append(child)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
-            writer.close()
-            teachers.append(reader)
-        if not waiting:
-            wait([*teachers, *(child.sentinel for child in children)])
-        for teacher in [teacher for teacher in teachers if teacher.poll()]:
-            teachers.remove(teacher)
-            _learn(work, teacher)
-        for ended in [child for child in children if not child.is_alive()]:
-            children.remove(ended)
-            if ended.exitcode:  # told before another one can begin
-                line.send_error(WorkerDied(f"a process ended with {ended.exitcode}; is there enough memory?"))
-            slots.release()
-
-
-def _learn(work: Work[Any, Any], teacher: Connection) -> None:
-    """Learn from a job's process, unless it has failed."""
-    with teacher, suppress(EOFError):
-        work.learn(teacher.recv())
-
-
-def _job(work: Work[Any, Any], opened: Any, number: int, line: _Line, teacher: Connection) -> None:
-    """A job's process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+    opened: dict[str, Any] = {}
     try:
-        done = work.do(opened, number, lambda text: line.send("progress", number, text))
-        line.send("done", number, done)
-        teacher.send(work.lesson(done))
+        while True:
+            name, number = orders.recv()
+            if name not in opened:
+                opened[name] = work.open(name)
+                gc.freeze()  # what was opened stays, and need not be looked through again
+            line.send("done", number, work.do(opened[name], number, lambda text: line.send("progress", -1, text)))
     except Exception as error:
         line.send_error(error)

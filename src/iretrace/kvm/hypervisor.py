@@ -216,11 +216,12 @@ class BuiltinHypervisor:
         self._merge = merge
         self._states: dict[object, State] = {}
         self._passes = Passes(self._kvm, reduce)
-        self._steps: dict[object, Pause] = {}
+        self._steps: dict[object, tuple[Pause, int]] = {}
+        """Of each step what it comes to, and the marks that it passes."""
         self._pauses: dict[object, Pause] = {}
         self._marks = marks()
         self._passed = 0
-        """Of the marks those that some step has passed."""
+        """Of the marks those that have been passed since new_ledger()."""
 
     # Protocol. --------------------------------------------------------------------------------------------------
 
@@ -265,14 +266,13 @@ class BuiltinHypervisor:
         known = self._steps.get(key)
         if known is None:
             first = beginning(private.vcpu, private.svm, *key[1:3], private.debug, debug, senders)
-            self._marks.clear()
             done = self._passes.step(self._passes.states(first), ENTRIES[cause], schedule)
-            self._passed |= self._marks.passed()
             pause = self._paused(self._passes.states.values[done.after], done.result, cause)
             if done.openings:
                 pause = replace(pause, openings=done.openings, turns=done.turns if self._merge else ())
-            known = self._steps[key] = pause
-        return known
+            known = self._steps[key] = pause, done.passed
+        self._passed |= known[1]
+        return known[0]
 
     def send(self, private: Private, sender: SenderState) -> Sent:
         """One step of a sender outside of host steps."""
@@ -349,8 +349,12 @@ class BuiltinHypervisor:
         pause = self._paused(once.states.values[done.after], done.result, cause)
         return tracer.executed(pause.kind, self.view(pause.private))
 
+    def new_ledger(self) -> None:
+        """What statements() tells is about what is asked from now on."""
+        self._passed = 0
+
     def statements(self) -> int:
-        """How many distinct lines of this room have been executed so far."""
+        """How many distinct lines of this room have been executed."""
         return len(self._marks.lines(self._passed))
 
     def assumptions(self) -> tuple[Assumption, ...]:

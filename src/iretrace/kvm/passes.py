@@ -23,6 +23,7 @@ from iretrace.kvm.kvm_host import (
     VcpuSvm,
     not_modelled,
 )
+from iretrace.kvm.lines import marks
 from iretrace.kvm.x86_run import vcpu_run
 from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import Vmcb
@@ -87,13 +88,15 @@ def set_up(kvm: Kvm, state: Between, landings: Landed = (), reduce: bool = True)
 
 
 class Pass(NamedTuple):
-    """What a pass comes to. result: why it ended. accesses: of shared cells. openings: behind its last landing."""
+    """What a pass comes to. result: why it ended. accesses: of shared cells. openings: behind its last landing. passed:
+    the marks (kvm/lines.py)."""
 
     result: int
     after: int
     accesses: int
     openings: Landed
     turns: tuple[bytes, ...]
+    passed: int
 
     def reaches(self, k: int) -> bool:
         """Whether its thread gets to the k-th access; the end of a step counts as one."""
@@ -101,12 +104,13 @@ class Pass(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step comes to. after: the number of the state."""
+    """What a step comes to. after: the number of the state. passed: the marks."""
 
     result: int
     after: int
     openings: Landed
     turns: tuple[bytes, ...]
+    passed: int
 
 
 class Passes:
@@ -116,6 +120,7 @@ class Passes:
         self.states: Interned[Between] = Interned()
         self._kvm = kvm
         self._reduce = reduce
+        self._marks = marks()
         self._known: dict[tuple[int, Entry], dict[Landed, Pass]] = {}
 
     def step(self, first: int, entry: Entry, schedule: Landed) -> Step:
@@ -123,13 +128,14 @@ class Passes:
 
         If nothing lands any more and a pass begins as an earlier one, the thread goes in a circle. It has passed all
         places in it since the last landing by then, so that its openings are noted."""
-        state, begun, landed = first, 0, 0
+        state, begun, landed, passed = first, 0, 0, 0
         openings: list[Landing] = []
         turns: list[bytes] = []
         been: list[int] = []
         while True:
             made, more = self._pass(state, entry, _relative(schedule[landed:], begun))
             landed += more
+            passed |= made.passed
             if landed == len(schedule):
                 openings += _relative(made.openings, -begun)
                 turns += made.turns
@@ -140,12 +146,13 @@ class Passes:
                     rest = self._rest(state)
                     openings += _relative(rest.openings, -begun)
                     turns += rest.turns
+                    passed |= rest.passed
                 elif len(been) == MOST_PASSES:
                     made, _ = self._pass(state, _give_up, ())
-                    state, result = made.after, made.result
+                    state, result, passed = made.after, made.result, passed | made.passed
                 been.append(state)
             if result != AGAIN:
-                return Step(result, state, tuple(openings), tuple(turns))
+                return Step(result, state, tuple(openings), tuple(turns), passed)
             entry = vcpu_run
 
     def _pass(self, state: int, entry: Entry, landings: Landed) -> tuple[Pass, int]:
@@ -164,16 +171,19 @@ class Passes:
     def _rest(self, state: int) -> Pass:
         """What may land where a thread goes in a circle, as a pass in which nothing happens."""
         run = set_up(self._kvm, self.states.values[state])
+        self._marks.clear()
         run.open_rest()
-        return Pass(AGAIN, state, 0, tuple(run.openings), tuple(run.turns))
+        return Pass(AGAIN, state, 0, tuple(run.openings), tuple(run.turns), self._marks.passed())
 
     def _execute(self, state: Between, entry: Entry, landings: Landed) -> Pass:
         run = set_up(self._kvm, state, landings, self._reduce)
         vcpu = run.vcpu
+        self._marks.clear()
         result = run.perform(entry)
         if result != AGAIN:
             run.hand_over()
-        made = Pass(result, self.states(at_rest(vcpu, run)), run.accesses, tuple(run.openings), tuple(run.turns))
+        after, passed = self.states(at_rest(vcpu, run)), self._marks.passed()
+        made = Pass(result, after, run.accesses, tuple(run.openings), tuple(run.turns), passed)
         del run.vcpu  # so that no garbage collector has to find the two
         return made
 
@@ -189,7 +199,7 @@ class Once(Passes):
         return made, sum(made.reaches(landing[0]) for landing in landings)
 
     def _rest(self, state: int) -> Pass:
-        return Pass(AGAIN, state, 0, (), ())
+        return Pass(AGAIN, state, 0, (), (), 0)
 
 
 def _relative(landings: Landed, to: int) -> Landed:

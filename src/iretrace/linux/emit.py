@@ -314,9 +314,11 @@ class _Emitter:
         return self.cut[block]
 
     def enter(self, block: Block, number: int) -> str:
-        """The text that notes in the trace that a segment is entered, "" for one that holds nothing of the source."""
+        """The text that notes in the trace that a segment is entered, "" for one that holds nothing of the source.
+        The one with which the function begins is always noted: that it was called counts."""
         segment = self.segments(block)[number]
-        if not segment.statements and not segment.conditions:
+        begins = block is self.blocks[0] and number == 0
+        if not segment.statements and not segment.conditions and not begins:
             return ""
         if segment.id < 0:
             segment.id = self.context.enter(segment.statements, segment.conditions)

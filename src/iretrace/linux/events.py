@@ -31,7 +31,7 @@ def senders_of(vm: Vm, states: States, cells: frozenset[int]) -> Senders:
 
     def make(kind: str) -> Sender:
         start = partial(_run_sender, vm, cells, kind)
-        return Sender(start, states.base, is_stack, states.masks, vm.program.space.describe)
+        return Sender(start, states.base, is_stack, states.masks, vm.program.space.describe, vm.machine.notes)
 
     return Senders({kind: make(kind) for kind in EVENTS})
 
@@ -42,7 +42,7 @@ def _run_sender(vm: Vm, cells: frozenset[int], kind: str, words: Recorder, hook:
     run.m = words
     run.cells = cells
     run.sp = memory.stack_area(1)
-    with suppress(Reached):
+    with suppress(Reached), vm.program.noting(run):
         if kind == "signal":
             run.call(SIGNAL, vm.address("task"), 0)
         elif kind == "irq":

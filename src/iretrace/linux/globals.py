@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from iretrace.linux import ctree
@@ -14,6 +16,7 @@ from iretrace.linux.ir import Const
 from iretrace.linux.layout import Layout, global_type
 from iretrace.linux.lower import FunctionLowering
 from iretrace.linux.memory import Object, Space
+from iretrace.linux.notes import Later
 from iretrace.linux.types import INT, Func, Type
 from iretrace.linux.unmodelled import Unmodelled
 
@@ -35,25 +38,24 @@ class Globals:
         self.space = space
         self.initial = initial
         self.program = program
-        self._known: dict[tuple[str, str], Variable] = {}
-        self._objects: dict[str, Object] = {}
-        self._statics: dict[int, Object] = {}
+        self._known: dict[tuple[str, str], Later[Variable]] = {}
+        self._objects: dict[str, Later[Object]] = {}
+        self._statics: dict[int, Later[Object]] = {}
         self._strings: dict[str, int] = {}
 
     # Names.
 
     def identifier(self, name: str, pos: Pos, unevaluated: bool) -> Variable:
         """Enumeration constant, function or variable. unevaluated: only the type is wanted."""
-        known = self._known.get((name, pos.path))
-        if known is not None:
-            return known
-        found = self.layout.enumerator_variable(name, pos.path)
-        if found is None and unevaluated:
+        if unevaluated and self.layout.enumerator_variable(name, pos.path) is None:
             return Variable(global_type(self.layout, name, pos), address=0, given=True)
-        if found is None:
-            found = self._global(name, pos)
-        self._known[name, pos.path] = found
-        return found
+        known = self._known.get((name, pos.path))
+        if known is None:
+            known = self._known[name, pos.path] = self.layout.notes.later(lambda: self._find(name, pos))
+        return known()
+
+    def _find(self, name: str, pos: Pos) -> Variable:
+        return self.layout.enumerator_variable(name, pos.path) or self._global(name, pos)
 
     def _global(self, name: str, pos: Pos) -> Variable:
         answer = self.rules.global_(name, pos.path)
@@ -86,9 +88,12 @@ class Globals:
         """The memory of a global variable."""
         path = declaration.pos.path if declaration is not None else ""
         key = f"{name} {path}"
-        if key not in self._objects:
-            self._objects[key] = self._make(name, kind, storage, declaration, pos)
-        return self._objects[key]
+        made = self._objects.get(key)
+        if made is None:
+            make = partial(self._make, name, kind, storage, declaration, pos)
+            made = self._objects[key] = self.layout.notes.later(make)
+            self._fill(made)
+        return made()
 
     def _make(self, name: str, kind: Type, storage: Storage, declaration: ctree.Declaration | None, pos: Pos) -> Object:
         made = self.space.allocate(name, self.layout.size_of(kind), self.layout.align_of(kind), storage.writable)
@@ -103,8 +108,18 @@ class Globals:
             self._initialize(made, kind, declaration)
         return made
 
+    def _fill(self, made: Later[Object]) -> None:
+        """Compute the initial content of an object that has just been made, as far as it can be, so that who reads it
+        rests on the same whoever has read it before."""
+        words = made().words
+        with self.layout.notes.of(made):
+            for address, word in words.items():
+                if callable(word):
+                    with suppress(Unmodelled):
+                        words[address] = word()
+
     def _initialize(self, made: Object, kind: Type, declaration: ctree.Declaration) -> None:
-        """Give an object the content of a C initializer. Constant objects compute it word by word when it is read."""
+        """Give an object the content of a C initializer, to be computed word by word."""
         lowering = StaticLowering(self.program, declaration.pos.path, declaration.name)
         assert declaration.init is not None
         fields: dict[int, list[tuple[int, int, Callable[[], int]]]] = {}
@@ -131,15 +146,19 @@ class Globals:
     def static_local(self, function: str, declaration: ctree.Declaration, kind: Type) -> int:
         """The address of a function's static variable."""
         name = f"{function}.{declaration.name}"
-        if id(declaration) in self._statics:
-            return self._statics[id(declaration)].address
+        made = self._statics.get(id(declaration))
+        if made is None:
+            make = partial(self._make_static, name, declaration, kind)
+            made = self._statics[id(declaration)] = self.layout.notes.later(make)
+            self._fill(made)
+        return made().address
+
+    def _make_static(self, name: str, declaration: ctree.Declaration, kind: Type) -> Object:
         answer = self.rules.global_(name, declaration.pos.path)
         if isinstance(answer, int):
             raise Unmodelled(f"`{name}` needs storage", declaration.pos)
         storage = answer or Storage("source", writable=not declaration.const)
-        made = self._make(name, kind, storage, declaration, declaration.pos)
-        self._statics[id(declaration)] = made
-        return made.address
+        return self._make(name, kind, storage, declaration, declaration.pos)
 
     def string(self, text: str) -> int:
         """The address of a string literal."""

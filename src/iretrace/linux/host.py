@@ -11,6 +11,7 @@ from iretrace.explore.landings import NEVER, Landings
 from iretrace.explore.turns import digest, stack
 from iretrace.linux.answers import Site
 from iretrace.linux.machine import RUN
+from iretrace.linux.notes import Note
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE, Program, Run
 from iretrace.linux.registers import name_of
@@ -30,8 +31,8 @@ ENDLESS = "the vCPU thread does not come to a hand-over: its loop neither waits 
 
 NO_STATE = frozenset(
     "program m trace read write fuel cells allocator features members lines physical sender senders log ipi openings"
-    " turns logged findings _schedule _reduce _count _landed _next _last _paths _watching _turned"
-    " _been _suspect".split()
+    " paths passed noted behind turns logged findings _schedule _reduce _count _landed _next _last _paths _watching"
+    " _turned _been _suspect".split()
 )
 """What of a run plays no role for how it goes on, or is told apart (HostRun._turn)."""
 
@@ -104,8 +105,9 @@ class KernelRun(Run):
 class HostRun(Landings, KernelRun):
     """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps.
 
-    turns: for each opening everything that decides how the step goes on if that landing is made, as a digest, and the
-    log up to there. logged: how much of the log was there when the last landing was over.
+    For each opening: paths, what its sender does then; turns, everything that decides how the step goes on if that
+    landing is made, as a digest, and the log up to there. Of when the last landing was over: logged and passed, how
+    long log and trace were; noted and behind, what was noted up to then, and since.
     """
 
     def __init__(
@@ -121,8 +123,12 @@ class HostRun(Landings, KernelRun):
         self.senders: list[SenderState] = list(senders)
         self.log: list[tuple[str, int]] = []
         self.openings: list[Landing] = []
+        self.paths: list[Path] = []
         self.turns: list[Turn] = []
         self.logged = 0
+        self.passed = 0
+        self.noted: set[Note] = set()
+        self.behind: set[Note] = set()
         self._turned: set[Turn] = set()
         self._been: set[bytes] = set()
         self._suspect = False
@@ -170,7 +176,8 @@ class HostRun(Landings, KernelRun):
     def _land(self, k: int) -> None:
         super()._land(k)
         self._paths = None
-        self.logged = len(self.log)
+        self.logged, self.passed = len(self.log), len(self.trace)
+        self.noted |= self.program.layout.notes.cut()
 
     def _send(self, number: int) -> None:
         state = self.senders[number]
@@ -202,6 +209,7 @@ class HostRun(Landings, KernelRun):
             for steps, (access, _) in enumerate(path, 1):
                 if access.conflicts(address, mask, write):
                     self.openings.append((k, number, steps))
+                    self.paths.append(path[:steps])
                     turn = self._turn(number, path[:steps])
                     self.turns.append(turn)
                     self._suspect |= turn in self._turned
@@ -220,6 +228,7 @@ class HostRun(Landings, KernelRun):
             return
         for number, path in self._remaining() if self._watching else ():
             self.openings.append((self._count - 1, number, len(path)))
+            self.paths.append(path)
             self.turns.append(self._turn(number, path))
         raise Circle
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +21,7 @@ from iretrace.linux.host import HostRun, KernelRun
 from iretrace.linux.ioctls import Ioctls
 from iretrace.linux.machine import RUN, Machine, exit_handlers
 from iretrace.linux.models.findings import Bug
+from iretrace.linux.notes import Later, Note
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import ghcb_record, vmcb_record
@@ -29,8 +30,9 @@ from iretrace.linux.sender import EventSender
 from iretrace.linux.startup import Startup
 from iretrace.linux.states import State, States
 from iretrace.linux.tree import Tree
-from iretrace.linux.turning import Turns
+from iretrace.linux.turning import Rest, Turns
 from iretrace.linux.unmodelled import Unmodelled
+from iretrace.linux.used import Definition
 from iretrace.linux.view import PENDING, Viewer
 from iretrace.linux.vm import KINDS, Vm
 from iretrace.machine.ghcb import Ghcb
@@ -87,16 +89,23 @@ class TreeHypervisor:
             raise InputError(f"--vcpu {vcpu}: Linux trees run the kinds {' and '.join(KINDS)} so far")
         self.vcpu = vcpu
         self.machine = machine or Machine(tree, rule_files, options, negate)
-        self.vm = Vm(self.machine, vcpu)
-        self.program = self.machine.program
+        self._notes = self.machine.notes
         self._reduce = reduce
         self._merge = merge
         self._remember = remember
+        with self._notes.collecting() as noted:
+            self._open(vcpu)
+        self._opened = self.program.uses(self._blocks, noted | self.machine.noted)
+        self.new_ledger()
+
+    def _open(self, vcpu: str) -> None:
+        self.vm = Vm(self.machine, vcpu)
+        self.program = self.machine.program
         self._processor = self._find_processor()
         self._steps: Memo[Found] = Memo()
-        self._turns = Turns()
-        self._sends: dict[tuple[Private, SenderState], Sent] = {}
-        self._views: dict[Private, View] = {}
+        self._turns = Turns(self.program.uses)
+        self._sends: dict[tuple[Private, SenderState], Later[Sent]] = {}
+        self._views: dict[Private, Later[View]] = {}
         self._blocks: set[int] = set()
         run, places = self.vm.first_state()
         self._blocks.update(run.trace)
@@ -143,7 +152,8 @@ class TreeHypervisor:
         assert isinstance(state, State)
         run = self._quiet_run(state)
         run.frames = state.frames  # type: ignore[assignment]
-        self._startup.make_ap(run)
+        with self.program.noting(run):
+            self._startup.make_ap(run)
         return replace(self._start, private=self._states.of(run))
 
     def sender(self, kind: str) -> SenderState:
@@ -173,10 +183,16 @@ class TreeHypervisor:
             if found is None:
                 hidden = Hidden(self._registers, self._at.saved)
                 pause, moved, run = self._step(private, packed, shared, cause, senders, schedule, debug, hidden)
-                found = Found(pause) if pause.unmodelled else Found(pause, moved, frozenset(hidden.looked))
+                looked = frozenset(MOVED if pause.unmodelled else hidden.looked)
+                uses = self.program.uses(run.trace, run.noted | run.behind)
+                found = Found(pause, moved, looked, tuple(run.paths), (uses,))
                 if parent is not None and not pause.unmodelled:
-                    self._turns.add(parent, cause, schedule[-1], packed, found, run.logged)
+                    behind = self.program.uses(run.trace[run.passed :], run.behind)
+                    rest = Rest(found, schedule[-1][0], run.logged, behind)
+                    self._turns.add(parent, cause, schedule[-1], packed, rest)
             self._steps.add((start, schedule), packed, found.looked, found)
+        for uses in found.uses:
+            self._notes.note(uses)
         return found.of(packed)
 
     def send(self, private: Private, sender: SenderState) -> Sent:
@@ -184,8 +200,8 @@ class TreeHypervisor:
         key = private, sender
         known = self._sends.get(key)
         if known is None:
-            known = self._sends[key] = self._send(private, sender)
-        return known
+            known = self._sends[key] = self._notes.later(lambda: self._send(private, sender))
+        return known()
 
     def set_guest_debug(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, wanted: GuestDebug, debug: Debug) -> Pause:
         """KVM_SET_GUEST_DEBUG between two KVM_RUNs."""
@@ -208,6 +224,8 @@ class TreeHypervisor:
             result = call(run)
         except Unmodelled as error:
             return self._unmodelled(run, private, error, packed)
+        finally:
+            self._notes.note(self.program.uses(run.trace))
         run.host = None
         return replace(self._pause(run, 0), exit_reason=result)
 
@@ -219,8 +237,13 @@ class TreeHypervisor:
         """The view of a state, by the tree's own functions."""
         known = self._views.get(private)
         if known is None:
-            known = self._views[private] = self._viewer.view(lambda: self._quiet_run(private))
-        return known
+            known = self._views[private] = self._notes.later(lambda: self._view(private))
+        return known()
+
+    def _view(self, private: Private) -> View:
+        run = self._quiet_run(private)
+        with self.program.noting(run):
+            return self._viewer.view(lambda: run)
 
     def compare(self, private: Private) -> Comparison:
         """What agreement is about, beside the VMCB."""
@@ -250,6 +273,7 @@ class TreeHypervisor:
                 seen = partial(_refused, refusals, waits)
                 watching.enter_context(self.program.watched(*self.machine.target(operation), seen))
             pause, _, run = self._step(private, *packed, cause, senders, schedule, debug, Hidden({}, ()), note)
+        self._notes.note(self.program.uses(run.trace, run.noted | run.behind))
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private))
         handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
@@ -274,21 +298,44 @@ class TreeHypervisor:
 
         return view
 
+    def new_ledger(self) -> None:
+        """What statements(), assumptions() and definitions() tell is about what is asked from now on, and about what
+        opening it has taken."""
+        self._notes.begin()
+        self._notes.note(self._opened)
+
     def statements(self) -> int:
-        """Distinct C statements executed so far."""
-        return len(self.executed())
+        """Distinct C statements executed."""
+        return len(self._statements(self.program.executed(self._notes.reached())))
+
+    def _statements(self, blocks: Iterable[int]) -> set[CLine]:
+        return {line for block in blocks for line in self.program.block_lines(block)}
 
     def executed(self) -> set[CLine]:
         """The C statements executed so far."""
-        return {line for block in self._blocks for line in self.program.block_lines(block)}
+        return self._statements(self._blocks)
 
     def conditions(self) -> set[ConditionId]:
         """Leaf conditions of the tree decided so far."""
         return self.program.executed_conditions(self._blocks)
 
     def assumptions(self) -> tuple[Assumption, ...]:
-        """Rules used so far."""
-        return self.machine.rules.assumptions(self.vm.vcpu)
+        """Rules used."""
+        return self.machine.rules.assumptions(self.vm.vcpu, self._rests_on(self._notes.reached()))
+
+    def definitions(self) -> dict[str, Definition]:
+        """The definitions used, by the name of their query."""
+        return self.machine.definitions.used(self._rests_on(self._notes.reached()))
+
+    @cached_property
+    def opening(self) -> dict[str, Definition]:
+        """Those that opening it has used."""
+        with self._notes.collecting():
+            return self.machine.definitions.used(self._rests_on(self._notes.reached([self._opened])))
+
+    def _rests_on(self, notes: set[Note]) -> set[Note]:
+        """Notes with those of the functions that were executed."""
+        return self._notes.reached(notes | self.program.functions_of(self.program.executed(notes)))
 
     # Host steps. ------------------------------------------------------------------------------------------------
 
@@ -334,6 +381,21 @@ class TreeHypervisor:
     ) -> tuple[Pause, tuple[tuple[int, int], ...], HostRun]:
         """The result, where registers were moved to, and the run."""
         run = self._host_run(senders, schedule)
+        with self._notes.collecting() as run.behind:
+            pause, moved = self._perform(run, private, vmcb, ghcb, cause, debug, hidden, note)
+        return pause, moved, run
+
+    def _perform(
+        self,
+        run: HostRun,
+        private: Private,
+        vmcb: Packed,
+        ghcb: Packed,
+        cause: Cause,
+        debug: Debug,
+        hidden: Hidden,
+        note: Callable[[dict[int, int]], dict[int, int]],
+    ) -> tuple[Pause, tuple[tuple[int, int], ...]]:
         run.physical = DebugRegisters(debug, self._processor.host_debug)
         self._states.restore(run, private)
         self._vmcb.write(run.m, vmcb)
@@ -347,12 +409,12 @@ class TreeHypervisor:
             moved = hidden.reveal(run.m, enters=result is PAUSE and run.paused == PauseKind.ENTER)
             if cause != Cause.VMEXIT:
                 run.host = None
-            return self._pause(run, result), moved, run
+            return self._pause(run, result), moved
         except Retry:
             unforeseen = Unmodelled("a function pauses through a call that was not foreseen (linux/sleepers.py)")
-            return self._unmodelled(run, private, unforeseen, vmcb), (), run
+            return self._unmodelled(run, private, unforeseen, vmcb), ()
         except Unmodelled as error:
-            return self._unmodelled(run, private, error, vmcb), (), run
+            return self._unmodelled(run, private, error, vmcb), ()
 
     def _pause(self, run: HostRun, result: Any) -> Pause:
         self._blocks.update(run.trace)
@@ -452,6 +514,7 @@ class TreeHypervisor:
         run.m[access.address] = step.word
         run.m.update(step.writes)
         self._blocks.update(step.blocks)
+        self._notes.note(self.program.uses(step.blocks))
         return Sent(self._states.of(run), step.state(sender.kind), step.ipi, step.where.text, step.where)
 
 

@@ -108,6 +108,10 @@ class Index:
             self._functions[key] = self._find_function(name, path)
         return self._functions[key]
 
+    def signature(self, name: str, path: str = "") -> ctree.Function | None:
+        """As `function`, for who looks at the type and the file only."""
+        return self.function(name, path)
+
     def struct(self, kind: str, tag: str, path: str = "") -> ctree.StructType | None:
         """The definition (with fields) of `struct tag` or `union tag`; kind is struct or union."""
         key = kind, tag, path

@@ -12,6 +12,7 @@ from iretrace.linux.builder import Callee, Variable
 from iretrace.linux.ctree import CType, Pos
 from iretrace.linux.cursor import ParseError
 from iretrace.linux.lower import FunctionLowering
+from iretrace.linux.notes import Later, Notes
 from iretrace.linux.places import NOTHING, Place
 from iretrace.linux.resolve import Types
 from iretrace.linux.types import Array, Func, Struct, Type
@@ -23,6 +24,10 @@ class Source(Protocol):
 
     def function(self, name: str, path: str = "") -> ctree.Function | None:
         """A function's definition."""
+        ...
+
+    def signature(self, name: str, path: str = "") -> ctree.Function | None:
+        """A function's definition, for who looks at its type and file only."""
         ...
 
     def struct(self, kind: str, tag: str, path: str = "") -> ctree.StructType | None:
@@ -85,10 +90,12 @@ class Layout(Types):
     layout.struct_named("struct", "kvm_vcpu"), layout.offset(struct, "arch.nmi_pending"), layout.size_of(type).
     """
 
-    def __init__(self, source: Source, opaque: Mapping[str, int] | None = None) -> None:
-        super().__init__(opaque)
+    def __init__(
+        self, source: Source, opaque: Mapping[str, int] | None = None, notes: Notes | None = None
+    ) -> None:
+        super().__init__(opaque, notes)
         self.source = source
-        self._prototypes: dict[tuple[str, str], Func | None] = {}
+        self._prototypes: dict[tuple[str, str], Later[Func | None]] = {}
 
     # What Types wants to know.
 
@@ -157,9 +164,9 @@ class Layout(Types):
         return Variable(kind, value=value)
 
     def function(self, name: str, path: str) -> ctree.Function | None:
-        """A function's definition."""
+        """A function's definition, of which only the type and the file are looked at (see used.NotingIndex)."""
         with parsing():
-            return self.source.function(name, path)
+            return self.source.signature(name, path)
 
     def variable(self, name: str, path: str = "") -> ctree.Declaration | None:
         """A global variable, one that is visible in the file `path` first."""
@@ -173,12 +180,15 @@ class Layout(Types):
 
     def prototype(self, name: str, path: str) -> Func | None:
         """The type of a function, defined or only declared; None if there is no such function."""
-        key = (name, path)
-        if key not in self._prototypes:
-            written = self.declared(name, path)
-            kind = None if written is None else self.resolve(written, path)
-            self._prototypes[key] = kind if isinstance(kind, Func) else None
-        return self._prototypes[key]
+        found = self._prototypes.get((name, path))
+        if found is None:
+            found = self._prototypes[name, path] = self.notes.later(lambda: self._find_prototype(name, path))
+        return found()
+
+    def _find_prototype(self, name: str, path: str) -> Func | None:
+        written = self.declared(name, path)
+        kind = None if written is None else self.resolve(written, path)
+        return kind if isinstance(kind, Func) else None
 
 
 class FileLowering(FunctionLowering):

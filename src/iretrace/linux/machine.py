@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from iretrace.linux.answers import ConditionId
@@ -11,6 +12,7 @@ from iretrace.linux.closure import Closure, vendor_targets
 from iretrace.linux.ctree import Pos
 from iretrace.linux.layout import Layout
 from iretrace.linux.models.table import MODELS
+from iretrace.linux.notes import Later
 from iretrace.linux.options import set_options
 from iretrace.linux.program import Program
 from iretrace.linux.rules import load_rules
@@ -64,12 +66,17 @@ class Machine:
         self.tree = tree
         traced = tracepoints(tree)
         self.rules = load_rules(tree.version, rule_files, MODELS, traced)
+        self.notes = self.rules.notes
         set_options(self.rules, options or {})
-        self.index = NotingIndex(tree, self.rules.config, self.rules.opaque_macros)
-        self.layout = Layout(self.index, self.rules.opaque_structs)
+        with self.notes.collecting() as self.noted:
+            self._read(tree, traced, negate)
+
+    def _read(self, tree: Tree, traced: frozenset[str], negate: ConditionId | None) -> None:
+        self.index = NotingIndex(self.notes, tree, self.rules.config, self.rules.opaque_macros)
+        self.layout = Layout(self.index, self.rules.opaque_structs, self.notes)
         self.program = Program(self.index, self.layout, self.rules, negate)
         self._features = self._feature_names()
-        self._offsets: dict[tuple[str, str], int] = {}
+        self._offsets: dict[tuple[str, str], Later[int]] = {}
         facts = {"tracepoints": sorted(traced), "features": self._features, "sleepers": self._declare_sleepers()}
         self.definitions = Definitions(self.index, facts)
 
@@ -109,10 +116,14 @@ class Machine:
 
     def member(self, struct: str, name: str) -> int:
         """Offset of a struct's member in bytes."""
-        key = struct, name
-        if key not in self._offsets:
-            self._offsets[key] = self.layout.offset(self.layout.named(struct), name)
-        return self._offsets[key]
+        found = self._offsets.get((struct, name))
+        if found is None:
+            find = partial(self._find_offset, struct, name)
+            found = self._offsets[struct, name] = self.notes.later(find)
+        return found()
+
+    def _find_offset(self, struct: str, name: str) -> int:
+        return self.layout.offset(self.layout.named(struct), name)
 
     def line(self, pos: Pos, function: str = "") -> CLine:
         """A place with its source text."""
@@ -131,7 +142,7 @@ class Machine:
 
     def closure(self) -> Closure:
         """Everything that the event path reaches, found without running it. No run used what only this looked at."""
-        with self.index.unnoted(), self.rules.unnoted():
+        with self.notes.collecting():
             return self._closure()
 
     def _closure(self) -> Closure:
@@ -146,5 +157,5 @@ def exit_handlers(index: NotingIndex) -> set[str]:
     """Handlers of the exits that a guest of this slice causes. Only whether they are there is asked."""
     events = ("intr", "nmi", "npf", "shutdown", "iret", "db", "dr", "ud", "stgi", "clgi", "vmrun", "msr")
     wanted = {f"{event}_interception" for event in events} | EXITS
-    with index.unnoted():
+    with index.notes.collecting():
         return {name for name in wanted if index.function(name) is not None}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from sys import _getframe
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from iretrace.linux import ctree, fold, memory
 from iretrace.linux.answers import (
@@ -36,6 +36,7 @@ from iretrace.linux.ir import Call, Fail
 from iretrace.linux.layout import Layout
 from iretrace.linux.lower import FunctionLowering
 from iretrace.linux.memory import Space
+from iretrace.linux.notes import Note
 from iretrace.linux.run import PAUSE, Pausing, Retry, Run
 from iretrace.linux.types import Func, Type
 from iretrace.linux.unmodelled import Unmodelled
@@ -73,10 +74,25 @@ class Function:
 
 
 @dataclass(frozen=True, slots=True)
+class Lowered:
+    """The note that a function was executed, by its name in the program: what lowering it has looked at counts."""
+
+    name: str
+
+
+class Uses(NamedTuple):
+    """A node: basic blocks that were executed, and what was noted meanwhile."""
+
+    blocks: frozenset[int]
+    notes: frozenset[Note]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockInfo:
-    """A basic block: the function, the places of its statements, its leaf conditions."""
+    """A basic block: the function and its name in the program, the places of its statements, its leaf conditions."""
 
     function: str
+    name: str
     statements: tuple[Pos, ...]
     conditions: tuple[ConditionId, ...]
 
@@ -112,6 +128,7 @@ class Program:
         self._models: dict[tuple[int, Site | None], tuple[str, Model]] = {}
         self._lines: dict[str, list[str]] = {}
         self._pausing: set[str] = set()
+        self._uses: dict[Uses, Uses] = {}
         self._failures: list[Fail] = []
         self._addresses: dict[str, int] = {}
         self._address_names: dict[int, tuple[str, str]] = {}
@@ -202,6 +219,32 @@ class Program:
             tree = getattr(self.index, "tree", None)
             lines = self._lines[pos.path] = (tree.text(pos.path) or "").split("\n") if tree is not None else []
         return lines[pos.line - 1].strip() if 0 < pos.line <= len(lines) else ""
+
+    def uses(self, blocks: Iterable[int], notes: Iterable[Note] = ()) -> Uses:
+        """The node of what was executed, with what was noted meanwhile; one for all that are alike."""
+        made = Uses(frozenset(blocks), frozenset(notes))
+        known = self._uses.get(made)
+        if known is None:
+            known = self._uses[made] = made
+            self.layout.notes.parts[made] = made.notes
+        return known
+
+    def executed(self, notes: Iterable[Note]) -> set[int]:
+        """The basic blocks of all nodes of executions."""
+        return set[int]().union(*(note.blocks for note in notes if isinstance(note, Uses)))
+
+    def functions_of(self, blocks: Iterable[int]) -> set[Lowered]:
+        """The functions of basic blocks."""
+        return {Lowered(name) for name in {self.blocks[block].name for block in blocks}}
+
+    @contextmanager
+    def noting(self, run: Run) -> Iterator[None]:
+        """What a run executes meanwhile is noted."""
+        try:
+            yield
+        finally:
+            for function in self.functions_of(run.trace):
+                self.layout.notes.note(function)
 
     def executed_conditions(self, blocks: Iterable[int]) -> set[ConditionId]:
         """The leaf conditions that were decided in these blocks."""
@@ -337,16 +380,18 @@ class Program:
     def _emit(self, function: Function) -> None:
         """Lower a function and compile its Python."""
         definition = function.definition
-        try:
-            lowered = FunctionLowering(self, definition.pos.path, definition.name).function_body(definition)
-        except Unmodelled as error:
-            raise Unmodelled(error.what, error.where or definition.pos, error.row) from None
-        except RecursionError:
-            raise Unmodelled("so deep a nesting", definition.pos) from None
+        with self.layout.notes.of(Lowered(function.name)):
+            self.index.function(definition.name, definition.pos.path)  # notes that its body counts
+            try:
+                lowered = FunctionLowering(self, definition.pos.path, definition.name).function_body(definition)
+            except Unmodelled as error:
+                raise Unmodelled(error.what, error.where or definition.pos, error.row) from None
+            except RecursionError:
+                raise Unmodelled("so deep a nesting", definition.pos) from None
 
         def enter(statements: Sequence[Pos], conditions: Sequence[int]) -> int:
             ids = tuple(ConditionId(*lowered.conditions[number], definition.name) for number in conditions)
-            self.blocks.append(BlockInfo(definition.name, tuple(statements), ids))
+            self.blocks.append(BlockInfo(definition.name, function.name, tuple(statements), ids))
             return len(self.blocks) - 1
 
         emitted = emit(lowered, function.name, function.resumable, Context(enter, self._fail, self._may_pause))
@@ -442,6 +487,11 @@ class Targets(dict[int, Callable[..., Any]]):
         self.program = program
 
     def __missing__(self, address: int) -> Callable[..., Any]:
+        with self.program.layout.notes.collecting():  # who took the address has noted this
+            target = self[address] = self._find(address)
+        return target
+
+    def _find(self, address: int) -> Callable[..., Any]:
         found = self.program.function_at(address)
         if found is None:
             what = "NULL" if address == 0 else self.program.space.describe(address)
@@ -454,8 +504,12 @@ class Targets(dict[int, Callable[..., Any]]):
                 return namespace[callee](run, *args)  # looked up each time: it may be emitted anew
 
         else:
-            target = self.program.entry(name, path)
-        self[address] = target
+            entry = self.program.entry(name, path)
+
+            def target(run: Run, *args: Any) -> Any:
+                self.program.rules.function(name, path)  # notes its row
+                return entry(run, *args)
+
         return target
 
 

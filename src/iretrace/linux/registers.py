@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from iretrace.linux.program import Uses
+from iretrace.linux.sender import Path
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.machine.vmcb import Vmcb
 from iretrace.world.protocol import Packed, Pause
@@ -75,12 +77,15 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge", "hash", "neg", "invert", "inde
 class Found:
     """What is known of a step for all values of the registers that it did not look at.
 
-    moved: (field of the VMCB, register that ended up there). looked: the registers that it looked at.
+    moved: (field of the VMCB, register that ended up there). looked: the registers that it looked at. paths: for each
+    opening what its sender does then. uses: on what all this rests.
     """
 
     pause: Pause
     moved: tuple[tuple[int, int], ...] = ()
     looked: frozenset[int] = frozenset(MOVED)
+    paths: tuple[Path, ...] = ()
+    uses: tuple[Uses, ...] = ()
 
     def of(self, vmcb: Packed) -> Pause:
         """The result for the registers of a VMCB."""

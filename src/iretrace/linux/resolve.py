@@ -6,10 +6,12 @@ Finding definitions and evaluating constants is left to a subclass (layout.Layou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from iretrace.linux import ctree
 from iretrace.linux.ctree import CType
+from iretrace.linux.notes import Later, Notes
 from iretrace.linux.types import (
     INT,
     LONG,
@@ -53,11 +55,12 @@ class Types:
     path arguments are the file of use, needed because some names mean different things in different files.
     """
 
-    def __init__(self, opaque: Mapping[str, int] | None = None) -> None:
+    def __init__(self, opaque: Mapping[str, int] | None = None, notes: Notes | None = None) -> None:
         self.opaque = dict(opaque or {})
+        self.notes = notes or Notes()
         self._structs: dict[tuple[str, str, str], Struct] = {}
         self._anonymous: dict[int, tuple[object, Struct]] = {}
-        self._typedefs: dict[tuple[str, str], Type] = {}
+        self._typedefs: dict[tuple[str, str], Later[Type]] = {}
         self._enums: dict[int, tuple[ctree.EnumType, Int, dict[str, tuple[Int, int]]]] = {}
 
     # What a subclass provides.
@@ -93,7 +96,7 @@ class Types:
                 return basic(written.name)
             case ctree.PointerType():
                 if scope is None:
-                    return Ptr(lambda: self.resolve(written.to, path))
+                    return Ptr(self.notes.later(lambda: self.resolve(written.to, path)))
                 return Ptr(self.resolve(written.to, path, scope))  # now, while the scope is what it is
             case ctree.ArrayType():
                 count = None if written.size is None else (scope or self).constant(written.size, path)
@@ -105,7 +108,7 @@ class Types:
             case ctree.EnumType():
                 return self.enum(written, path)
             case ctree.FunctionType():
-                return Func(lambda: self._function(written, path), written.variadic)
+                return Func(self.notes.later(lambda: self._function(written, path)), written.variadic)
             case ctree.TypeofType():
                 of = written.of
                 if isinstance(of, CType):
@@ -115,14 +118,16 @@ class Types:
     def _typedef(self, name: str, path: str) -> Type:
         found = self._typedefs.get((name, path))
         if found is None:
-            written = self.find_typedef(name, path)
-            if written is None:
-                if name == "__builtin_va_list":
-                    return Array(ULONG, 3)
-                raise Unmodelled(f"type `{name}` is not defined anywhere in the tree")
-            found = self.resolve(written, path)
-            self._typedefs[name, path] = found
-        return found
+            found = self._typedefs[name, path] = self.notes.later(lambda: self._resolve_typedef(name, path))
+        return found()
+
+    def _resolve_typedef(self, name: str, path: str) -> Type:
+        written = self.find_typedef(name, path)
+        if written is not None:
+            return self.resolve(written, path)
+        if name == "__builtin_va_list":
+            return Array(ULONG, 3)
+        raise Unmodelled(f"type `{name}` is not defined anywhere in the tree")
 
     def _function(self, written: ctree.FunctionType, path: str) -> tuple[Type, tuple[Type, ...]]:
         params = tuple(decay(self.resolve(p.type, path)) for p in written.params)
@@ -135,7 +140,7 @@ class Types:
         if not written.tag:
             kept = self._anonymous.get(id(written))
             if kept is None:
-                made = Struct(written.kind, "", lambda s: self._lay_out(s, written, path, scope))
+                made = Struct(written.kind, "", lambda s: self._lay_out(s, written, path, scope), self.notes)
                 kept = self._anonymous[id(written)] = (written, made)  # keeps `written` alive, so the id stays its own
                 if scope is not None:
                     _ = made.body  # now, while the scope is what it is
@@ -144,7 +149,8 @@ class Types:
         found = self._structs.get(key)
         if found is None:
             definition = written if written.fields is not None else None
-            found = Struct(written.kind, written.tag, lambda s: self._find_and_lay_out(s, definition, path))
+            lay_out = partial(self._find_and_lay_out, definition=definition, path=path)
+            found = Struct(written.kind, written.tag, lay_out, self.notes)
             self._structs[key] = found
         return found
 
@@ -177,18 +183,26 @@ class Types:
     def _enum(self, definition: ctree.EnumType, path: str) -> tuple[Int, dict[str, tuple[Int, int]]]:
         kept = self._enums.get(id(definition))
         if kept is None:
-            known: dict[str, tuple[Int, int]] = {}
-            # Visible while it is evaluated: later constants refer to earlier ones.
-            self._enums[id(definition)] = kept = (definition, INT, known)
-            value = -1
-            for name, expr in definition.items or ():
-                value = value + 1 if expr is None else self.constant(expr, path)
-                known[name] = (_enumerator_type(value, INT), value)
-            own = _enum_type([value for _, value in known.values()])
-            for name, (_, value) in known.items():
-                known[name] = (_enumerator_type(value, own), value)
-            self._enums[id(definition)] = kept = (definition, own, known)
+            with self.notes.of(("enum", id(definition))):
+                kept = self._evaluate(definition, path)
+        self.notes.note(("enum", id(definition)))
         return kept[1], kept[2]
+
+    def _evaluate(
+        self, definition: ctree.EnumType, path: str
+    ) -> tuple[ctree.EnumType, Int, dict[str, tuple[Int, int]]]:
+        known: dict[str, tuple[Int, int]] = {}
+        # Visible while it is evaluated: later constants refer to earlier ones.
+        self._enums[id(definition)] = kept = (definition, INT, known)
+        value = -1
+        for name, expr in definition.items or ():
+            value = value + 1 if expr is None else self.constant(expr, path)
+            known[name] = (_enumerator_type(value, INT), value)
+        own = _enum_type([value for _, value in known.values()])
+        for name, (_, value) in known.items():
+            known[name] = (_enumerator_type(value, own), value)
+        self._enums[id(definition)] = kept = (definition, own, known)
+        return kept
 
     # Layout.
 

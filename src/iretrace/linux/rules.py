@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from iretrace.linux.answers import Answer, Model, Neutral, Storage, Value
+from iretrace.linux.notes import Note, Notes
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import Assumption, InputError
 
@@ -31,9 +31,9 @@ LEDGER_KINDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One row: its table, name, all its keys, and where it stands ("frontier.toml:12")."""
+    """One row: its table, name, all its keys, and where it stands ("frontier.toml:12"). It is the note of its use."""
 
     table: str
     name: str
@@ -120,9 +120,16 @@ def _rows(table: str, keys: dict[str, Any], where: str, version: str) -> list[Ro
 Models = Mapping[str, Callable[..., Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """The note that a tracepoint was asked for, which has no row."""
+
+    name: str
+
+
 @dataclass
 class Rules:
-    """The rows for one tree, asked by the lowering (program.Rules) and by the models. Notes which rows were used."""
+    """The rows for one tree, asked by the lowering (program.Rules) and by the models. Notes the rows that are used."""
 
     rows: dict[tuple[str, str], Row]
     models: Models
@@ -130,7 +137,7 @@ class Rules:
     """Names X for which the tree declares a tracepoint: trace_X() is neutral."""
     constants: dict[tuple[str, str], int] = field(default_factory=dict)
     """Options given by the user: ("global", name), ("feature", name) or ("config", name) -> value."""
-    used: dict[tuple[str, str], None] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
 
     def __post_init__(self) -> None:
         self.shared = frozenset(row.name for row in self.table("shared"))
@@ -139,18 +146,6 @@ class Rules:
         self.opaque_macros = frozenset(row.name for row in self.table("macro"))
         self.config = {row.name: str(row.keys["value"]) for row in self.table("config")}
         self._answers: dict[str, Answer | None] = {}
-        self.traced: list[str] = []
-        """Tracepoints that were asked for."""
-
-    @contextmanager
-    def unnoted(self) -> Iterator[None]:
-        """What is asked meanwhile is no assumption of a run."""
-        used, traced = dict(self.used), list(self.traced)
-        try:
-            yield
-        finally:
-            self.used, self.traced = used, traced
-            self._answers = {name: answer for name, answer in self._answers.items() if not name.startswith("trace_")}
 
     def table(self, table: str) -> list[Row]:
         """The rows of a table, in order."""
@@ -160,7 +155,7 @@ class Rules:
         """The row of a name, noted as used."""
         row = self.rows.get((table, name))
         if row is not None:
-            self.used[table, name] = None
+            self.notes.note(row)
         return row
 
     def function(self, name: str, path: str) -> Answer | None:
@@ -169,7 +164,7 @@ class Rules:
             self._answers[name] = self._function(name)
         answer = self._answers[name]
         if answer is not None:
-            self.used["macro" if ("macro", name) in self.rows else "function", name] = None
+            self.notes.note(self.rows.get(("macro", name)) or self.rows.get(("function", name)) or Traced(name))
         return answer
 
     def _function(self, name: str) -> Answer | None:
@@ -177,7 +172,6 @@ class Rules:
         if row is not None:
             return self._answer(row)
         if name.startswith("trace_") and self._tracepoint(name[len("trace_") :]):
-            self.traced.append(name)
             return Neutral("a tracepoint: it only records")
         return None
 
@@ -244,16 +238,18 @@ class Rules:
         there = row.keys.get(who, row.keys["on"])
         return vcpu in there if isinstance(there, list) else bool(there)
 
-    def assumptions(self, vcpu: str) -> tuple[Assumption, ...]:
-        """The rows used so far, as ledger entries for a vCPU kind, the user's options, and the tracepoints as one."""
-        rows = [self.rows[key] for key in self.used if key in self.rows and key not in self.constants]
+    def assumptions(self, vcpu: str, notes: Collection[Note]) -> tuple[Assumption, ...]:
+        """What was noted of rules, as ledger entries for a vCPU kind: the rows in their order, the user's options, and
+        the tracepoints as one."""
+        rows = [row for key, row in self.rows.items() if row in notes and key not in self.constants]
         used = [row.assumption() for row in rows if row.is_for(vcpu)]
         used += [
             Assumption("option", f"{name}: {value}", "--option", "the user says so")
             for (_, name), value in self.constants.items()
         ]
-        if self.traced:
-            what = f"tracepoints: {', '.join(sorted(self.traced))}"
+        traced = sorted(note.name for note in notes if isinstance(note, Traced))
+        if traced:
+            what = f"tracepoints: {', '.join(traced)}"
             used.append(Assumption("stub", what, "arch/x86/kvm/trace.h", "a tracepoint only records"))
         return tuple(used)
 

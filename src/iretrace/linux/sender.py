@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from iretrace.linux.notes import Later, Notes
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, SenderState
@@ -148,9 +149,9 @@ class Replay:
 class Sender:
     """The function that raises one kind of event, as a machine whose states are logs.
 
-    start: runs the function once on a memory with a hook. base: memory with everything that a sender reads beside
-    shared cells. own: whether an address is the sender's own (its stack). ignored: word address -> bits that play
-    no role for what KVM does. describe: an address in words.
+    start: runs the function once on a memory with a hook, and notes what it executes. base: memory with everything that
+    a sender reads beside shared cells. own: whether an address is the sender's own (its stack). ignored: word address
+    -> bits that play no role for what KVM does. describe: an address in words.
     """
 
     def __init__(
@@ -160,23 +161,26 @@ class Sender:
         own: Callable[[int], bool],
         ignored: Mapping[int, int],
         describe: Callable[[int], str],
+        notes: Notes,
     ) -> None:
         self._start = start
         self._base = base
         self._own = own
         self._ignored = ignored
         self._describe = describe
-        self._steps: dict[tuple[Log, int], Step] = {}
-        self._next: dict[Log, Access | None] = {}
+        self._notes = notes
+        self._steps: dict[tuple[Log, int], Later[Step]] = {}
+        self._next: dict[Log, Later[Access | None]] = {}
         self._stable: dict[int, int] = {}
         self._harmless: set[tuple[Log, int, tuple[tuple[int, int], ...]]] = set()
         """Steps that are the same although words that the sender reads have changed: in bits that it does not use."""
 
     def access(self, log: Log) -> Access | None:
         """The next access of a sender; None: it is done."""
-        if log not in self._next:
-            self._next[log] = self._run(log, None)[0].next
-        return self._next[log]
+        found = self._next.get(log)
+        if found is None:
+            found = self._next[log] = self._notes.later(lambda: self._run(log, None)[0].next)
+        return found()
 
     def step(self, log: Log, memory: Mapping[int, int]) -> Step:
         """The next step of a sender on a memory. Raises Unmodelled if it reads a changing word that is not shared."""
@@ -184,14 +188,14 @@ class Sender:
         if access is None:
             raise ValueError("the sender is done")
         found = memory.get(access.address, 0)
-        step = self._steps.get((log, found)) or self._remember(log, access, found)
+        step = self._step(log, access, found)
         changed = tuple(
             (address, memory.get(address, 0))
             for address, value in self._stable.items()
             if (memory.get(address, 0) ^ value) & ~self._ignored.get(address, 0)
         )
         if changed and (log, found, changed) not in self._harmless:
-            if self._make(log, access, found, dict(changed))[0] != step:
+            if self._make(log, access, found, dict(changed)) != step:
                 raise self._undeclared("reads", changed[0][0])
             self._harmless.add((log, found, changed))
         return step
@@ -205,19 +209,22 @@ class Sender:
             found = changed.get(access.address)
             if found is None:
                 found = memory.get(access.address, 0)
-            step = self._steps.get((log, found)) or self._remember(log, access, found)
+            step = self._step(log, access, found)
             changed[access.address] = step.word
             steps.append((access, step))
             log, access = step.log, step.after
         return tuple(steps)
 
-    def _remember(self, log: Log, access: Access, found: int) -> Step:
-        step, replay = self._make(log, access, found, {})
-        self._next[step.log] = replay.next
-        self._steps[log, found] = step
+    def _step(self, log: Log, access: Access, found: int) -> Step:
+        known = self._steps.get((log, found))
+        if known is None:
+            known = self._steps[log, found] = self._notes.later(lambda: self._make(log, access, found, {}))
+        step = known()
+        if step.log not in self._next:
+            self._next[step.log] = self._notes.later(lambda: known().after)
         return step
 
-    def _make(self, log: Log, access: Access, found: int, changed: Mapping[int, int]) -> tuple[Step, Replay]:
+    def _make(self, log: Log, access: Access, found: int, changed: Mapping[int, int]) -> Step:
         """A step. changed: words that are not what they are in base."""
         replay, host = self._run(log, found, changed)
         writes: list[tuple[int, int]] = []
@@ -231,7 +238,7 @@ class Sender:
         new = (*log, 0 if replay.blind else found & access.mask)
         word = replay.memory.peek(access.address)
         blocks = tuple(host.trace[replay.mark :])
-        return Step(new, word, tuple(writes), host.ipi, replay.next, replay.where, blocks), replay
+        return Step(new, word, tuple(writes), host.ipi, replay.next, replay.where, blocks)
 
     def _run(
         self, log: Log, found: int | None, changed: Mapping[int, int] = MappingProxyType({})

@@ -7,10 +7,11 @@ same. So what followed there the first time is taken over, with places counted f
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from iretrace.linux.host import Turn
+from iretrace.linux.program import Uses
 from iretrace.linux.registers import Found, Memo
 from iretrace.world.protocol import Cause, Landing, Packed
 
@@ -19,11 +20,13 @@ Log = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What a step came to behind its last landing. at: the access before which that was made. logged: see HostRun."""
+    """What a step came to behind its last landing. at: the access before which that was made. logged: see HostRun.
+    uses: on what it rests."""
 
     found: Found
     at: int
     logged: int
+    uses: Uses
 
     def of(self, landing: Landing, log: Log) -> Found:
         """The same for a step with its last landing elsewhere, and with another log up to there."""
@@ -32,7 +35,7 @@ class Rest:
         behind = pause.log[self.logged :]
         turns = tuple([_logged(turn, self.logged, log) for turn in pause.turns])
         made = replace(pause, openings=openings, turns=turns, log=log + behind)
-        return Found(made, self.found.moved, self.found.looked)
+        return Found(made, self.found.moved, self.found.looked, self.found.paths, (self.uses,))
 
 
 def _logged(turn: Hashable, logged: int, log: Log) -> Turn:
@@ -44,7 +47,9 @@ def _logged(turn: Hashable, logged: int, log: Log) -> Turn:
 class Turns:
     """The turns that steps have taken so far. A step's parent: the same step with one landing less."""
 
-    def __init__(self) -> None:
+    def __init__(self, uses: Callable[[Iterable[int]], Uses]) -> None:
+        """uses: the node of basic blocks."""
+        self._uses = uses
         self._known: Memo[Rest] = Memo()
 
     def find(self, parent: Found | None, cause: Cause, landing: Landing, vmcb: Packed) -> Found | None:
@@ -56,15 +61,15 @@ class Turns:
         if rest is None:
             return None
         found = rest.of(landing, turn[1])
-        return replace(found, looked=found.looked | parent.looked)
+        path = parent.paths[parent.pause.openings.index(landing)]
+        landed = self._uses([block for _, step in path for block in step.blocks])
+        return replace(found, looked=found.looked | parent.looked, uses=(*parent.uses, landed, *found.uses))
 
-    def add(
-        self, parent: Found | None, cause: Cause, landing: Landing, vmcb: Packed, found: Found, logged: int
-    ) -> None:
+    def add(self, parent: Found | None, cause: Cause, landing: Landing, vmcb: Packed, rest: Rest) -> None:
         """What such a step came to when it was executed."""
         turn = _turn(parent, landing)
         if turn is not None:
-            self._known.add(_key(turn, cause), vmcb, found.looked, Rest(found, landing[0], logged))
+            self._known.add(_key(turn, cause), vmcb, rest.found.looked, rest)
 
 
 def _turn(parent: Found | None, landing: Landing) -> Turn | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from iretrace.linux.ctree import Pos
+from iretrace.linux.notes import Later, Notes
 from iretrace.linux.unmodelled import Unmodelled
 
 
@@ -78,15 +79,13 @@ class Ptr:
 
     __slots__ = ("_to",)
 
-    def __init__(self, to: Type | Callable[[], Type]) -> None:
+    def __init__(self, to: Type | Later[Type]) -> None:
         self._to = to
 
     @property
     def to(self) -> Type:
         """What it points to."""
-        if callable(self._to):
-            self._to = self._to()
-        return self._to
+        return self._to() if isinstance(self._to, Later) else self._to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,27 +99,21 @@ class Array:
 class Func:
     """A function type, resolved when first asked for."""
 
-    __slots__ = ("_parts", "_resolve", "variadic")
+    __slots__ = ("_parts", "variadic")
 
-    def __init__(self, resolve: Callable[[], tuple[Type, tuple[Type, ...]]], variadic: bool) -> None:
-        self._resolve = resolve
-        self._parts: tuple[Type, tuple[Type, ...]] | None = None
+    def __init__(self, parts: Later[tuple[Type, tuple[Type, ...]]], variadic: bool) -> None:
+        self._parts = parts
         self.variadic = variadic
 
     @property
     def returns(self) -> Type:
         """The return type."""
-        return self._get()[0]
+        return self._parts()[0]
 
     @property
     def params(self) -> tuple[Type, ...]:
         """The parameter types, arrays and functions decayed to pointers."""
-        return self._get()[1]
-
-    def _get(self) -> tuple[Type, tuple[Type, ...]]:
-        if self._parts is None:
-            self._parts = self._resolve()
-        return self._parts
+        return self._parts()[1]
 
 
 class Member(NamedTuple):
@@ -146,26 +139,27 @@ class Struct:
 
     __slots__ = ("_body", "_busy", "_lay_out", "kind", "opaque", "tag")
 
-    def __init__(self, kind: str, tag: str, lay_out: Callable[[Struct], Body]) -> None:
+    def __init__(self, kind: str, tag: str, lay_out: Callable[[Struct], Body], notes: Notes) -> None:
         self.kind = kind
         self.tag = tag
         self.opaque = False
         self._lay_out = lay_out
-        self._body: Body | None = None
+        self._body = notes.later(self._make)
         self._busy = False
 
     @property
     def body(self) -> Body:
         """The layout. Raises Unmodelled when there is no definition."""
-        if self._body is None:
-            if self._busy:
-                raise Unmodelled(f"{self} contains itself")
-            self._busy = True
-            try:
-                self._body = self._lay_out(self)
-            finally:
-                self._busy = False
-        return self._body
+        return self._body()
+
+    def _make(self) -> Body:
+        if self._busy:
+            raise Unmodelled(f"{self} contains itself")
+        self._busy = True
+        try:
+            return self._lay_out(self)
+        finally:
+            self._busy = False
 
     def __str__(self) -> str:
         return f"{self.kind} {self.tag}" if self.tag else f"anonymous {self.kind}"

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
 from iretrace.linux import ctree
 from iretrace.linux.ctree import CType, Pos
 from iretrace.linux.index import Index
+from iretrace.linux.notes import Note, Notes
 from iretrace.linux.parse import ParseError
 
 SEPARATOR = "\t"
@@ -35,33 +35,34 @@ Moves = dict[tuple[str, int], int]
 """(path, line in one tree) -> line in another."""
 
 
-class NotingIndex(Index):
-    """An index that notes its queries while `noting`."""
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The note of a lookup: its name and its arguments."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.noted: dict[tuple[str, ...], None] = {}
-        self._noting = True
+    words: tuple[str, ...]
+
+
+class NotingIndex(Index):
+    """An index that notes its queries."""
+
+    def __init__(self, notes: Notes, *arguments: Any, **named: Any) -> None:
+        self.notes = notes
         super().__init__(*arguments, **named)
 
-    @contextmanager
-    def unnoted(self) -> Iterator[None]:
-        """What is looked up meanwhile is looked up for other purposes than a verdict."""
-        before, self._noting = self._noting, False
-        try:
-            yield
-        finally:
-            self._noting = before
-
     def note(self, *query: str) -> None:
-        """Note a query: the lookup's name and its arguments."""
-        if self._noting:
-            self.noted[query] = None
+        """Note a query."""
+        self.notes.note(Query(query))
 
     # The lookups of Index. Those that only others use (is_typedef) are in the answers of these.
 
     def function(self, name: str, path: str = "") -> ctree.Function | None:
         """As Index."""
         self.note("function", name, path)
+        return super().function(name, path)
+
+    def signature(self, name: str, path: str = "") -> ctree.Function | None:
+        """As Index."""
+        self.note("signature", name, path)
         return super().function(name, path)
 
     def struct(self, kind: str, tag: str, path: str = "") -> ctree.StructType | None:
@@ -118,9 +119,9 @@ class Definitions:
         self._known: dict[str, Definition] = {name: Definition(_digest([repr(value)])) for name, value in facts.items()}
         self._facts = tuple(facts)
 
-    def used(self) -> dict[str, Definition]:
-        """Everything that was looked up so far, and all facts."""
-        names = (*self._facts, *(SEPARATOR.join(query) for query in tuple(self._index.noted)))
+    def used(self, notes: Iterable[Note]) -> dict[str, Definition]:
+        """Everything whose lookup was noted, and all facts."""
+        names = (*self._facts, *sorted(SEPARATOR.join(note.words) for note in notes if isinstance(note, Query)))
         return {name: self.find(name) for name in names}
 
     def find(self, name: str) -> Definition:
@@ -143,11 +144,13 @@ class Definitions:
         ask: Callable[..., Any] | None = getattr(Index, kind, None) if kind in LOOKUPS else None
         if ask is None:
             return Definition("unknown")
-        with self._index.unnoted():
+        with self._index.notes.collecting():
             try:
                 answer = ask(self._index, *arguments)
             except (ParseError, TypeError, RecursionError) as error:
                 return Definition(_digest([f"{type(error).__name__}: {error}"]))
+        if kind == "signature" and isinstance(answer, ctree.Function):
+            return Definition(_digest(_words((answer.name, answer.pos.path, answer.type), {})))
         return self._described(answer)
 
     def _described(self, answer: Any) -> Definition:
@@ -164,7 +167,9 @@ class Definitions:
         return Definition(_digest([*_words(told, numbers), *shown]), path, tuple(lines))
 
 
-LOOKUPS = frozenset("function struct enum typedef enumerator variable declared macro op_list functions_in".split())
+LOOKUPS = frozenset(
+    "function signature struct enum typedef enumerator variable declared macro op_list functions_in".split()
+)
 
 
 def _digest(words: Iterable[str]) -> str:

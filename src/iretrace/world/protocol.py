@@ -318,12 +318,16 @@ class Hypervisor(Protocol):
         """The statements that `step` with the same arguments executes."""
         ...
 
+    def new_ledger(self) -> None:
+        """What statements() and assumptions() tell is about what is asked from now on, and what creating it took."""
+        ...
+
     def statements(self) -> int:
-        """How many distinct C statements have been executed from source so far."""
+        """How many distinct C statements what was asked since new_ledger() executes from source."""
         ...
 
     def assumptions(self) -> tuple[Assumption, ...]:
-        """Stubs, models, options and initial values used so far."""
+        """Stubs, models, options and initial values that it uses."""
         ...
 
 
