@@ -93,7 +93,8 @@ class NotingIndex(Index):
     def declared(self, name: str, path: str = "") -> CType | None:
         """As Index."""
         self.note("declared", name, path)
-        return super().declared(name, path)
+        with self.notes.collecting():  # the body of a function is no part of the answer
+            return super().declared(name, path)
 
     def macro(self, name: str, path: str = "") -> ctree.Expr | None:
         """As Index."""
