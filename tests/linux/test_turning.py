@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import replace
 
 from iretrace.linux.host import Turn
-from iretrace.linux.program import Uses
+from iretrace.linux.program import BLOCKS, Uses
 from iretrace.linux.registers import MOVED, Found
 from iretrace.linux.sender import Access, Step
 from iretrace.linux.turning import Rest, Turns
@@ -19,7 +20,7 @@ START, END, OTHER = ("start", 0), ("end", 0), ("start", 1)
 
 
 def uses(blocks: Iterable[int]) -> Uses:
-    return Uses(frozenset(blocks), frozenset())
+    return Uses(array(BLOCKS, blocks).tobytes(), frozenset())
 
 
 def vmcb(rip: int) -> Packed:
@@ -80,4 +81,4 @@ def test_it_rests_on_the_blocks_up_to_the_landing_of_its_sender_and_of_those_beh
     parent = replace(PARENT, paths=(((Access(8, 1, True), step),),))
     rest = known().find(parent, Cause.VMEXIT, LANDING, vmcb(5))
     assert rest is not None
-    assert [set(part.blocks) for part in rest.uses] == [{1}, {50, 51}, {100}]
+    assert [part.blocks() for part in rest.uses] == [{1}, {50, 51}, {100}]

@@ -9,6 +9,7 @@ A value is the C value as an int: signed types negative where C is negative, poi
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,11 +81,19 @@ class Lowered:
     name: str
 
 
-class Uses(NamedTuple):
-    """A node: basic blocks that were executed, and what was noted meanwhile."""
+BLOCKS = "I"
+"""Type code of arrays of block numbers."""
 
-    blocks: frozenset[int]
+
+class Uses(NamedTuple):
+    """A node: the trace of an execution, as the bytes of an array of block numbers, and what was noted meanwhile."""
+
+    trace: bytes
     notes: frozenset[Note]
+
+    def blocks(self) -> set[int]:
+        """The basic blocks."""
+        return set(array(BLOCKS, self.trace))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +229,9 @@ class Program:
             lines = self._lines[pos.path] = (tree.text(pos.path) or "").split("\n") if tree is not None else []
         return lines[pos.line - 1].strip() if 0 < pos.line <= len(lines) else ""
 
-    def uses(self, blocks: Iterable[int], notes: Iterable[Note] = ()) -> Uses:
+    def uses(self, trace: Iterable[int], notes: Iterable[Note] = ()) -> Uses:
         """The node of what was executed, with what was noted meanwhile; one for all that are alike."""
-        made = Uses(frozenset(blocks), frozenset(notes))
+        made = Uses(array(BLOCKS, trace).tobytes(), frozenset(notes))
         known = self._uses.get(made)
         if known is None:
             known = self._uses[made] = made
@@ -231,7 +240,7 @@ class Program:
 
     def executed(self, notes: Iterable[Note]) -> set[int]:
         """The basic blocks of all nodes of executions."""
-        return set[int]().union(*(note.blocks for note in notes if isinstance(note, Uses)))
+        return set[int]().union(*(note.blocks() for note in notes if isinstance(note, Uses)))
 
     def functions_of(self, blocks: Iterable[int]) -> set[Lowered]:
         """The functions of basic blocks."""
