@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from iretrace.cli.driver import Request, run
 from iretrace.cli.moved import relocated
-from iretrace.cli.stored import MAX_BYTES, Lookup, Stored, Used, cache_directory, key, read_as
+from iretrace.cli.stored import MAX_BYTES, Lookup, Shelf, Stored, Used, cache_directory, key, read_as
 from iretrace.cli.workers import Work
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
@@ -41,7 +41,7 @@ def quiet(_text: str) -> None:
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
-    Stored(tmp_path / "new").keep(NAME, LASSO, READ)
+    Stored(tmp_path / "new").keep(NAME, LASSO, Shelf().read(READ))
     assert found(tmp_path / "new") == LASSO
 
 
@@ -52,24 +52,24 @@ def test_any_result_survives_json(result: Result) -> None:
 
 
 def test_a_result_whose_files_have_changed_is_not_reused(tmp_path: Path) -> None:
-    Stored(tmp_path).keep(NAME, LASSO, READ)
+    Stored(tmp_path).keep(NAME, LASSO, Shelf().read(READ))
     assert Lookup(Stored(tmp_path), lambda digests: False).find(NAME) is None
 
 
 def test_a_search_that_a_limit_stopped_is_not_kept(tmp_path: Path) -> None:
     stopped = replace(LASSO, verdict=Verdict.UNDETERMINED, reason="stopped by the time limit of 1 s")
-    Stored(tmp_path).keep(NAME, stopped, READ)
-    assert not list(tmp_path.iterdir())
+    Stored(tmp_path).keep(NAME, stopped, Shelf().read(READ))
+    assert Stored(tmp_path).newest(NAME) is None
 
 
 def test_what_is_not_modelled_is_kept(tmp_path: Path) -> None:
     open_question = replace(LASSO, verdict=Verdict.UNDETERMINED, reason="x86.c:1: not modelled")
-    Stored(tmp_path).keep(NAME, open_question, READ)
+    Stored(tmp_path).keep(NAME, open_question, Shelf().read(READ))
     assert found(tmp_path) == open_question
 
 
 def entry(tmp_path: Path) -> tuple[Path, Any]:
-    Stored(tmp_path).keep(NAME, LASSO, READ)
+    Stored(tmp_path).keep(NAME, LASSO, Shelf().read(READ))
     (path,) = tmp_path.glob(f"{NAME}-*.json")
     return path, json.loads(path.read_text())
 
@@ -123,7 +123,7 @@ def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     stored = Stored(tmp_path / "file" / "below")
-    stored.keep(NAME, LASSO, READ)
+    stored.keep(NAME, LASSO, Shelf().read(READ))
     stored.tidy()
     assert Lookup(stored, same).find(NAME) is None
 
@@ -132,7 +132,7 @@ def test_the_oldest_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("iretrace.cli.stored.MAX_ENTRIES", 3)
     stored = Stored(tmp_path)
     for number in range(5):
-        stored.keep(str(number) * 64, LASSO, READ)
+        stored.keep(str(number) * 64, LASSO, Shelf().read(READ))
     stored.tidy()
     assert len(list(tmp_path.glob("*.json"))) == 3
 
@@ -221,7 +221,7 @@ def test_a_result_whose_definitions_are_the_same_is_told_of_where_they_stand_now
     assert LASSO.trace is not None and LASSO.trace.cited is not None
     lines = sorted({(line.path, line.line) for line in lines_of(LASSO)})
     used: Used = {f"function {number}": (str(number), path, (line,)) for number, (path, line) in enumerate(lines)}
-    Stored(tmp_path).keep(NAME, LASSO, READ, [used])
+    Stored(tmp_path).keep(NAME, LASSO, Shelf().read(READ), [Shelf().used(used)])
     kept = Lookup(Stored(tmp_path), same, lambda _used: {place: place[1] + 7 for place in lines}).find_moved(NAME)
     assert kept is not None and kept.result.trace is not None and kept.result.trace.cited is not None
     assert kept.result.trace.cited.line == LASSO.trace.cited.line + 7
@@ -229,7 +229,7 @@ def test_a_result_whose_definitions_are_the_same_is_told_of_where_they_stand_now
 
 
 def test_a_result_that_cites_a_line_of_no_definition_is_not_told_of_another_tree(tmp_path: Path) -> None:
-    Stored(tmp_path).keep(NAME, LASSO, READ, [{"function f": ("1", "", ())}])
+    Stored(tmp_path).keep(NAME, LASSO, Shelf().read(READ), [Shelf().used({"function f": ("1", "", ())})])
     assert Lookup(Stored(tmp_path), same, lambda _used: {}).find_moved(NAME) is None
 
 

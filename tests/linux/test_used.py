@@ -41,7 +41,7 @@ def used(root: Path, queries: tuple[tuple[str, ...], ...] = QUERIES) -> dict[str
     index = NotingIndex(notes, mini_tree(root, {SVM: TEXT}), {})
     for kind, *arguments in queries:
         assert getattr(index, kind)(*arguments) is not None
-    return Definitions(index, {"fact": 1}).used(notes.reached())
+    return Definitions(index, {"fact": 1}).used(notes.noted())
 
 
 def test_everything_that_was_asked_for_is_noted(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_what_is_asked_for_other_purposes_is_not_noted(tmp_path: Path) -> None:
     index = NotingIndex(notes := Notes(), mini_tree(tmp_path, {SVM: TEXT}), {})
     with notes.collecting():
         index.function("counted", SVM)
-    assert not notes.reached()
+    assert not notes.noted()
 
 
 def test_a_function_that_moves_is_the_same_and_its_lines_are_followed(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_of_a_function_that_is_not_executed_only_the_signature_counts(
 def test_a_definition_that_hides_another_one_is_another_answer(tmp_path: Path) -> None:
     index = NotingIndex(notes := Notes(), mini_tree(tmp_path / "a", {"include/linux/far.h": "#define FAR 1\n"}), {})
     assert index.macro("FAR", SVM) is not None
-    before = Definitions(index, {}).used(notes.reached())
+    before = Definitions(index, {}).used(notes.noted())
     assert definitions(tmp_path / "b", "#define FAR 2\n").moves(before) is None
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from iretrace.check import check
 from iretrace.cli.known import mark_known
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
-from iretrace.cli.stored import Lookup, Origin, Stored, Used, key, same_of
+from iretrace.cli.stored import Lookup, Origin, Shared, Shelf, Stored, key, same_of
 from iretrace.cli.workers import Work, results
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import shipped, source_text
@@ -91,12 +91,15 @@ def source_of(request: Request, progress: Callable[[str], None] = lambda _text: 
     return TreeSource(request.tree, (), request.rules, request.options, progress, rev=request.rev)
 
 
+NOTHING_READ = Shared("", None)
+
+
 class Found(NamedTuple):
     """A result, what it read, and the definitions that it used, in parts. same: these, wherever they stand."""
 
     result: Result
-    read: Mapping[str, str] = {}
-    used: Sequence[Used] = ()
+    read: Shared = NOTHING_READ
+    used: Sequence[Shared] = ()
     same: str = ""
 
 
@@ -203,13 +206,15 @@ def _work(
     progress(f"reading {source.name}")
     source.read()
 
+    shelf = Shelf()  # each process fills its own
+
     def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> Found:
         task = todo[number]
         say(str(task))
         result = check(
             task.test, task.vcpu, task.host, hypervisor, request.limits, lambda count: say(f"{task}: {count:,} states")
         )
-        used = source.used_by(hypervisor)
-        return Found(result, source.read_so_far(), used, same_of(used))
+        used = [shelf.used(part) for part in source.used_by(hypervisor)]
+        return Found(result, shelf.read(source.read_so_far()), used, same_of(used))
 
     return results(Work(groups, source.open, do, request.jobs), progress)

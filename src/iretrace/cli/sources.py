@@ -71,8 +71,8 @@ class Source(Protocol):
         ...
 
     def used_by(self, hypervisor: Hypervisor) -> Sequence[Used]:
-        """The definitions that a hypervisor from here has used since its last new_ledger(): those that opening it took,
-        and the others."""
+        """The definitions that a hypervisor from here has used since its last new_ledger(): in parts, which may have
+        some in common; what others have used too may be in a part that is one object with theirs."""
         ...
 
     def still_uses(self, used: Used) -> Moves | None:
@@ -230,9 +230,7 @@ class TreeSource:
         from iretrace.linux.hypervisor import TreeHypervisor
 
         assert isinstance(hypervisor, TreeHypervisor)
-        opening = {name: (*found,) for name, found in hypervisor.opening.items()}
-        used = hypervisor.definitions()
-        return opening, {name: (*found,) for name, found in used.items() if name not in opening}
+        return [part for part in hypervisor.definitions() if part]
 
     def still_uses(self, used: Used) -> Moves | None:
         """Looked up in the index."""

@@ -45,7 +45,8 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 Patches = Sequence[tuple[str, str]]
 """(name, text) of each patch that a tree has, in order."""
 
-Used = dict[str, tuple[str, str, tuple[int, ...]]]
+KeptUsed = dict[str, tuple[str, str, tuple[int, ...]]]
+Used = Mapping[str, tuple[str, str, tuple[int, ...]]]
 """The definitions that a verdict used, by name: digest, and for functions their file and the lines that count."""
 
 T = TypeVar("T")
@@ -115,6 +116,46 @@ class Remembered(NamedTuple):
     origin: Origin
 
 
+class Shared(NamedTuple):
+    """What several results share: the name of its file. content: None where who reads this has been given it before.
+    same: of definitions, wherever they stand."""
+
+    name: str
+    content: Any
+    same: str = ""
+
+
+class Shelf:
+    """What the results that one process finds have in common, so that it is named and told once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, Shared]] = {}
+        self._read: dict[str, str] = {}
+
+    def used(self, part: Used) -> Shared:
+        """Definitions; to be the same they must be one object."""
+        told = self._told(part)
+        if told is None:
+            same = digest_of(sorted((name, found[0]) for name, found in part.items()))
+            told = self._tell(part, Shared(digest_of(part), part, same))
+        return told
+
+    def read(self, digests: dict[str, str]) -> Shared:
+        """What was read."""
+        if self._read != digests:
+            self._read = digests
+        return self._told(self._read) or self._tell(self._read, Shared(digest_of(digests), digests))
+
+    def _told(self, value: Any) -> Shared | None:
+        known = self._known.get(id(value))
+        return None if known is None else known[1]
+
+    def _tell(self, value: Any, shared: Shared) -> Shared:
+        """To be told with its content once; the value is kept, so that its id stays its own."""
+        self._known[id(value)] = value, shared._replace(content=None)
+        return shared
+
+
 class Stored:
     """The results in a directory, which need not exist. Nothing here ever fails: at worst nothing is kept.
 
@@ -166,20 +207,25 @@ class Stored:
         self,
         name: str,
         result: Result,
-        digests: Mapping[str, str],
-        used: Sequence[Used] = (),
+        read: Shared,
+        used: Sequence[Shared] = (),
         origin: Origin = NO_ORIGIN,
     ) -> None:
         """Keep a result that was reached by reading and using this. used: in parts, that others may share."""
-        if not keeps(result):
-            return
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            read = self._share(dict(digests))
-            parts = [self._share(part) for part in used if part]
-            entry = {"read": read, "uses": parts, "same": same_of(used), "result": result}
-            patches = self._share(list(map(list, origin.patches))) if origin.patches else ""
-            entry |= {"litmus": origin.litmus, "command": origin.command, "patches": patches}
+            for shared in (read, *used):
+                if shared.content is not None:
+                    self._share(shared.name, shared.content)
+            if not keeps(result):
+                return
+            parts = [part.name for part in used]
+            entry = {"read": read.name, "uses": parts, "same": same_of(used), "result": result}
+            patches = list(map(list, origin.patches))
+            if patches:
+                self._share(digest_of(patches), patches)
+            entry |= {"litmus": origin.litmus, "command": origin.command}
+            entry |= {"patches": digest_of(patches) if patches else ""}
             self._write(f"{name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
             self._listing = None
         except OSError:
@@ -232,11 +278,9 @@ class Stored:
             self._entries[file] = Entry(told, cache(lambda: read_as(Result, told["result"])))
         return self._entries[file]
 
-    def _share(self, value: Any) -> str:
-        name = digest_of(value)
+    def _share(self, name: str, value: Any) -> None:
         if not (self._directory / f"{name}.json").exists():
             self._write(name, value)
-        return name
 
     def _read(self, name: str) -> Any:
         with open(self._directory / f"{name}.json", "rb") as file:
@@ -283,14 +327,14 @@ class Lookup:
         return _kept(entry, None) if self._read_now[read] else None
 
     def _as_it_is(self, entry: Entry) -> Kept | None:
-        moves: Moves = {}
+        moves: dict[tuple[str, int], int] = {}
         for part in entry.told["uses"]:
             if part not in self._moves:
-                self._moves[part] = self._still_uses(self._stored.shared(Used, part))
+                self._moves[part] = self._still_uses(self._stored.shared(KeptUsed, part))
             here = self._moves[part]
             if here is None:
                 return None
-            moves = {**moves, **here}
+            moves.update(here)
         return _kept(entry, moves) if entry.told["uses"] else None
 
 
@@ -299,9 +343,9 @@ def _kept(entry: Entry, moves: Moves | None) -> Kept | None:
     return None if result is None else Kept(result, read_as(str, entry.told["same"]))
 
 
-def same_of(used: Sequence[Used]) -> str:
+def same_of(used: Sequence[Shared]) -> str:
     """Of definitions wherever they stand."""
-    return digest_of(sorted((name, found[0]) for part in used for name, found in part.items()))
+    return digest_of(sorted(part.same for part in used))
 
 
 def keeps(result: Result) -> bool:

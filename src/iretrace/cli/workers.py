@@ -127,8 +127,10 @@ def _listen(
     reader: Connection, lanes: Sequence[_Lane], plan: _Plan, progress: Callable[[str], None]
 ) -> Generator[tuple[int, Any], None, None]:
     while any(lane.job >= 0 for lane in lanes):
-        if reader not in wait([reader, *(lane.process.sentinel for lane in lanes)]):
-            ended = next(lane.process for lane in lanes if not lane.process.is_alive())
+        ready = wait([reader, *(lane.process.sentinel for lane in lanes)])
+        if reader not in ready:
+            (ended, *_) = (lane.process for lane in lanes if lane.process.sentinel in ready)
+            ended.join()
             raise WorkerDied(f"a process ended with {ended.exitcode}; is there enough memory?")
         what, number, value = reader.recv()
         if what == "progress":

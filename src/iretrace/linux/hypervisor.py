@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
@@ -23,7 +23,7 @@ from iretrace.linux.machine import RUN, Machine, exit_handlers
 from iretrace.linux.models.findings import Bug
 from iretrace.linux.notes import Later, Note
 from iretrace.linux.physical import DebugRegisters
-from iretrace.linux.program import PAUSE, Retry
+from iretrace.linux.program import PAUSE, Lowered, Retry
 from iretrace.linux.records import ghcb_record, vmcb_record
 from iretrace.linux.registers import MOVED, Found, Hidden, Memo, general
 from iretrace.linux.sender import EventSender
@@ -32,7 +32,7 @@ from iretrace.linux.states import State, States
 from iretrace.linux.tree import Tree
 from iretrace.linux.turning import Rest, Turns
 from iretrace.linux.unmodelled import Unmodelled
-from iretrace.linux.used import Definition
+from iretrace.linux.used import Used
 from iretrace.linux.view import PENDING, Viewer
 from iretrace.linux.vm import KINDS, Vm
 from iretrace.machine.ghcb import Ghcb
@@ -61,6 +61,16 @@ from iretrace.world.protocol import (
 
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
 """Operations of the vendor's table that examine a waiting event -> field of the view that says that it waits."""
+
+class Ledger(NamedTuple):
+    """What was noted, and what it comes to: basic blocks and functions that were executed, and notes, without those of
+    lowering these functions."""
+
+    noted: set[Note]
+    blocks: set[int]
+    functions: list[Lowered]
+    others: set[Note]
+
 
 class TreeHypervisor:
     """Linux `tree.version`, executed.
@@ -96,6 +106,8 @@ class TreeHypervisor:
         with self._notes.collecting() as noted:
             self._open(vcpu)
         self._opened = self.program.uses(self._blocks, noted | self.machine.noted)
+        self._opening: tuple[set[Note], Used] | None = None
+        self._known_ledger: Ledger | None = None
         self.new_ledger()
 
     def _open(self, vcpu: str) -> None:
@@ -306,14 +318,11 @@ class TreeHypervisor:
 
     def statements(self) -> int:
         """Distinct C statements executed."""
-        return len(self._statements(self.program.executed(self._notes.reached())))
-
-    def _statements(self, blocks: Iterable[int]) -> set[CLine]:
-        return {line for block in blocks for line in self.program.block_lines(block)}
+        return self.program.count_statements(self._ledger().blocks)
 
     def executed(self) -> set[CLine]:
         """The C statements executed so far."""
-        return self._statements(self._blocks)
+        return {line for block in self._blocks for line in self.program.block_lines(block)}
 
     def conditions(self) -> set[ConditionId]:
         """Leaf conditions of the tree decided so far."""
@@ -321,21 +330,30 @@ class TreeHypervisor:
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """Rules used."""
-        return self.machine.rules.assumptions(self.vm.vcpu, self._rests_on(self._notes.reached()))
+        ledger = self._ledger()
+        rows = (self.machine.basis(function).rows for function in ledger.functions)
+        return self.machine.rules.assumptions(self.vm.vcpu, set[Note]().union(ledger.others, *rows))
 
-    def definitions(self) -> dict[str, Definition]:
-        """The definitions used, by the name of their query."""
-        return self.machine.definitions.used(self._rests_on(self._notes.reached()))
+    def definitions(self) -> list[Used]:
+        """The definitions used: for each function those that lowering it has looked at, those that opening this has,
+        and the others."""
+        ledger = self._ledger()
+        parts = [self.machine.basis(function).definitions for function in ledger.functions]
+        if self._opening is None:
+            notes = self._notes.reached([self._opened], but=Lowered)
+            self._opening = notes, self.machine.definitions.used(notes)
+        notes, opening = self._opening
+        return [*parts, opening, self.machine.definitions.used(ledger.others - notes)]
 
-    @cached_property
-    def opening(self) -> dict[str, Definition]:
-        """Those that opening it has used."""
-        with self._notes.collecting():
-            return self.machine.definitions.used(self._rests_on(self._notes.reached([self._opened])))
-
-    def _rests_on(self, notes: set[Note]) -> set[Note]:
-        """Notes with those of the functions that were executed."""
-        return self._notes.reached(notes | self.program.functions_of(self.program.executed(notes)))
+    def _ledger(self) -> Ledger:
+        noted = self._notes.noted()
+        if self._known_ledger is None or self._known_ledger.noted != noted:
+            notes = self._notes.reached(noted, but=Lowered)
+            blocks = self.program.executed(notes)
+            functions = self.program.functions_of(blocks) | {note for note in notes if isinstance(note, Lowered)}
+            in_order = sorted(functions, key=lambda function: function.name)
+            self._known_ledger = Ledger(noted, blocks, in_order, notes)
+        return self._known_ledger
 
     # Host steps. ------------------------------------------------------------------------------------------------
 

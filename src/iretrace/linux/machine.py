@@ -6,20 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from iretrace.linux.answers import ConditionId
 from iretrace.linux.closure import Closure, vendor_targets
 from iretrace.linux.ctree import Pos
 from iretrace.linux.layout import Layout
 from iretrace.linux.models.table import MODELS
-from iretrace.linux.notes import Later
+from iretrace.linux.notes import Later, Note
 from iretrace.linux.options import set_options
-from iretrace.linux.program import Program
-from iretrace.linux.rules import load_rules
+from iretrace.linux.program import Lowered, Program
+from iretrace.linux.rules import load_rules, rules_in
 from iretrace.linux.sleepers import sleepers
 from iretrace.linux.tree import Tree
 from iretrace.linux.unmodelled import Unmodelled
-from iretrace.linux.used import Definitions, NotingIndex
+from iretrace.linux.used import Definitions, NotingIndex, Used
 from iretrace.verdict import CLine
 
 TRACE_HEADERS = ("arch/x86/kvm/trace.h", "arch/x86/kvm/mmu/mmutrace.h", "include/trace/events/kvm.h")
@@ -53,6 +54,13 @@ def tracepoints(tree: Tree) -> frozenset[str]:
     return frozenset(name for path in TRACE_HEADERS for name in _TRACEPOINT.findall(tree.text(path) or ""))
 
 
+class Basis(NamedTuple):
+    """What a function rests on: definitions of the tree, and what was noted of rules."""
+
+    definitions: Used
+    rows: set[Note]
+
+
 class Machine:
     """A tree under rules and options, as a program that vCPUs of every kind share (see Vm)."""
 
@@ -79,6 +87,7 @@ class Machine:
         self._offsets: dict[tuple[str, str], Later[int]] = {}
         facts = {"tracepoints": sorted(traced), "features": self._features, "sleepers": self._declare_sleepers()}
         self.definitions = Definitions(self.index, facts)
+        self._bases: dict[Lowered, Basis] = {}
 
     def _declare_sleepers(self) -> list[tuple[str, str]]:
         rows = [row for table in ("function", "macro") for row in self.rules.table(table)]
@@ -89,6 +98,14 @@ class Machine:
         for name, path in found:
             self.program.declare_pausing(name, path)
         return found
+
+    def basis(self, function: Lowered) -> Basis:
+        """What a function that was executed rests on, one object for each."""
+        known = self._bases.get(function)
+        if known is None:
+            notes = self.notes.reached([function])
+            known = self._bases[function] = Basis(self.definitions.used(notes), rules_in(notes))
+        return known
 
     # What models ask for.
 

@@ -61,13 +61,16 @@ class Notes:
         """What was noted so far and belongs to no node is forgotten."""
         self._noted.clear()
 
-    def reached(self, notes: Iterable[Note] = ()) -> set[Note]:
-        """These, what was noted and belongs to no node, and all their parts."""
-        waiting = {*self._noted, *notes}
-        found: set[Note] = set()
+    def noted(self) -> set[Note]:
+        """What was noted and belongs to no node."""
+        return set(self._noted)
+
+    def reached(self, notes: Iterable[Note], but: type | None = None) -> set[Note]:
+        """These and all their parts; without the parts of one kind of node."""
+        waiting, found = set(notes), set[Note]()
         while waiting:
             found |= waiting
-            parts = [self.parts[note] for note in waiting if note in self.parts]
+            parts = [self.parts[note] for note in waiting if note in self.parts and type(note) is not but]
             waiting = set[Note]().union(*parts) - found
         return found
 

@@ -138,6 +138,9 @@ class Program:
         self._lines: dict[str, list[str]] = {}
         self._pausing: set[str] = set()
         self._uses: dict[Uses, Uses] = {}
+        self._statements: dict[tuple[str, Pos], int] = {}
+        self._numbers: list[tuple[int, ...]] = []
+        """For each block the numbers of its statements."""
         self._failures: list[Fail] = []
         self._addresses: dict[str, int] = {}
         self._address_names: dict[int, tuple[str, str]] = {}
@@ -207,6 +210,10 @@ class Program:
         """The C statements of a basic block."""
         info = self.blocks[block]
         return tuple(self.line(pos, info.function) for pos in info.statements)
+
+    def count_statements(self, blocks: Iterable[int]) -> int:
+        """How many distinct C statements some basic blocks have."""
+        return len(set[int]().union(*(self._numbers[block] for block in blocks)))
 
     def statements_of(self, name: str, path: str = "") -> tuple[CLine, ...]:
         """The C statements of a function, executed or not, as far as the configuration has them."""
@@ -401,6 +408,9 @@ class Program:
         def enter(statements: Sequence[Pos], conditions: Sequence[int]) -> int:
             ids = tuple(ConditionId(*lowered.conditions[number], definition.name) for number in conditions)
             self.blocks.append(BlockInfo(definition.name, function.name, tuple(statements), ids))
+            numbers = self._statements
+            keys = [(definition.name, pos) for pos in statements]
+            self._numbers.append(tuple([numbers.setdefault(key, len(numbers)) for key in keys]))
             return len(self.blocks) - 1
 
         emitted = emit(lowered, function.name, function.resumable, Context(enter, self._fail, self._may_pause))

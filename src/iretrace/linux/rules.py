@@ -254,6 +254,11 @@ class Rules:
         return tuple(used)
 
 
+def rules_in(notes: Iterable[Note]) -> set[Note]:
+    """Those notes that are about rules."""
+    return {note for note in notes if isinstance(note, Row | Traced)}
+
+
 def _refusal(row: Row) -> Callable[..., Any]:
     def refuse(run: Any, *args: int) -> int:
         raise Unmodelled(f"{row.name}() is reached, which is outside of what is modelled: {row.why} ({row.where})")

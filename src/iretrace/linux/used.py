@@ -31,6 +31,9 @@ class Definition(NamedTuple):
     lines: tuple[int, ...] = ()
 
 
+Used = dict[str, Definition]
+"""By the name of their query."""
+
 Moves = dict[tuple[str, int], int]
 """(path, line in one tree) -> line in another."""
 
@@ -120,7 +123,7 @@ class Definitions:
         self._known: dict[str, Definition] = {name: Definition(_digest([repr(value)])) for name, value in facts.items()}
         self._facts = tuple(facts)
 
-    def used(self, notes: Iterable[Note]) -> dict[str, Definition]:
+    def used(self, notes: Iterable[Note]) -> Used:
         """Everything whose lookup was noted, and all facts."""
         names = (*self._facts, *sorted(SEPARATOR.join(note.words) for note in notes if isinstance(note, Query)))
         return {name: self.find(name) for name in names}
