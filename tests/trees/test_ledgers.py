@@ -30,7 +30,8 @@ def verdicts(root: Path, vcpu: str, names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         (test,) = select([name])
         result = check(test, vcpu, "tickless", hypervisor)
-        found[name] = replace(result, seconds=0), source.used_by(hypervisor)
+        used = {query: found for part in source.used_by(hypervisor) for query, found in part.items()}
+        found[name] = replace(result, seconds=0), used
     return found
 
 

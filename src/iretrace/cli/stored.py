@@ -219,7 +219,7 @@ class Stored:
                     self._share(shared.name, shared.content)
             if not keeps(result):
                 return
-            parts = [part.name for part in used]
+            parts = sorted(part.name for part in used)
             entry = {"read": read.name, "uses": parts, "same": same_of(used), "result": result}
             patches = list(map(list, origin.patches))
             if patches:
