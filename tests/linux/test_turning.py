@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from iretrace.linux.host import Turn
-from iretrace.linux.program import BLOCKS, Uses
+from iretrace.linux.notes import BLOCKS, Uses
 from iretrace.linux.registers import MOVED, Found
 from iretrace.linux.sender import Access, Step
 from iretrace.linux.turning import Rest, Turns

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
@@ -19,11 +19,12 @@ from iretrace.linux.events import EVENTS, senders_of
 from iretrace.linux.handover import HandOver
 from iretrace.linux.host import HostRun, KernelRun
 from iretrace.linux.ioctls import Ioctls
+from iretrace.linux.ledger import Ledger
 from iretrace.linux.machine import RUN, Machine, exit_handlers
 from iretrace.linux.models.findings import Bug
-from iretrace.linux.notes import Later, Note
+from iretrace.linux.notes import Later
 from iretrace.linux.physical import DebugRegisters
-from iretrace.linux.program import PAUSE, Lowered, Retry
+from iretrace.linux.program import PAUSE, Retry
 from iretrace.linux.records import ghcb_record, vmcb_record
 from iretrace.linux.registers import MOVED, Found, Hidden, Memo, general
 from iretrace.linux.sender import EventSender
@@ -62,16 +63,6 @@ from iretrace.world.protocol import (
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
 """Operations of the vendor's table that examine a waiting event -> field of the view that says that it waits."""
 
-class Ledger(NamedTuple):
-    """What was noted, and what it comes to: basic blocks and functions that were executed, and notes, without those of
-    lowering these functions."""
-
-    noted: set[Note]
-    blocks: set[int]
-    functions: list[Lowered]
-    others: set[Note]
-
-
 class TreeHypervisor:
     """Linux `tree.version`, executed.
 
@@ -105,10 +96,7 @@ class TreeHypervisor:
         self._remember = remember
         with self._notes.collecting() as noted:
             self._open(vcpu)
-        self._opened = self.program.uses(self._blocks, noted | self.machine.noted)
-        self._opening: tuple[set[Note], Used] | None = None
-        self._known_ledger: Ledger | None = None
-        self.new_ledger()
+        self._ledger = Ledger(self.machine, self.program.uses(self._blocks, noted | self.machine.noted))
 
     def _open(self, vcpu: str) -> None:
         self.vm = Vm(self.machine, vcpu)
@@ -313,12 +301,11 @@ class TreeHypervisor:
     def new_ledger(self) -> None:
         """What statements(), assumptions() and definitions() tell is about what is asked from now on, and about what
         opening it has taken."""
-        self._notes.begin()
-        self._notes.note(self._opened)
+        self._ledger.begin()
 
     def statements(self) -> int:
         """Distinct C statements executed."""
-        return self.program.count_statements(self._ledger().blocks)
+        return self._ledger.statements()
 
     def executed(self) -> set[CLine]:
         """The C statements executed so far."""
@@ -330,30 +317,12 @@ class TreeHypervisor:
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """Rules used."""
-        ledger = self._ledger()
-        rows = (self.machine.basis(function).rows for function in ledger.functions)
-        return self.machine.rules.assumptions(self.vm.vcpu, set[Note]().union(ledger.others, *rows))
+        return self._ledger.assumptions(self.vm.vcpu)
 
     def definitions(self) -> list[Used]:
         """The definitions used: for each function those that lowering it has looked at, those that opening this has,
         and the others."""
-        ledger = self._ledger()
-        parts = [self.machine.basis(function).definitions for function in ledger.functions]
-        if self._opening is None:
-            notes = self._notes.reached([self._opened], but=Lowered)
-            self._opening = notes, self.machine.definitions.used(notes)
-        notes, opening = self._opening
-        return [*parts, opening, self.machine.definitions.used(ledger.others - notes)]
-
-    def _ledger(self) -> Ledger:
-        noted = self._notes.noted()
-        if self._known_ledger is None or self._known_ledger.noted != noted:
-            notes = self._notes.reached(noted, but=Lowered)
-            blocks = self.program.executed(notes)
-            functions = self.program.functions_of(blocks) | {note for note in notes if isinstance(note, Lowered)}
-            in_order = sorted(functions, key=lambda function: function.name)
-            self._known_ledger = Ledger(noted, blocks, in_order, notes)
-        return self._known_ledger
+        return self._ledger.definitions()
 
     # Host steps. ------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from iretrace.linux.closure import Closure, vendor_targets
 from iretrace.linux.ctree import Pos
 from iretrace.linux.layout import Layout
 from iretrace.linux.models.table import MODELS
-from iretrace.linux.notes import Later, Note
+from iretrace.linux.notes import Later, Lowered, Note
 from iretrace.linux.options import set_options
-from iretrace.linux.program import Lowered, Program
+from iretrace.linux.program import Program
 from iretrace.linux.rules import load_rules, rules_in
 from iretrace.linux.sleepers import sleepers
 from iretrace.linux.tree import Tree
@@ -54,7 +54,7 @@ def tracepoints(tree: Tree) -> frozenset[str]:
     return frozenset(name for path in TRACE_HEADERS for name in _TRACEPOINT.findall(tree.text(path) or ""))
 
 
-class Basis(NamedTuple):
+class RestsOn(NamedTuple):
     """What a function rests on: definitions of the tree, and what was noted of rules."""
 
     definitions: Used
@@ -87,7 +87,7 @@ class Machine:
         self._offsets: dict[tuple[str, str], Later[int]] = {}
         facts = {"tracepoints": sorted(traced), "features": self._features, "sleepers": self._declare_sleepers()}
         self.definitions = Definitions(self.index, facts)
-        self._bases: dict[Lowered, Basis] = {}
+        self._bases: dict[Lowered, RestsOn] = {}
 
     def _declare_sleepers(self) -> list[tuple[str, str]]:
         rows = [row for table in ("function", "macro") for row in self.rules.table(table)]
@@ -99,12 +99,12 @@ class Machine:
             self.program.declare_pausing(name, path)
         return found
 
-    def basis(self, function: Lowered) -> Basis:
+    def basis(self, function: Lowered) -> RestsOn:
         """What a function that was executed rests on, one object for each."""
         known = self._bases.get(function)
         if known is None:
             notes = self.notes.reached([function])
-            known = self._bases[function] = Basis(self.definitions.used(notes), rules_in(notes))
+            known = self._bases[function] = RestsOn(self.definitions.used(notes), rules_in(notes))
         return known
 
     # What models ask for.

@@ -7,9 +7,11 @@ parts; whoever asks for it notes the node.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -95,3 +97,25 @@ class Later(Generic[T]):
             self._value = self._compute()
         self._known = True
         return self._value
+
+
+BLOCKS = "I"
+"""Type code of arrays of block numbers."""
+
+
+class Uses(NamedTuple):
+    """A node: the trace of an execution, as the bytes of an array of block numbers, and what was noted meanwhile."""
+
+    trace: bytes
+    notes: frozenset[Note]
+
+    def blocks(self) -> set[int]:
+        """The basic blocks."""
+        return set(array(BLOCKS, self.trace))
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """The note that a function was executed, by its name in the program: what lowering it has looked at counts."""
+
+    name: str

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from sys import _getframe
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from iretrace.linux import ctree, fold, memory
 from iretrace.linux.answers import (
@@ -37,7 +37,7 @@ from iretrace.linux.ir import Call, Fail
 from iretrace.linux.layout import Layout
 from iretrace.linux.lower import FunctionLowering
 from iretrace.linux.memory import Space
-from iretrace.linux.notes import Note
+from iretrace.linux.notes import BLOCKS, Lowered, Note, Uses
 from iretrace.linux.run import PAUSE, Pausing, Retry, Run
 from iretrace.linux.types import Func, Type
 from iretrace.linux.unmodelled import Unmodelled
@@ -72,28 +72,6 @@ class Function:
     source: str = ""
     positions: tuple[Pos, ...] = ()
     code: CodeType | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lowered:
-    """The note that a function was executed, by its name in the program: what lowering it has looked at counts."""
-
-    name: str
-
-
-BLOCKS = "I"
-"""Type code of arrays of block numbers."""
-
-
-class Uses(NamedTuple):
-    """A node: the trace of an execution, as the bytes of an array of block numbers, and what was noted meanwhile."""
-
-    trace: bytes
-    notes: frozenset[Note]
-
-    def blocks(self) -> set[int]:
-        """The basic blocks."""
-        return set(array(BLOCKS, self.trace))
 
 
 @dataclass(frozen=True, slots=True)

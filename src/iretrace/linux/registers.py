@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from iretrace.linux.program import Uses
+from iretrace.linux.notes import Uses
 from iretrace.linux.sender import Path
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.machine.vmcb import Vmcb

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from iretrace.linux.host import Turn
-from iretrace.linux.program import Uses
+from iretrace.linux.notes import Uses
 from iretrace.linux.registers import Found, Memo
 from iretrace.world.protocol import Cause, Landing, Packed
 
