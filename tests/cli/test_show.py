@@ -13,8 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iretrace.cli.main import main, read_patch
+from iretrace.cli.show import mail_of
+from iretrace.linux.mail import patches_in
 from iretrace.litmus.corpus import select, source_text
 from iretrace.report.summary import result_id
 from iretrace.verdict import Verdict
@@ -197,8 +201,20 @@ def test_patches_from_standard_input_are_kept(
     assert command.endswith(f"--test {TEST}.litmus --patch {TEST}.1.patch --patch {TEST}.2.patch")
     again = [read_patch(str(tmp_path / "out" / f"{TEST}.{number}.patch")) for number in (1, 2)]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(SERIES.encode())))
-    for ((name, text),), (given, as_given) in zip(again, read_patch("-"), strict=True):
-        assert (name.partition(": ")[2], text) == (given.partition(": ")[2], as_given)
+    for ((name, text),), (name_then, text_then) in zip(again, read_patch("-"), strict=True):
+        assert (name.partition(": ")[2], text) == (name_then.partition(": ")[2], text_then)
+
+
+DIFF = "--- a/a.c\n+++ b/a.c\n@@ -1 +1 @@\n-one\n+two\n"
+ENVELOPE = "From x Thu Jan  1 00:00:00 1970"
+LINES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: text.replace("\r\n", ""))
+
+
+@given(st.lists(LINES | st.just(ENVELOPE), max_size=4), st.sampled_from(["", "f\u00fcnf", "[PATCH] x"]))
+def test_a_patch_that_is_written_is_read_as_it_was(lines: list[str], subject: str) -> None:
+    text = "\n".join([*lines, DIFF])
+    ((name, read),) = patches_in(mail_of(f"file: {subject}" if subject else "file", text).encode(), "file")
+    assert (name.removeprefix("file").removeprefix(": "), read) == (subject, text)
 
 
 def test_no_patch_is_kept_without_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

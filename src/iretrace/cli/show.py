@@ -71,7 +71,7 @@ def reproducer(one: Remembered, directory: Path | None) -> str:
         return f"{_comment([what, *found_by(one)])}\n{litmus.rstrip()}\n"
     name = re.sub(r"[^\w.-]", "_", test.name)
     texts = {f"{name}.litmus": litmus}
-    texts |= {f"{name}.{number}.patch": _mail(*patch) for number, patch in enumerate(patches, 1)}
+    texts |= {f"{name}.{number}.patch": mail_of(*patch) for number, patch in enumerate(patches, 1)}
     head = f"#!/bin/sh\n{_comment([f'{result.hypervisor}: {result.verdict}'])}"
     texts[f"{name}.sh"] = f'{head}cd "$(dirname "$0")" || exit 2\n{_with_files(command, list(texts))}\n'
     reason = reason_for_no_program(test)
@@ -105,7 +105,7 @@ def _with_files(command: str, files: Iterable[str]) -> str:
     return shlex.join(kept)
 
 
-def _mail(name: str, text: str) -> str:
+def mail_of(name: str, text: str) -> str:
     """A patch as a mail, from which it is read just so."""
     _, _, subject = name.partition(": ")
     told = subject if subject.isascii() else Header(subject, "utf-8").encode()
