@@ -110,6 +110,25 @@ def test_an_interrupted_session_keeps_what_has_come_and_names_the_rest() -> None
     assert second.strange, "what has come is judged"
 
 
+def test_an_end_while_runs_are_judged_loses_none_of_them() -> None:
+    asked: list[str] = []
+
+    def ends_once(_run: Run, _objection: object) -> str:
+        asked.append("once")
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return ""
+
+    def all_of_them(guests: Sequence[Guest]) -> Generator[str, None, None]:
+        for guest in guests:
+            yield f"begin {guest.number}"
+            yield from (line(guest, "", 0) for _ in range(guest.repeat))
+
+    session = run_tests(THREE, 2, Machine(all_of_them, excuse=ends_once), lambda text: None)
+    assert (session.interrupted, session.not_run) == (True, [])
+    assert [sum(seen.strange.values()) for seen in session.seen] == [len(seen.runs) for seen in session.seen]
+
+
 def test_a_test_without_any_run_is_not_run() -> None:
     session = interrupted_at("second", 0)
     assert ([seen.test.name for seen in session.seen], session.not_run) == (["first"], ["second", "third"])

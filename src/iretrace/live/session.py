@@ -112,12 +112,21 @@ def run_more(session: Session, guests: Sequence[Guest], machine: Machine, progre
     except KeyboardInterrupt:
         session.interrupted = True
         _note_missing(session, runs, coming)
+    by_test = {seen.test.name: [run for run in runs if run.guest.test is seen.test] for seen in session.seen}
     for seen in session.seen:
-        mine = [run for run in runs if run.guest.test is seen.test]
-        for run in mine:
+        for run in by_test[seen.test.name]:
             _count(seen, run)
-        progress(f"{seen.test.name}: what the processor alone can show")
-        _explain(seen, [run for run in mine if not run.failure], machine)
+    waiting = list(session.seen)
+    while waiting:
+        progress(f"{waiting[0].test.name}: what the processor alone can show")
+        try:
+            _explain(waiting[0], by_test[waiting[0].test.name], machine)
+        except KeyboardInterrupt:
+            if session.interrupted:
+                raise
+            session.interrupted = True  # it takes seconds for all tests; who asks again does not get them
+        else:
+            waiting.pop(0)
 
 
 def _note_missing(session: Session, runs: Sequence[Run], coming: _Runs) -> None:
@@ -201,10 +210,11 @@ def _count(seen: Seen, run: Run) -> None:
 def _explain(seen: Seen, runs: Sequence[Run], machine: Machine) -> None:
     """Ask the patient reference about every history, each once."""
     explainer = Explainer(seen.test)
-    for run, count in distinct(runs):
-        for why, fault in _wrong(explainer, run, machine):
-            strange = (run.outcome(), why, fault)
-            seen.strange[strange] = seen.strange.get(strange, 0) + count
+    found: list[tuple[tuple[Outcome, str, str], int]] = []
+    for run, count in distinct(run for run in runs if not run.failure):
+        found += [((run.outcome(), why, fault), count) for why, fault in _wrong(explainer, run, machine)]
+    for strange, count in found:
+        seen.strange[strange] = seen.strange.get(strange, 0) + count
 
 
 def _wrong(explainer: Explainer, run: Run, machine: Machine) -> list[tuple[str, str]]:
