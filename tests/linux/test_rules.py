@@ -82,8 +82,8 @@ def test_a_row_for_other_versions_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[[function]]\nname = "x"\nwhat = "neutral"\n', 'mine.toml:1: a row needs why'),
-        ('[[function]]\nwhat = "neutral"\nwhy = "because"\n', 'mine.toml:1: a row needs name'),
+        ('[[function]]\nname = "x"\nwhat = "neutral"\n', "mine.toml:1: a row needs why"),
+        ('[[function]]\nwhat = "neutral"\nwhy = "because"\n', "mine.toml:1: a row needs name"),
         ('[[functions]]\nname = "x"\nwhy = "because"\n', r"unknown table \[\[functions\]\]"),
         ("[[function]\n", "mine.toml: "),
         ('[[function]]\nname = "x"\nwhat = "neutral"\nversions = "6.2"\nwhy = "b"\n', "write terms such as"),

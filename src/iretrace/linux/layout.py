@@ -90,9 +90,7 @@ class Layout(Types):
     layout.struct_named("struct", "kvm_vcpu"), layout.offset(struct, "arch.nmi_pending"), layout.size_of(type).
     """
 
-    def __init__(
-        self, source: Source, opaque: Mapping[str, int] | None = None, notes: Notes | None = None
-    ) -> None:
+    def __init__(self, source: Source, opaque: Mapping[str, int] | None = None, notes: Notes | None = None) -> None:
         super().__init__(opaque, notes)
         self.source = source
         self._prototypes: dict[tuple[str, str], Later[Func | None]] = {}
