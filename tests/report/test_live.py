@@ -25,7 +25,7 @@ Hash abc
 Not runnable here: they need an AMD host: vc-inside-nmi, nmi-inside-vc
 
 Broke: QEMU aborted
-1 tests, 10 runs, 1 with a defect confirmed, 1 beyond the model, 2 not runnable here
+1 test, 10 runs, 1 with a defect confirmed, 1 beyond the model, 2 not runnable here
 """
 
 
@@ -50,7 +50,7 @@ def test_an_interrupted_report_says_what_it_lacks() -> None:
     text = live_report(LiveReport("here", [one], interrupted=True, not_run=["a", "b"], not_compared=["two-nmis"]))
     assert "Interrupted: 9 runs, 7 did not come\n" in text
     assert "Interrupted, not run: a, b\nInterrupted, not compared: two-nmis\n" in text
-    assert text.endswith("interrupted, 1 tests, 9 runs, 0 with a defect confirmed, 0 not runnable here, 2 not run\n")
+    assert text.endswith("interrupted, 1 test, 9 runs, 0 with a defect confirmed, 0 not runnable here, 2 not run\n")
 
 
 def test_a_known_fault_of_the_emulation_is_no_defect() -> None:

@@ -219,7 +219,8 @@ def _summary(report: LiveReport) -> str:
     defects = sum(1 for observed in report.observed if observed.defect)
     unclear = sum(1 for observed in report.observed if not observed.outcomes)
     runs = sum(count for observed in report.observed for _, count in observed.outcomes)
-    parts = [f"{len(report.observed)} tests, {runs} runs", f"{defects} with a defect confirmed"]
+    tests = f"{len(report.observed)} test{'s' * (len(report.observed) != 1)}"
+    parts = [f"{tests}, {runs} runs", f"{defects} with a defect confirmed"]
     if unclear:
         parts.append(f"{unclear} without an outcome")
     compared = [observed.compared for observed in report.observed if observed.compared is not None]
