@@ -318,8 +318,7 @@ def _absolute(name: str) -> str:
 def unreadable_is_input_error() -> Iterator[None]:
     """C that the reader does not know, in a function that every run needs, is for the user to hear of in one line."""
     from iretrace.linux.cursor import ParseError
-    from iretrace.linux.hypervisor import describe
-    from iretrace.linux.unmodelled import Unmodelled
+    from iretrace.linux.unmodelled import Unmodelled, describe
 
     try:
         yield

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from functools import cache, lru_cache
+from operator import itemgetter
+from types import FrameType, MappingProxyType
+from typing import Any, NamedTuple
 
 from iretrace.explore.landings import NEVER, Landings
 from iretrace.explore.turns import digest, stack
@@ -14,8 +16,8 @@ from iretrace.linux.machine import RUN
 from iretrace.linux.notes import Note
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE, Program, Run
-from iretrace.linux.registers import name_of
-from iretrace.linux.sender import EventSender, Hook, Path, Senders
+from iretrace.linux.registers import Opaque, name_of
+from iretrace.linux.sender import Changed, EventSender, Hook, Masks, Senders, add_access
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_SENDER, Debug, Landing, PauseKind, SenderState
@@ -29,16 +31,33 @@ MANY_ACCESSES = 400
 
 ENDLESS = "the vCPU thread does not come to a hand-over: its loop neither waits nor goes in a circle"
 
+MOST_ORDERS = 4096
+"""So many sets of words that a memory has are remembered in their order."""
+
 NO_STATE = frozenset(
-    "program m trace read write fuel cells allocator features members lines physical sender senders log ipi openings"
-    " paths passed noted behind turns logged findings _schedule _reduce _count _landed _next _last _paths _watching"
-    " _turned _been _suspect".split()
+    "program m trace read write fuel cells allocator features members lines physical sender senders log ipi"
+    " passed quiet first begun noted behind in_order findings _schedule _reduce _count _landed _next _last _kinds"
+    " _touched _turned _been _suspect".split()
 )
-"""What of a run plays no role for how it goes on, or is told apart (HostRun._turn)."""
+"""What of a run plays no role for how it goes on, or is told apart (Passed)."""
 
 
-Turn = tuple[bytes, tuple[tuple[str, int], ...]]
-"""See HostRun.turns."""
+class Passed(NamedTuple):
+    """An access of a shared word, before which senders may land. at: its number. words: the shared words, in order of
+    their addresses. deaf: an IPI would not be taken now. place: all else that decides how the step goes on, as a
+    digest. changed: see Senders. rest: it is the last one of a thread that goes in a circle, and stands for what
+    senders do then."""
+
+    at: int
+    address: int
+    mask: int
+    write: bool
+    words: tuple[int, ...] = ()
+    ipi: bool = False
+    deaf: bool = False
+    place: bytes = b""
+    changed: Mapping[str, Changed] = MappingProxyType({})
+    rest: bool = False
 
 
 class Circle(Unmodelled):
@@ -105,10 +124,13 @@ class KernelRun(Run):
 class HostRun(Landings, KernelRun):
     """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps.
 
-    For each opening: paths, what its sender does then; turns, everything that decides how the step goes on if that
-    landing is made, as a digest, and the log up to there. Of when the last landing was over: logged and passed, how
-    long log and trace were; noted and behind, what was noted up to then, and since.
+    kinds: of the senders that are around. Since the last landing was over: passed, the accesses that could
+    conflict with theirs; quiet, the others; first, the shared words then; begun, how long the trace was then. noted and
+    behind: what was noted up to then, and since.
     """
+
+    in_order: tuple[int, ...] = ()
+    """The addresses of shared words (`cells`), ascending."""
 
     def __init__(
         self,
@@ -117,30 +139,31 @@ class HostRun(Landings, KernelRun):
         senders: tuple[SenderState, ...],
         schedule: tuple[Landing, ...],
         reduce: bool,
+        kinds: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(program)
         self.sender = sender
         self.senders: list[SenderState] = list(senders)
         self.log: list[tuple[str, int]] = []
-        self.openings: list[Landing] = []
-        self.paths: list[Path] = []
-        self.turns: list[Turn] = []
-        self.logged = 0
-        self.passed = 0
+        self.passed: list[Passed] = []
+        self.quiet: dict[int, Masks] = {}
+        self.first: tuple[int, ...] = ()
+        self.begun = 0
         self.noted: set[Note] = set()
         self.behind: set[Note] = set()
-        self._turned: set[Turn] = set()
         self._been: set[bytes] = set()
+        self._turned: set[tuple[bytes, tuple[int, ...]]] = set()
         self._suspect = False
         self._follow(schedule)
         self._reduce = reduce
+        self._kinds = kinds
+        self._touched = sender.touched(kinds)
         self._count = 0
-        self._paths: list[tuple[int, Path]] | None = None
-        self._watching = any(state is not NO_SENDER for state in senders)
 
     def perform(self, vcpu: int, again: bool) -> Any:
         """The step: KVM_RUN from its start, or on from where the thread paused. A thread that goes in a circle for ever
         is not resumed, so that of its C frames nothing is kept."""
+        self.first = self._words()
         try:
             return self.call(RUN, vcpu) if again else self.resume()
         except Circle:
@@ -148,7 +171,7 @@ class HostRun(Landings, KernelRun):
             return PAUSE
 
     def shared(self, address: int, mask: int, write: bool) -> None:
-        """A shared word is about to be accessed: senders land, and openings are noted."""
+        """A shared word is about to be accessed: senders land, and where they may is noted."""
         k = self._count
         self._count = k + 1
         if k >= MOST_ACCESSES:
@@ -157,12 +180,20 @@ class HostRun(Landings, KernelRun):
             self._land(k)
         if (self._suspect or k >= MANY_ACCESSES) and self._next == NEVER:
             self._look_for_circle()
-        if not self._watching or k < self._last[0]:
+        if k < self._last[0]:
             return
         if not self._reduce:
-            self._open_all(k)
+            self.passed.append(Passed(k, address, mask, write))
             return
-        self._open(k, address, mask, write)
+        masks = self._touched.get(address)
+        if masks is None or not masks.conflict(mask, write):
+            add_access(self.quiet, address, mask, write)
+            return
+        here = self._here(k, address, mask, write)
+        self.passed.append(here)
+        turned = here.place, here.words
+        self._suspect |= turned in self._turned
+        self._turned.add(turned)
 
     def hand_over(self, kind: PauseKind) -> None:
         """The last place where senders can land: nothing conflicts with it, so only `reduce=False` offers it."""
@@ -170,13 +201,12 @@ class HostRun(Landings, KernelRun):
         k = self._count
         if k == self._next:
             self._land(k)
-        if self._watching and not self._reduce:
-            self._open_all(k)
+        if not self._reduce:
+            self.passed.append(Passed(k, 0, 0, False))
 
     def _land(self, k: int) -> None:
         super()._land(k)
-        self._paths = None
-        self.logged, self.passed = len(self.log), len(self.trace)
+        self.first, self.begun = self._words(), len(self.trace)
         self.noted |= self.program.layout.notes.cut()
 
     def _send(self, number: int) -> None:
@@ -199,82 +229,60 @@ class HostRun(Landings, KernelRun):
         if step.after is None:
             self.log.append(("end", number))
 
-    def _open(self, k: int, address: int, mask: int, write: bool) -> None:
-        paths = self._paths
-        if paths is None:
-            paths = self._paths = self._remaining()
-        for number, path in paths:
-            if (k, number) == self._last:
-                continue
-            for steps, (access, _) in enumerate(path, 1):
-                if access.conflicts(address, mask, write):
-                    self.openings.append((k, number, steps))
-                    self.paths.append(path[:steps])
-                    turn = self._turn(number, path[:steps])
-                    self.turns.append(turn)
-                    self._suspect |= turn in self._turned
-                    self._turned.add(turn)
-        if write:
-            self._paths = None
-
     def _look_for_circle(self) -> None:
         """Nothing lands any more: a state that was there before comes again for ever. To be called by shared().
 
-        Every place in the circle has been passed since the last landing, so that its openings are noted. What a sender
-        still has to do may be nothing that the circle accesses; as no hand-over follows, it may be done here."""
-        here = self._place(dict(self.m), (tuple(self.senders), self.ipi), sys._getframe(2))
+        Every place in the circle has been passed since the last landing. What a sender still has to do may be nothing
+        that the circle accesses; as no hand-over follows, it may be done here."""
+        here = self._place(frozenset(), self.ipi, sys._getframe(2))
         if here not in self._been:
             self._been.add(here)
             return
-        for number, path in self._remaining() if self._watching else ():
-            self.openings.append((self._count - 1, number, len(path)))
-            self.paths.append(path)
-            self.turns.append(self._turn(number, path))
+        self.passed.append(self._here(self._count - 1, 0, 0, False)._replace(rest=True))
         raise Circle
 
-    def _turn(self, number: int, landing: Path) -> Turn:
-        """See turns: the thread's state, memory and senders as they are after a landing. To be called by _open()."""
-        memory, ipi, state = dict(self.m), self.ipi, self.senders[number]
-        for access, step in landing:
-            memory[access.address] = step.word
-            memory.update(step.writes)
-            if step.ipi:
-                ipi = not (self.interrupts and self.gif)
-        assert isinstance(state, EventSender)
-        done = landing[-1][1]
-        senders = (*self.senders[:number], (done.log, done.after is None), *self.senders[number + 1 :])
-        events = (("start", not state.log), ("end", done.after is None))
-        log = (*self.log, *((what, number) for what, happens in events if happens))
-        # Of this run's own frames _turn(), _open() and shared() are no part of where it stands.
-        return self._place(memory, (senders, ipi, tuple(self.findings)), sys._getframe(3)), log
+    def _here(self, k: int, address: int, mask: int, write: bool) -> Passed:
+        """To be called by a function that shared() has called, or by itself: these are no part of where it stands."""
+        frame = sys._getframe(1)
+        while frame.f_code in _OWN:
+            assert frame.f_back is not None
+            frame = frame.f_back
+        deaf = not (self.interrupts and self.gif)
+        place = self._place(self.cells, tuple(self.findings), frame)
+        changed = self.sender.changed(self._kinds, self.m)
+        return Passed(k, address, mask, write, self._words(), self.ipi, deaf, place, changed)
 
-    def _place(self, memory: dict[int, int], state: Hashable, frame: FrameType) -> bytes:
-        """Where the thread stands, with what memory and in what state, as a digest."""
-        own = (self.physical.now(), *(item for item in vars(self).items() if item[0] not in NO_STATE))
-        words = [(word, value if type(value) is int else name_of(value)) for word, value in memory.items()]
-        words.sort()
-        return digest(stack(frame, HostRun.perform.__code__, name_of), words, (state, own), name_of)
+    def _words(self) -> tuple[int, ...]:
+        get = self.m.get
+        words = [get(cell, 0) for cell in self.in_order]
+        return tuple([word if type(word) is int else word + 0 for word in words])  # of an opaque one: looked at
 
-    def _remaining(self) -> list[tuple[int, Path]]:
-        """What each unfinished sender would do if it went on now. Of started ones that are equally far one will
-        do: they cannot be told apart from here on."""
-        known: dict[SenderState, Path] = {}
-        paths = []
-        for number, state in enumerate(self.senders):
-            if state is NO_SENDER:
-                continue
-            assert isinstance(state, EventSender)
-            if state in known and state.log:
-                continue
-            if state not in known:
-                known[state] = self.sender.path(state, self.m)
-            paths.append((number, known[state]))
-        return paths
+    def _place(self, but: frozenset[int], state: Hashable, frame: FrameType) -> bytes:
+        """Where the thread stands, with what memory but for some words, and in what state, as a digest."""
+        attributes = vars(self)
+        own = (self.physical.now(), *[attributes[name] for name in _counting(tuple(attributes))])
+        addresses, values_of = _in_order(tuple(self.m), but)
+        values: tuple[Any, ...] = values_of(self.m)
+        if Opaque in map(type, values):
+            values = tuple([value if type(value) is int else name_of(value) for value in values])
+        memory = addresses, values
+        return digest(stack(frame, HostRun.perform.__code__, name_of), memory, (state, own), name_of)
 
-    def _open_all(self, k: int) -> None:
-        for number, state in enumerate(self.senders):
-            if state is not NO_SENDER:
-                self.openings.append((k, number, 1))
+
+@lru_cache(MOST_ORDERS)
+def _in_order(addresses: tuple[int, ...], but: frozenset[int]) -> tuple[bytes, Callable[..., tuple[int, ...]]]:
+    """A digest of the words of a memory but for some, and what makes their values of it in order of their addresses."""
+    ordered = sorted(set(addresses) - but)
+    return digest([], tuple(ordered), ()), itemgetter(*ordered)
+
+
+@cache
+def _counting(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those attributes of a run that decide how it goes on."""
+    return tuple(sorted(set(names) - NO_STATE))
+
+
+_OWN = frozenset((HostRun.shared.__code__, HostRun._look_for_circle.__code__))
 
 
 class SenderRun(KernelRun):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
@@ -31,8 +31,8 @@ from iretrace.linux.sender import EventSender
 from iretrace.linux.startup import Startup
 from iretrace.linux.states import State, States
 from iretrace.linux.tree import Tree
-from iretrace.linux.turning import Rest, Turns
-from iretrace.linux.unmodelled import Unmodelled
+from iretrace.linux.turning import Before, Log, Passage, Passages, Stale, behind, taken
+from iretrace.linux.unmodelled import Unmodelled, describe
 from iretrace.linux.used import Used
 from iretrace.linux.view import PENDING, Viewer
 from iretrace.linux.vm import KINDS, Vm
@@ -62,6 +62,17 @@ from iretrace.world.protocol import (
 
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
 """Operations of the vendor's table that examine a waiting event -> field of the view that says that it waits."""
+
+class Asked(NamedTuple):
+    """What a step is asked of, without the schedule; records are packed."""
+
+    private: Private
+    vmcb: Packed
+    ghcb: Packed
+    cause: Cause
+    senders: tuple[SenderState, ...]
+    debug: Debug
+
 
 class TreeHypervisor:
     """Linux `tree.version`, executed.
@@ -103,7 +114,6 @@ class TreeHypervisor:
         self.program = self.machine.program
         self._processor = self._find_processor()
         self._steps: Memo[Found] = Memo()
-        self._turns = Turns(self.program.uses)
         self._sends: dict[tuple[Private, SenderState], Later[Sent]] = {}
         self._views: dict[Private, Later[View]] = {}
         self._blocks: set[int] = set()
@@ -126,8 +136,10 @@ class TreeHypervisor:
         self._startup = Startup(places, run)
         self._debugger = Debugger(self.vm)
         self._ioctls = Ioctls(self.vm)
+        self._in_order = tuple(sorted(self._cells))
         self._sender = senders_of(self.vm, self._states, self._cells)
         self._start = self._first_pause(run.findings)
+        self._passages = Passages(self._sender, self._in_order, self._notes, self._reduce, self._merge)
 
     # Protocol. --------------------------------------------------------------------------------------------------
 
@@ -173,27 +185,16 @@ class TreeHypervisor:
         debug: Debug = NO_HOST_DEBUG,
     ) -> Pause:
         """Run from a hand-over to the next one."""
-        packed, shared = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
-        start = (private, shared, cause, senders, debug, general(packed))
-        found = self._steps.find((start, schedule), packed)
+        asked = Asked(private, vmcb.pack(), ghcb.pack(), cause, senders, debug)  # type: ignore[attr-defined]
+        start = (*asked[:1], general(asked.vmcb), *asked[2:])
+        found = self._steps.find((start, schedule), asked.vmcb)
         if found is None:
-            parent = self._steps.find((start, schedule[:-1]), packed) if schedule and self._remember else None
-            if parent is not None:
-                found = self._turns.find(parent, cause, schedule[-1], packed)
-            if found is None:
-                hidden = Hidden(self._registers, self._at.saved)
-                pause, moved, run = self._step(private, packed, shared, cause, senders, schedule, debug, hidden)
-                looked = frozenset(MOVED if pause.unmodelled else hidden.looked)
-                uses = self.program.uses(run.trace, run.noted | run.behind)
-                found = Found(pause, moved, looked, tuple(run.paths), (uses,))
-                if parent is not None and not pause.unmodelled:
-                    behind = self.program.uses(run.trace[run.passed :], run.behind)
-                    rest = Rest(found, schedule[-1][0], run.logged, behind)
-                    self._turns.add(parent, cause, schedule[-1], packed, rest)
-            self._steps.add((start, schedule), packed, found.looked, found)
+            parent = self._steps.find((start, schedule[:-1]), asked.vmcb) if schedule else None
+            found = self._found(asked, schedule, parent)
+            self._steps.add((start, schedule), asked.vmcb, found.looked, found)
         for uses in found.uses:
             self._notes.note(uses)
-        return found.of(packed)
+        return found.of(asked.vmcb)
 
     def send(self, private: Private, sender: SenderState) -> Sent:
         """One step of a sender outside of host steps."""
@@ -260,7 +261,7 @@ class TreeHypervisor:
         debug: Debug = NO_HOST_DEBUG,
     ) -> Executed:
         """The statements of a step, those that change the view, and what became of a waiting event."""
-        packed = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
+        asked = Asked(private, vmcb.pack(), ghcb.pack(), cause, senders, debug)  # type: ignore[attr-defined]
         noted: list[NotedMemory] = []
 
         def note(memory: dict[int, int]) -> dict[int, int]:
@@ -272,7 +273,7 @@ class TreeHypervisor:
             for operation, waits in ASKS.items():
                 seen = partial(_refused, refusals, waits)
                 watching.enter_context(self.program.watched(*self.machine.target(operation), seen))
-            pause, _, run = self._step(private, *packed, cause, senders, schedule, debug, Hidden({}, ()), note)
+            pause, _, run = self._step(asked, schedule, Hidden({}, ()), note)
         self._notes.note(self.program.uses(run.trace, run.noted | run.behind))
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private))
@@ -349,40 +350,60 @@ class TreeHypervisor:
         )
 
     def _host_run(self, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> HostRun:
-        run = HostRun(self.program, self._sender, senders, schedule, self._reduce)
+        kinds = frozenset(state.kind for state in senders if isinstance(state, EventSender))
+        run = HostRun(self.program, self._sender, senders, schedule, self._reduce, kinds)
         self.vm.prepare(run)
-        run.cells = self._cells
+        run.cells, run.in_order = self._cells, self._in_order
         return run
+
+    def _found(self, asked: Asked, schedule: tuple[Landing, ...], parent: Found | None) -> Found:
+        """What a step comes to. parent: the same with one landing less, if that is known."""
+        key: Hashable = (asked.private, asked.ghcb, asked.cause, asked.debug, general(asked.vmcb))
+        last = schedule[-1] if schedule else None
+        senders, before = asked.senders, Before(self.program.uses)
+        log: Log = ()
+        if last is not None:
+            way = taken(parent, last, self.program.uses) if parent is not None else None
+            key = None
+            if way is not None:
+                (_, senders, log), before = way
+                key = behind(way[0], asked.cause)
+        passage = self._passages.find(key, asked.vmcb) if key is not None and self._remember else None
+        if passage is not None:
+            with suppress(Stale):
+                return self._passages.found(passage, senders, log, last, before)
+        while True:
+            hidden = Hidden(self._registers, self._at.saved)
+            versions = self._sender.versions()
+            pause, moved, run = self._step(asked, schedule, hidden)
+            looked = frozenset(MOVED if pause.unmodelled else hidden.looked)
+            uses = self.program.uses(run.trace[run.begun :], run.behind)
+            at = last[0] if last is not None else 0
+            passage = Passage(pause, moved, looked, tuple(run.passed), run.quiet, run.first, versions, at, uses)
+            whole = Before(self.program.uses, uses=(self.program.uses(run.trace[: run.begun], run.noted),))
+            with suppress(Stale):
+                found = self._passages.found(passage, tuple(run.senders), tuple(run.log), last, whole)
+                if key is not None and not pause.unmodelled:
+                    self._passages.add(key, asked.vmcb, passage)
+                return found
 
     def _step(
         self,
-        private: Private,
-        vmcb: Packed,
-        ghcb: Packed,
-        cause: Cause,
-        senders: tuple[SenderState, ...],
+        asked: Asked,
         schedule: tuple[Landing, ...],
-        debug: Debug,
         hidden: Hidden,
         note: Callable[[dict[int, int]], dict[int, int]] = dict,
     ) -> tuple[Pause, tuple[tuple[int, int], ...], HostRun]:
         """The result, where registers were moved to, and the run."""
-        run = self._host_run(senders, schedule)
+        run = self._host_run(asked.senders, schedule)
         with self._notes.collecting() as run.behind:
-            pause, moved = self._perform(run, private, vmcb, ghcb, cause, debug, hidden, note)
+            pause, moved = self._perform(run, asked, hidden, note)
         return pause, moved, run
 
     def _perform(
-        self,
-        run: HostRun,
-        private: Private,
-        vmcb: Packed,
-        ghcb: Packed,
-        cause: Cause,
-        debug: Debug,
-        hidden: Hidden,
-        note: Callable[[dict[int, int]], dict[int, int]],
+        self, run: HostRun, asked: Asked, hidden: Hidden, note: Callable[[dict[int, int]], dict[int, int]]
     ) -> tuple[Pause, tuple[tuple[int, int], ...]]:
+        private, vmcb, ghcb, cause, _, debug = asked
         run.physical = DebugRegisters(debug, self._processor.host_debug)
         self._states.restore(run, private)
         self._vmcb.write(run.m, vmcb)
@@ -420,8 +441,7 @@ class TreeHypervisor:
             senders=tuple(run.senders),
             log=tuple(run.log),
             ipi=run.ipi,
-            openings=tuple(run.openings),
-            turns=tuple(run.turns) if self._merge else (),
+            openings=(),
             warm=run.warm,
             exit_reason=self._at.reason(run, result) if kind == PauseKind.USERSPACE else 0,
             defects=tuple(run.findings),
@@ -459,7 +479,7 @@ class TreeHypervisor:
             senders=tuple(run.senders),
             log=tuple(run.log),
             ipi=False,
-            openings=tuple(run.openings),
+            openings=(),
             warm=False,
             exit_reason=0,
             defects=(),
@@ -509,12 +529,6 @@ def _refused(refusals: list[tuple[str, int]], waits: str, run: Any, result: Any)
     """Note where a function of the tree said no."""
     if result == 0:
         refusals.append((waits, run.trace[-1]))
-
-
-def describe(error: Unmodelled) -> str:
-    """An error with the place and the row that would answer it, on one line."""
-    row = " ".join(error.row.split("\n")).strip()
-    return f"{error}; row to add: {row}" if row else str(error)
 
 
 def dry_run(tree: Tree, rule_files: Sequence[Path] = ()) -> list[str]:

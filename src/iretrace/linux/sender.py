@@ -7,7 +7,7 @@ it. So no C frame of a sender is kept, and whatever a tree's kvm_inject_nmi() an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -32,6 +32,10 @@ class Reached(Exception):
     """The run of a sender ends here: before its next shared access."""
 
 
+Changed = tuple[tuple[int, int], ...]
+"""Words that are not what they were at first: (address, value)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """One shared access: the word's address, the bits accessed, and whether it may write them."""
@@ -43,6 +47,23 @@ class Access:
     def conflicts(self, address: int, mask: int, write: bool) -> bool:
         """Whether the order of this access and another one can matter."""
         return self.address == address and bool(self.mask & mask) and (self.write or write)
+
+
+class Masks(NamedTuple):
+    """The bits of a word that some accesses are of, and those of them that they may write."""
+
+    all: int
+    written: int
+
+    def conflict(self, mask: int, write: bool) -> bool:
+        """Whether the order of one of these accesses and another one of the word can matter."""
+        return bool(mask & self.written or (write and mask & self.all))
+
+
+def add_access(masks: dict[int, Masks], address: int, mask: int, write: bool) -> None:
+    """One access more."""
+    known = masks.get(address, Masks(0, 0))
+    masks[address] = Masks(known.all | mask, known.written | mask if write else known.written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +192,10 @@ class Sender:
         self._notes = notes
         self._steps: dict[tuple[Log, int], Later[Step]] = {}
         self._next: dict[Log, Later[Access | None]] = {}
+        self.touched: dict[int, Masks] = {}
+        """The words that its accesses that are known so far are of."""
         self._stable: dict[int, int] = {}
-        self._harmless: set[tuple[Log, int, tuple[tuple[int, int], ...]]] = set()
+        self._harmless: set[tuple[Log, int, Changed]] = set()
         """Steps that are the same although words that the sender reads have changed: in bits that it does not use."""
 
     def access(self, log: Log) -> Access | None:
@@ -189,16 +212,33 @@ class Sender:
             raise ValueError("the sender is done")
         found = memory.get(access.address, 0)
         step = self._step(log, access, found)
-        changed = tuple(
-            (address, memory.get(address, 0))
-            for address, value in self._stable.items()
-            if (memory.get(address, 0) ^ value) & ~self._ignored.get(address, 0)
-        )
-        if changed and (log, found, changed) not in self._harmless:
-            if self._make(log, access, found, dict(changed)) != step:
-                raise self._undeclared("reads", changed[0][0])
-            self._harmless.add((log, found, changed))
+        self.verify(log, found, self.changed(memory))
         return step
+
+    def changed(self, memory: Mapping[int, int]) -> Changed:
+        """The words that a sender is known to read, beside shared ones, and that are not what they were at first."""
+        get = memory.get
+        return tuple(
+            [
+                (address, get(address, 0))
+                for address, value in self._stable.items()
+                if (get(address, 0) ^ value) & ~self._ignored.get(address, 0)
+            ]
+        )
+
+    def verify(self, log: Log, found: int, changed: Changed) -> None:
+        """Raises Unmodelled if a step that is known is another one where these words have changed."""
+        if not changed or (log, found, changed) in self._harmless:
+            return
+        access = self.access(log)
+        assert access is not None
+        if self._make(log, access, found, dict(changed)) != self._step(log, access, found):
+            raise self._undeclared("reads", changed[0][0])
+        self._harmless.add((log, found, changed))
+
+    def version(self) -> int:
+        """Grows with what is known of the words that a sender reads."""
+        return len(self._stable)
 
     def path(self, log: Log, memory: Mapping[int, int]) -> Path:
         """All steps that a sender still has to do, if it does them now, one after the other."""
@@ -245,6 +285,8 @@ class Sender:
     ) -> tuple[Replay, SenderHost]:
         replay = Replay(log, found, Recorder({**self._base, **changed}))
         host = self._start(replay.memory, replay.hook)
+        if replay.next is not None:
+            add_access(self.touched, replay.next.address, replay.next.mask, replay.next.write)
         for address in replay.memory.seen - replay.touched:
             if not self._own(address):
                 self._stable[address] = self._base.get(address, 0)
@@ -260,6 +302,27 @@ class Senders:
 
     def __init__(self, senders: Mapping[str, Sender]) -> None:
         self._senders = senders
+
+    def touched(self, kinds: Iterable[str]) -> dict[int, Masks]:
+        """The words that senders of these kinds access, as far as that is known."""
+        touched: dict[int, Masks] = {}
+        for kind in kinds:
+            for address, masks in self._senders[kind].touched.items():
+                add_access(touched, address, masks.all, False)
+                add_access(touched, address, masks.written, True)
+        return touched
+
+    def changed(self, kinds: Iterable[str], memory: Mapping[int, int]) -> dict[str, Changed]:
+        """See Sender; of those kinds of senders for which there are such words."""
+        return {kind: changed for kind in kinds if (changed := self._senders[kind].changed(memory))}
+
+    def verify(self, kind: str, log: Log, found: int, changed: Changed) -> None:
+        """See Sender."""
+        self._senders[kind].verify(log, found, changed)
+
+    def versions(self) -> dict[str, int]:
+        """See Sender; of each kind."""
+        return {kind: sender.version() for kind, sender in self._senders.items()}
 
     def access(self, state: EventSender) -> Access | None:
         """See Sender."""

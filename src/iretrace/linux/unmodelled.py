@@ -16,3 +16,9 @@ class Unmodelled(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
+
+
+def describe(error: Unmodelled) -> str:
+    """An error with the place and the row that would answer it, on one line."""
+    row = " ".join(error.row.split("\n")).strip()
+    return f"{error}; row to add: {row}" if row else str(error)
