@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from iretrace.cli.workers import Work, WorkerDied, results
+from iretrace.cli.workers import Aside, Work, WorkerDied, results
 from iretrace.verdict import InputError
 
 Say = Callable[[str], None]
@@ -102,3 +102,22 @@ def test_who_stops_listening_leaves_no_process_behind() -> None:
     running.close()
     with pytest.raises(ProcessLookupError):
         os.kill(lane, 0)
+
+
+def test_something_is_worked_out_aside() -> None:
+    assert Aside(os.getpid).result() != os.getpid()
+
+
+def test_an_error_of_what_is_worked_out_aside_is_raised_where_it_is_asked_for() -> None:
+    def fail() -> int:
+        raise InputError("a:1: wrong")
+
+    aside = Aside(fail)
+    with pytest.raises(InputError, match="a:1: wrong"):
+        aside.result()
+
+
+def test_a_process_aside_that_is_killed_does_not_leave_us_waiting() -> None:
+    aside = Aside(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(WorkerDied):
+        aside.result()

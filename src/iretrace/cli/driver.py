@@ -128,23 +128,53 @@ def verdicts(
     """A result for every task; none when no test is about such a vCPU. stored: where results of earlier runs are.
 
     anew: reuse none of them."""
+    return finished(begun(request, source, progress, stored, anew), progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request on one source, for which nothing has been run yet. names: of the results, where they are kept. found:
+    those that need no run, by the number of their task."""
+
+    request: Request
+    source: Source
+    stored: Stored | None
+    todo: Sequence[Task]
+    names: Sequence[str]
+    found: Mapping[int, Found]
+
+    def missing(self) -> list[int]:
+        """The tasks that have to be run."""
+        return [number for number in range(len(self.todo)) if number not in self.found]
+
+
+def begun(
+    request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None, anew: bool = False
+) -> Begun:
+    """What `verdicts` does before it runs anything."""
     todo = tasks(request)
     names = [_key(source, request, task) for task in todo] if stored else []
     found: dict[int, Found] = {}
     if stored is not None and not anew:
         progress("looking for results that can be reused")
         found = _reused(source, names, stored, progress)
-    reused = len(found)
-    last = {number: stored.newest(name) for number, name in enumerate(names) if number not in found} if stored else {}
+    return Begun(request, source, stored, todo, names, found)
+
+
+def finished(begun: Begun, progress: Callable[[str], None]) -> Ran:
+    """What `verdicts` does then: run what is missing, and keep it."""
+    request, source, stored, todo = begun.request, begun.source, begun.stored, begun.todo
+    found = dict(begun.found)
+    last = {number: stored.newest(begun.names[number]) for number in begun.missing()} if stored else {}
     for number, new in _work(request, source, todo, found, last, progress):
         found[number] = new
         if stored is not None:
-            stored.keep(names[number], new.result, new.read, new.used, _origin(source, request, todo[number]))
+            stored.keep(begun.names[number], new.result, new.read, new.used, _origin(source, request, todo[number]))
         progress(f"{len(found)} of {len(todo)} done")
     if stored is not None:
         stored.tidy()
     in_order = [found[number] for number in range(len(todo))]
-    return Ran([one.result for one in in_order], reused, [one.same for one in in_order])
+    return Ran([one.result for one in in_order], len(begun.found), [one.same for one in in_order])
 
 
 def _reused(source: Source, names: Sequence[str], stored: Stored, progress: Callable[[str], None]) -> dict[int, Found]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from iretrace.cli.driver import Ran, Request, verdicts
+from iretrace.cli.driver import Ran, Request, begun, finished
 from iretrace.cli.known import mark_known
 from iretrace.cli.moved import PLACE
-from iretrace.cli.sources import Patchable
+from iretrace.cli.sources import AboutPatches, Patchable
 from iretrace.cli.stored import Stored
+from iretrace.cli.workers import Aside
 from iretrace.report.summary import Report
 from iretrace.verdict import Result, Verdict
 
@@ -54,21 +55,34 @@ def review(
     A stage whose patches change nothing that is modelled behaves as the one before it and is not run."""
     patches = list(request.patches)
     counts = range(1, len(patches) + 1) if each else [len(patches)]
-    stages = [Stage("", tree, None)]
-    seen = 0
-    for count in counts:
-        source = tree.patched(patches[:count])
-        about = source.about_patches(progress, seen)
-        seen = about.hunks
+    sources = [tree.patched(patches[:count]) for count in counts]
+    looked = Aside(lambda: _about(sources))
+    ran: list[Ran | None] = []
+    abouts: list[AboutPatches] = []
+    for number, source in enumerate((tree, *sources)):
+        one = begun(request, source, progress, stored, anew)
+        if one.missing():
+            abouts = abouts or looked.result()
+            judged = abouts[number - 1 : number] if number else abouts
+            if not any(about.in_scope for about in judged):
+                ran.append(None)
+                continue
+        ran.append(finished(one, progress))
+    abouts = abouts or looked.result()
+    stages = [Stage("", tree, ran[0])]
+    for count, source, about, one_ran in zip(counts, sources, abouts, ran[1:], strict=True):
         name = f"{tree.result_name} + {count} of {len(patches)}" if each else source.name
         remarks = about.remarks if not each else (f"{name}: {patches[count - 1][0]}", *about.remarks)
-        stages.append(Stage(name, source, None, remarks, about.in_scope, about.rows))
-    if not any(stage.in_scope for stage in stages[1:]):
-        return stages
-    return [
-        replace(stage, ran=verdicts(request, stage.source, progress, stored, anew)) if stage.in_scope else stage
-        for stage in stages
-    ]
+        stages.append(Stage(name, source, one_ran if about.in_scope else None, remarks, about.in_scope, about.rows))
+    return stages
+
+
+def _about(sources: Sequence[Patchable]) -> list[AboutPatches]:
+    """Of each source what its patches change that are not those of the one before it."""
+    found: list[AboutPatches] = []
+    for source in sources:
+        found.append(source.about_patches(lambda _text: None, found[-1].hunks if found else 0))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

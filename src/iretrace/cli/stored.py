@@ -159,8 +159,8 @@ class Shelf:
 class Stored:
     """The results in a directory, which need not exist. Nothing here ever fails: at worst nothing is kept.
 
-    There may be several results of one name, of trees that differ. Files: NAME-USED-ID.json for a result (USED: of the
-    definitions that it used; ID: result_id), DIGEST.json for what several results share."""
+    There may be several results of one name, of trees that differ. Files: NAME-READ-USED-ID.json for a result (READ:
+    the name of what was read; USED: of the definitions used; ID: result_id), DIGEST.json for what several share."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -220,13 +220,13 @@ class Stored:
             if not keeps(result):
                 return
             parts = sorted(part.name for part in used)
-            entry = {"read": read.name, "uses": parts, "same": same_of(used), "result": result}
+            entry = {"uses": parts, "same": same_of(used), "result": result}
             patches = list(map(list, origin.patches))
             if patches:
                 self._share(digest_of(patches), patches)
             entry |= {"litmus": origin.litmus, "command": origin.command}
             entry |= {"patches": digest_of(patches) if patches else ""}
-            self._write(f"{name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
+            self._write(f"{name}-{read.name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
             self._listing = None
         except OSError:
             return
@@ -243,10 +243,15 @@ class Stored:
         except OSError:
             return
 
-    def first(self, name: str, look: Callable[[Entry], Kept | None]) -> Kept | None:
-        """Of the results of that name the first, newest first, of which `look` makes something."""
+    def first(
+        self, name: str, look: Callable[[Entry], Kept | None], reads: Callable[[str], bool] = lambda _read: True
+    ) -> Kept | None:
+        """Of the results of that name the first, newest first, of which `look` makes something. reads: whether to look
+        at one, by the name of what was read for it."""
         for file in self._names().get(name, ())[:MAX_OF_ONE_NAME]:
             with suppress(*UNREADABLE):
+                if not reads(file.split("-")[1]):
+                    continue
                 kept = look(self._entry(file))
                 if kept is not None and keeps(kept.result):
                     return kept
@@ -266,7 +271,7 @@ class Stored:
         if self._listing is None:
             self._listing = {}
             with suppress(OSError), os.scandir(self._directory) as entries:
-                found = [(entry.stat().st_mtime, entry.name) for entry in entries if entry.name.count("-") == 2]
+                found = [(entry.stat().st_mtime, entry.name) for entry in entries if entry.name.count("-") == 3]
                 self._by_time = [file.removesuffix(".json") for _, file in sorted(found, reverse=True)]
                 for file in self._by_time:
                     self._listing.setdefault(file.partition("-")[0], []).append(file)
@@ -313,18 +318,17 @@ class Lookup:
 
     def find(self, name: str) -> Kept | None:
         """The result of that name that read nothing but what is still the same."""
-        return self._stored.first(name, self._as_it_was)
+        return self._stored.first(name, lambda entry: _kept(entry, None), self._reads)
 
     def find_moved(self, name: str) -> Kept | None:
         """The result of that name that used nothing but definitions that are still the same, told of where these stand
         now."""
         return self._stored.first(name, self._as_it_is)
 
-    def _as_it_was(self, entry: Entry) -> Kept | None:
-        read = entry.told["read"]
+    def _reads(self, read: str) -> bool:
         if read not in self._read_now:
             self._read_now[read] = self._still_reads(self._stored.shared(dict[str, str], read))
-        return _kept(entry, None) if self._read_now[read] else None
+        return self._read_now[read]
 
     def _as_it_is(self, entry: Entry) -> Kept | None:
         moves: dict[tuple[str, int], int] = {}

@@ -82,6 +82,37 @@ def results(work: Work[Opened, Done], progress: Callable[[str], None]) -> Genera
             lane.process.join()
 
 
+class Aside(Generic[Done]):
+    """Works something out in another process meanwhile."""
+
+    def __init__(self, compute: Callable[[], Done]) -> None:
+        self._reader, writer = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_compute, args=(compute, _Line(writer, CONTEXT.Lock())), daemon=True)
+        process.start()
+        writer.close()
+
+    def result(self) -> Done:
+        """What it came to, when that is there; to be called once. Raises what it raises, or WorkerDied."""
+        try:
+            what, _, value = self._reader.recv()
+        except EOFError:
+            raise WorkerDied("a process ended without a result; is there enough memory?") from None
+        if what == "failed":
+            raise value
+        done: Done = value
+        return done
+
+
+def _compute(compute: Callable[[], Any], line: _Line) -> None:
+    """An Aside's process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        line.send("done", 0, compute())
+    except Exception as error:
+        line.send_error(error)
+
+
 @dataclass(slots=True)
 class _Plan:
     """The jobs that nobody does yet. opened: how many processes have opened a group."""
