@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from iretrace.linux.hypervisor import TreeHypervisor, dry_run
+from iretrace.linux.hypervisor import TreeHypervisor
+from iretrace.linux.machine import dry_run
 from iretrace.linux.models.table import MODELS
 from iretrace.linux.rules import load_rules
 from iretrace.linux.states import State

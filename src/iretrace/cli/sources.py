@@ -241,7 +241,7 @@ class TreeSource:
 
     def unanswered(self) -> str:
         """The rows that the event path needs and that neither tree nor rules have; empty if none is missing."""
-        from iretrace.linux.hypervisor import dry_run
+        from iretrace.linux.machine import dry_run
 
         with unreadable_is_input_error():
             rows = dry_run(self.tree, self._rules)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
@@ -31,7 +31,7 @@ from iretrace.linux.sender import EventSender
 from iretrace.linux.startup import Startup
 from iretrace.linux.states import State, States
 from iretrace.linux.tree import Tree
-from iretrace.linux.turning import Before, Log, Passage, Passages, Stale, behind, taken
+from iretrace.linux.turning import Asked, Before, Log, Passage, Passages, Stale, behind, taken
 from iretrace.linux.unmodelled import Unmodelled, describe
 from iretrace.linux.used import Used
 from iretrace.linux.view import PENDING, Viewer
@@ -40,7 +40,6 @@ from iretrace.machine.ghcb import Ghcb
 from iretrace.machine.vmcb import SVM_EVTINJ_VALID, Vmcb
 from iretrace.verdict import Assumption, CLine, InputError
 from iretrace.world.protocol import (
-    HOST_DEBUG,
     NO_HOST_DEBUG,
     NO_SENDER,
     Cause,
@@ -62,17 +61,6 @@ from iretrace.world.protocol import (
 
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
 """Operations of the vendor's table that examine a waiting event -> field of the view that says that it waits."""
-
-class Asked(NamedTuple):
-    """What a step is asked of, without the schedule; records are packed."""
-
-    private: Private
-    vmcb: Packed
-    ghcb: Packed
-    cause: Cause
-    senders: tuple[SenderState, ...]
-    debug: Debug
-
 
 class TreeHypervisor:
     """Linux `tree.version`, executed.
@@ -112,7 +100,7 @@ class TreeHypervisor:
     def _open(self, vcpu: str) -> None:
         self.vm = Vm(self.machine, vcpu)
         self.program = self.machine.program
-        self._processor = self._find_processor()
+        self._processor = self.vm.processor()
         self._steps: Memo[Found] = Memo()
         self._sends: dict[tuple[Private, SenderState], Later[Sent]] = {}
         self._views: dict[Private, Later[View]] = {}
@@ -460,15 +448,6 @@ class TreeHypervisor:
         masks.update(dict.fromkeys(self._registers, memory.MASK))
         return masks
 
-    def _find_processor(self) -> Processor:
-        rules = self.machine.rules
-        debug = HOST_DEBUG if rules.global_("host_breakpoints", "") else NO_HOST_DEBUG
-        debugctl = rules.global_("host_debugctl", "")
-        assert isinstance(debugctl, int)
-        debug = debug._replace(debugctl=debugctl)
-        no_nested = self.vm.feature_named("X86_FEATURE_NO_NESTED_DATA_BP")
-        return Processor(not no_nested, debug, self.vm.guest_svm)
-
     def _unmodelled(self, run: HostRun, private: Private, error: Unmodelled, vmcb: Packed) -> Pause:
         self._blocks.update(run.trace)
         return Pause(
@@ -529,9 +508,3 @@ def _refused(refusals: list[tuple[str, int]], waits: str, run: Any, result: Any)
     """Note where a function of the tree said no."""
     if result == 0:
         refusals.append((waits, run.trace[-1]))
-
-
-def dry_run(tree: Tree, rule_files: Sequence[Path] = ()) -> list[str]:
-    """The rows for every name that the event path of a tree reaches and that nobody answers, all at once."""
-    closure = Machine(tree, rule_files).closure()
-    return [missing.row for missing in closure.missing.values()]

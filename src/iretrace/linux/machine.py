@@ -176,3 +176,9 @@ def exit_handlers(index: NotingIndex) -> set[str]:
     wanted = {f"{event}_interception" for event in events} | EXITS
     with index.notes.collecting():
         return {name for name in wanted if index.function(name) is not None}
+
+
+def dry_run(tree: Tree, rule_files: Sequence[Path] = ()) -> list[str]:
+    """The rows for every name that the event path of a tree reaches and that nobody answers, all at once."""
+    closure = Machine(tree, rule_files).closure()
+    return [missing.row for missing in closure.missing.values()]

@@ -20,7 +20,7 @@ from iretrace.linux.notes import Later, Notes, Uses
 from iretrace.linux.registers import Found, Memo
 from iretrace.linux.sender import EventSender, Masks, Path, Senders
 from iretrace.linux.unmodelled import Unmodelled, describe
-from iretrace.world.protocol import NO_SENDER, Cause, Landing, Packed, Pause, SenderState
+from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, Private, SenderState
 
 Log = tuple[tuple[str, int], ...]
 
@@ -35,6 +35,17 @@ class Turn(NamedTuple):
     place: bytes
     senders: tuple[SenderState, ...]
     log: Log
+
+
+class Asked(NamedTuple):
+    """What a step is asked of, without the schedule; records are packed."""
+
+    private: Private
+    vmcb: Packed
+    ghcb: Packed
+    cause: Cause
+    senders: tuple[SenderState, ...]
+    debug: Debug
 
 
 class Stale(Exception):

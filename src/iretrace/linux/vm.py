@@ -14,6 +14,7 @@ from iretrace.linux.tree import NothingInScope
 from iretrace.linux.types import VOID, Ptr, Type
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import InputError
+from iretrace.world.protocol import HOST_DEBUG, NO_HOST_DEBUG, Processor
 
 KINDS = ("sev-es", "sev-es-vnmi", "sev-es-debugswap", "plain", "vnmi")
 """The vCPU kinds that have a first state (rules/initial.toml)."""
@@ -81,6 +82,14 @@ class Vm:
         """SEV_FEATURES that an encrypted guest has chosen by itself, which makes it an SNP guest; 0 for any other."""
         chosen = self.rules.global_("snp_guest_features", "")
         return chosen if isinstance(chosen, int) and self.encrypted else 0
+
+    def processor(self) -> Processor:
+        """The processor that KVM runs on."""
+        debug = HOST_DEBUG if self.rules.global_("host_breakpoints", "") else NO_HOST_DEBUG
+        debugctl = self.rules.global_("host_debugctl", "")
+        assert isinstance(debugctl, int)
+        no_nested = self.feature_named("X86_FEATURE_NO_NESTED_DATA_BP")
+        return Processor(not no_nested, debug._replace(debugctl=debugctl), self.guest_svm)
 
     def _feature(self, number: int, who: str) -> bool:
         name = self.machine.feature_name(number)
