@@ -62,6 +62,7 @@ from iretrace.world.protocol import (
 ASKS = {"nmi_allowed": "nmi_pending", "interrupt_allowed": "irq_pending"}
 """Operations of the vendor's table that examine a waiting event -> field of the view that says that it waits."""
 
+
 class TreeHypervisor:
     """Linux `tree.version`, executed.
 
@@ -200,9 +201,7 @@ class TreeHypervisor:
         """An ioctl about events between two KVM_RUNs."""
         return self._ioctl(private, vmcb, ghcb, debug, lambda run: self._ioctls.call(run, call))
 
-    def _ioctl(
-        self, private: Private, vmcb: Vmcb, ghcb: Ghcb, debug: Debug, call: Callable[[KernelRun], int]
-    ) -> Pause:
+    def _ioctl(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, debug: Debug, call: Callable[[KernelRun], int]) -> Pause:
         packed, shared = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
         run = self._host_run((), ())
         run.physical = DebugRegisters(debug, self._processor.host_debug)

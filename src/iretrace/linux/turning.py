@@ -135,9 +135,7 @@ class Passages:
                         landing = (here.at + moved, number, steps)
                         offered.add(landing, self._turn(here, senders, log, number, path[:steps]), path[:steps])
 
-    def _remaining(
-        self, passage: Passage, senders: tuple[SenderState, ...], words: Words
-    ) -> list[tuple[int, Path]]:
+    def _remaining(self, passage: Passage, senders: tuple[SenderState, ...], words: Words) -> list[tuple[int, Path]]:
         """What each unfinished sender would do if it went on now. Of started ones that are equally far one will
         do: they cannot be told apart from here on."""
         paths: list[tuple[int, Path]] = []
