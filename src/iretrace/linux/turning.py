@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -67,6 +68,24 @@ class Passage:
     versions: Mapping[str, int]
     at: int
     uses: Uses
+    offers: dict[SenderState, Later[list[Offer]]] = field(default_factory=dict)
+    """What was worked out already, by how far a sender is."""
+
+
+class Offer(NamedTuple):
+    """A landing of a sender in a passage: by its order among the accesses passed, before which access, and how many
+    steps. rest: see Passed. place: where the thread is behind it. path: what the sender does in it, after: how far it
+    is then, events: what has happened to it. error: why what it would do is not modelled."""
+
+    order: int
+    at: int
+    steps: int
+    rest: bool = False
+    place: bytes = b""
+    path: Path = ()
+    after: SenderState = NO_SENDER
+    events: tuple[str, ...] = ()
+    error: str = ""
 
 
 class Passages:
@@ -95,79 +114,84 @@ class Passages:
         self, passage: Passage, senders: tuple[SenderState, ...], log: Log, last: Landing | None, before: Before
     ) -> Found:
         """What a step comes to by a passage, with senders that are so far then, behind its last landing. Stale."""
-        offered = Offered([], [], [])
         pause = passage.pause
-        try:
-            with self._notes.collecting() as noted:
-                self._offer(offered, passage, senders, log, last)
-        except Unmodelled as error:
+        with self._notes.collecting() as noted:
+            offers = self._offers(passage, senders) if self._reduce else _all_offers(passage, senders)
+        if offers and offers[-1][1].error:
             if not pause.unmodelled:
-                pause = replace(pause, unmodelled=describe(error))
-        turns = tuple(offered.turns) if self._merge else ()
-        made = replace(pause, senders=senders, log=log, openings=tuple(offered.openings), turns=turns)
-        uses = (*before.uses, passage.uses, before.node((), noted))
-        return Found(made, passage.moved, passage.looked | before.looked, tuple(offered.paths), uses)
-
-    def _offer(
-        self, offered: Offered, passage: Passage, senders: tuple[SenderState, ...], log: Log, last: Landing | None
-    ) -> None:
-        """Where senders may land behind the last landing."""
+                pause = replace(pause, unmodelled=offers[-1][1].error)
+            offers.pop()
         moved = last[0] - passage.at if last is not None else 0
-        words = passage.first
-        if any(passage.versions[kind] != version for kind, version in self._versions(senders)):
-            raise Stale
-        paths = self._remaining(passage, senders, words) if self._reduce else []
-        for here in passage.passed:
-            if not self._reduce:
-                around = [number for number, state in enumerate(senders) if state is not NO_SENDER]
-                offered.openings.extend((here.at + moved, number, 1) for number in around)
+        openings: list[Landing] = []
+        turns: list[Turn] = []
+        paths: list[Path] = []
+        for number, offer in offers:
+            opening = (offer.at + moved, number, offer.steps)
+            if last is not None and opening[:2] == last[:2] and self._reduce and not offer.rest:
                 continue
-            if here.words != words:
-                words = here.words
-                paths = self._remaining(passage, senders, words)
-            for number, path in paths:
-                if last is not None and (here.at + moved, number) == last[:2] and not here.rest:
-                    continue
-                for steps, (access, _) in enumerate(path, 1):
-                    if here.rest and steps < len(path):
-                        continue
-                    if here.rest or access.conflicts(here.address, here.mask, here.write):
-                        landing = (here.at + moved, number, steps)
-                        offered.add(landing, self._turn(here, senders, log, number, path[:steps]), path[:steps])
+            openings.append(opening)
+            if self._reduce and self._merge:
+                after = (*senders[:number], offer.after, *senders[number + 1 :])
+                turns.append(Turn(offer.place, after, (*log, *((what, number) for what in offer.events))))
+                paths.append(offer.path)
+        made = replace(pause, senders=senders, log=log, openings=tuple(openings), turns=tuple(turns))
+        uses = (*before.uses, passage.uses, before.node((), noted))
+        return Found(made, passage.moved, passage.looked | before.looked, tuple(paths), uses)
 
-    def _remaining(self, passage: Passage, senders: tuple[SenderState, ...], words: Words) -> list[tuple[int, Path]]:
-        """What each unfinished sender would do if it went on now. Of started ones that are equally far one will
-        do: they cannot be told apart from here on."""
-        paths: list[tuple[int, Path]] = []
+    def _offers(self, passage: Passage, senders: tuple[SenderState, ...]) -> list[tuple[int, Offer]]:
+        """Where which sender may land, in order. Of started ones that are equally far one will do: they cannot be told
+        apart from here on. An error ends the list."""
+        versions = self._sender.versions()
+        offers: list[tuple[int, Offer]] = []
         started: set[SenderState] = set()
         for number, state in enumerate(senders):
             if state is NO_SENDER or state in started:
                 continue
             assert isinstance(state, EventSender)
+            if passage.versions[state.kind] != versions[state.kind]:
+                raise Stale
             if state.log:
                 started.add(state)
-            path = self._path(state, words)
-            for access, _ in path:
-                quiet = passage.quiet.get(access.address)
-                if quiet is not None and quiet.conflict(access.mask, access.write):
-                    raise Stale
-            paths.append((number, path))
-        return paths
+            known = passage.offers.get(state)
+            if known is None:
+                known = passage.offers[state] = self._notes.later(partial(self._offers_to, passage, state))
+            offers += [(number, offer) for offer in known()]
+        offers.sort(key=lambda one: (one[1].order, one[0], one[1].steps))
+        errors = (count for count, (_, offer) in enumerate(offers, 1) if offer.error)
+        return offers[: next(errors, len(offers))]
 
-    def _versions(self, senders: tuple[SenderState, ...]) -> list[tuple[str, int]]:
-        versions = self._sender.versions()
-        return [(state.kind, versions[state.kind]) for state in senders if isinstance(state, EventSender)]
+    def _offers_to(self, passage: Passage, state: EventSender) -> list[Offer]:
+        """The landings of a sender in a passage. Stale."""
+        offers: list[Offer] = []
+        words: Words | None = None
+        path: Path = ()
+        for order, here in enumerate((Passed(0, 0, 0, False, passage.first), *passage.passed)):
+            if here.words != words:
+                words = here.words
+                try:
+                    path = self._path(passage, state, words)
+                except Unmodelled as error:
+                    return [*offers, Offer(order, here.at, 0, error=describe(error))]
+            for steps, (access, _) in enumerate(path, 1):
+                if steps == len(path) if here.rest else access.conflicts(here.address, here.mask, here.write):
+                    offers.append(self._offer(order, here, state, path[:steps]))
+        return offers
 
-    def _path(self, state: EventSender, words: Words) -> Path:
+    def _path(self, passage: Passage, state: EventSender, words: Words) -> Path:
+        """What a sender would do if it went on now. Stale if a passage has not watched for that."""
         known = self._paths.get((state, words))
         if known is None:
             memory = dict(zip(self._in_order, words, strict=True))
             known = self._paths[state, words] = self._notes.later(lambda: self._sender.path(state, memory))
-        return known()
+        path = known()
+        for access, _ in path:
+            quiet = passage.quiet.get(access.address)
+            if quiet is not None and quiet.conflict(access.mask, access.write):
+                raise Stale
+        return path
 
-    def _turn(self, here: Passed, senders: tuple[SenderState, ...], log: Log, number: int, landing: Path) -> Turn:
-        words, ipi, state = list(here.words), here.ipi, senders[number]
-        assert isinstance(state, EventSender)
+    def _offer(self, order: int, here: Passed, state: EventSender, landing: Path) -> Offer:
+        words, ipi, done = list(here.words), here.ipi, landing[-1][1]
         writes: dict[int, int] = {}
         for access, step in landing:
             words[self._index[access.address]] = step.word
@@ -176,13 +200,9 @@ class Passages:
                 ipi = here.deaf
         known = self._is_known(here, state, landing)
         told = marshal.dumps((here.place, words, sorted(writes.items()), ipi, known), WITHOUT_REFERENCES)
-        done = landing[-1][1]
-        events = (("start", not state.log), ("end", done.after is None))
-        return Turn(
-            blake2b(told, digest_size=16).digest(),
-            (*senders[:number], done.state(state.kind), *senders[number + 1 :]),
-            (*log, *((what, number) for what, happens in events if happens)),
-        )
+        place = blake2b(told, digest_size=16).digest()
+        events = (*(() if state.log else ("start",)), *(("end",) if done.after is None else ()))
+        return Offer(order, here.at, len(landing), here.rest, place, landing, done.state(state.kind), events)
 
     def _is_known(self, here: Passed, state: EventSender, landing: Path) -> bool:
         """Whether the sender does there what it is known to do; where not, who lands hears of it (Sender.step)."""
@@ -199,18 +219,10 @@ class Passages:
         return True
 
 
-class Offered(NamedTuple):
-    """Landings, what each of them leads to, and what its sender does in it."""
-
-    openings: list[Landing]
-    turns: list[Turn]
-    paths: list[Path]
-
-    def add(self, opening: Landing, turn: Turn, path: Path) -> None:
-        """One more."""
-        self.openings.append(opening)
-        self.turns.append(turn)
-        self.paths.append(path)
+def _all_offers(passage: Passage, senders: tuple[SenderState, ...]) -> list[tuple[int, Offer]]:
+    """Every place, for every sender, by one step."""
+    around = [number for number, state in enumerate(senders) if state is not NO_SENDER]
+    return [(number, Offer(0, here.at, 1)) for here in passage.passed for number in around]
 
 
 class Before(NamedTuple):
