@@ -172,6 +172,11 @@ def test_an_option_of_the_configuration_is_set_and_told() -> None:
     assert {a.what for a in rules.assumptions("plain", ())} == {"CONFIG_KVM_SMM: 0", "CONFIG_HZ: 1000"}
 
 
+def test_an_option_that_is_nearly_right_is_told_which_one_is_meant() -> None:
+    with pytest.raises(InputError, match=r"did you mean nrips\? known are"):
+        set_options(load_rules("6.1.0", [], MODELS), {"nrip": 1})
+
+
 def test_an_unknown_option_names_the_known_ones() -> None:
     with pytest.raises(InputError, match="known are .*nrips.*CONFIG_"):
         set_options(load_rules("6.1.0", [], MODELS), {"nosuch": 1})

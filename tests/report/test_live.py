@@ -16,10 +16,10 @@ States 2
 1 :> n; spins
 always n n
 Observation two-nmis Sometimes 9 1
-Confirmed defect of KVM: n; spins (1 times): an NMI is lost
+Confirmed defect of KVM: n; spins (once): an NMI is lost
 Model: ticking: holds
 Model has 1 of 2 histories seen
-Not in the model: n; spins (1 times): it does not end here
+Not in the model: n; spins (once): it does not end here
 Hash abc
 
 Not runnable here: they need an AMD host: vc-inside-nmi, nmi-inside-vc
@@ -56,7 +56,7 @@ def test_an_interrupted_report_says_what_it_lacks() -> None:
 def test_a_known_fault_of_the_emulation_is_no_defect() -> None:
     one = observed("known of QEMU 7.2: it loses NMIs")
     text = live_report(LiveReport("kvm_amd of Linux 6.1", [one]))
-    assert "Emulation: n; spins (1 times): an NMI is lost\n    known of QEMU 7.2: it loses NMIs" in text
+    assert "Emulation: n; spins (once): an NMI is lost\n    known of QEMU 7.2: it loses NMIs" in text
     assert not one.defect and not one.unclear
 
 

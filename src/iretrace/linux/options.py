@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from iretrace.linux.rules import Rules
 from iretrace.verdict import InputError
+
+MOST_LETTERS = 64
+"""So much of a name is compared with those of options."""
 
 
 def set_options(rules: Rules, options: Mapping[str, int]) -> None:
@@ -24,4 +28,7 @@ def set_options(rules: Rules, options: Mapping[str, int]) -> None:
                 del rules.config[name]
         else:
             known = sorted(row.name for row in rules.table("global") if row.keys.get("option"))
-            raise InputError(f"--option {name}: no such option; known are {', '.join(known)}, X86_FEATURE_*, CONFIG_*")
+            near = difflib.get_close_matches(name[:MOST_LETTERS], known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            told = f"{', '.join(known)}, X86_FEATURE_*, CONFIG_*"
+            raise InputError(f"--option {name}: no such option; {hint}known are {told}")

@@ -106,6 +106,11 @@ class LiveReport:
     """Whose source it is compared with; "" if it is not."""
 
 
+def _times(count: int) -> str:
+    """How often, in words."""
+    return "once" if count == 1 else f"{count} times"
+
+
 def live_report(report: LiveReport, look: Look | None = None) -> str:
     """The whole text, ending with a newline."""
     look = look or Look()
@@ -140,7 +145,7 @@ def observed_block(observed: Observed, look: Look, accused: str = "KVM") -> list
         lines += wrap(look.clean(f"{quantifier} {' '.join(marks) or 'nothing'}"), rest="    ")
         lines.append(f"Observation {observed.test} {word} {shown} {total - shown}")
     for what, count in observed.failures:
-        lines += wrap(look.clean(f"{what} ({count} times)"), "Not run: ", "    ")
+        lines += wrap(look.clean(f"{what} ({_times(count)})"), "Not run: ", "    ")
     for strange in observed.strange:
         lines += _strange_lines(strange, look, accused)
     for late in observed.late:
@@ -151,7 +156,7 @@ def observed_block(observed: Observed, look: Look, accused: str = "KVM") -> list
 
 
 def _strange_lines(strange: Strange, look: Look, accused: str) -> list[str]:
-    text = look.clean(f"{say_outcome(strange.outcome)} ({strange.count} times): {strange.why}")
+    text = look.clean(f"{say_outcome(strange.outcome)} ({_times(strange.count)}): {strange.why}")
     if strange.excuse:
         return [*wrap(text, "Emulation: ", "    "), *wrap(look.clean(strange.excuse), "    ", "    ")]
     head = f"Confirmed defect of {accused}:"
@@ -165,7 +170,7 @@ def _late_lines(late: Late, lasso: bool, look: Look) -> list[str]:
     meanwhile = ", ".join(late.exits[:-1])
     between = f"with {meanwhile} between" if meanwhile else "with no exit of KVM between"
     how = f"{between}, present after the next exit ({late.exits[-1]})" if late.exits else "late"
-    text = f"{say_outcome(late.outcome)} ({late.count} times): an NMI absent for {late.spins:,} spins {how}"
+    text = f"{say_outcome(late.outcome)} ({_times(late.count)}): an NMI absent for {late.spins:,} spins {how}"
     one_exit = len(late.exits) == 1
     return wrap(look.clean(text), "Lasso confirmed: " if lasso and one_exit else "Late: ", "    ")
 
@@ -186,7 +191,7 @@ def _compared_lines(compared: Compared, look: Look) -> list[str]:
 def _beside_the_model(head: str, runs: Sequence[Strange], look: Look) -> list[str]:
     lines: list[str] = []
     for strange in _alike_together(runs):
-        text = look.clean(f"{say_outcome(strange.outcome)} ({strange.count} times): {strange.why}")
+        text = look.clean(f"{say_outcome(strange.outcome)} ({_times(strange.count)}): {strange.why}")
         if strange.excuse:
             text += look.clean(f"; {strange.excuse}")
         line, *rest = wrap(text, f"{head} ", "    ")
