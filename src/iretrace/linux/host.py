@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache, lru_cache
 from operator import itemgetter
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from iretrace.explore.landings import NEVER, Landings
@@ -234,7 +234,7 @@ class HostRun(Landings, KernelRun):
 
         Every place in the circle has been passed since the last landing. What a sender still has to do may be nothing
         that the circle accesses; as no hand-over follows, it may be done here."""
-        here = self._place(frozenset(), self.ipi, sys._getframe(2))
+        here = self._place(frozenset(), self.ipi)
         if here not in self._been:
             self._been.add(here)
             return
@@ -242,13 +242,8 @@ class HostRun(Landings, KernelRun):
         raise Circle
 
     def _here(self, k: int, address: int, mask: int, write: bool) -> Passed:
-        """To be called by a function that shared() has called, or by itself: these are no part of where it stands."""
-        frame = sys._getframe(1)
-        while frame.f_code in _OWN:
-            assert frame.f_back is not None
-            frame = frame.f_back
         deaf = not (self.interrupts and self.gif)
-        place = self._place(self.cells, tuple(self.findings), frame)
+        place = self._place(self.cells, tuple(self.findings))
         changed = self.sender.changed(self._kinds, self.m)
         return Passed(k, address, mask, write, self._words(), self.ipi, deaf, place, changed)
 
@@ -257,8 +252,13 @@ class HostRun(Landings, KernelRun):
         words = [get(cell, 0) for cell in self.in_order]
         return tuple([word if type(word) is int else word + 0 for word in words])  # of an opaque one: looked at
 
-    def _place(self, but: frozenset[int], state: Hashable, frame: FrameType) -> bytes:
-        """Where the thread stands, with what memory but for some words, and in what state, as a digest."""
+    def _place(self, but: frozenset[int], state: Hashable) -> bytes:
+        """Where the thread stands, with what memory but for some words, and in what state, as a digest. shared() and
+        what that calls here are no part of it."""
+        frame = sys._getframe()
+        while frame.f_code in _OWN:
+            assert frame.f_back is not None
+            frame = frame.f_back
         attributes = vars(self)
         own = (self.physical.now(), *[attributes[name] for name in _counting(tuple(attributes))])
         addresses, values_of = _in_order(tuple(self.m), but)
@@ -282,7 +282,9 @@ def _counting(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set(names) - NO_STATE))
 
 
-_OWN = frozenset((HostRun.shared.__code__, HostRun._look_for_circle.__code__))
+_OWN = frozenset(
+    method.__code__ for method in (HostRun.shared, HostRun._look_for_circle, HostRun._here, HostRun._place)
+)
 
 
 class SenderRun(KernelRun):

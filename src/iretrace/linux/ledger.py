@@ -42,13 +42,13 @@ class Ledger:
     def assumptions(self, vcpu: str) -> tuple[Assumption, ...]:
         """The rules used, for a kind of vCPU."""
         basis = self._found()
-        rows: Iterable[set[Note]] = (self._machine.basis(function).rows for function in basis.functions)
+        rows: Iterable[set[Note]] = (self._machine.rests_on(function).rows for function in basis.functions)
         return self._machine.rules.assumptions(vcpu, set[Note]().union(basis.notes, *rows))
 
     def definitions(self) -> list[Used]:
         """The definitions used: for each function those that lowering it has looked at, those of opening, others."""
         basis = self._found()
-        parts = [self._machine.basis(function).definitions for function in basis.functions]
+        parts = [self._machine.rests_on(function).definitions for function in basis.functions]
         if self._opening is None:
             notes = self._machine.notes.reached([self._opened], but=Lowered)
             self._opening = notes, self._machine.definitions.used(notes)

@@ -87,7 +87,7 @@ class Machine:
         self._offsets: dict[tuple[str, str], Later[int]] = {}
         facts = {"tracepoints": sorted(traced), "features": self._features, "sleepers": self._declare_sleepers()}
         self.definitions = Definitions(self.index, facts)
-        self._bases: dict[Lowered, RestsOn] = {}
+        self._rests_on: dict[Lowered, RestsOn] = {}
 
     def _declare_sleepers(self) -> list[tuple[str, str]]:
         rows = [row for table in ("function", "macro") for row in self.rules.table(table)]
@@ -99,12 +99,12 @@ class Machine:
             self.program.declare_pausing(name, path)
         return found
 
-    def basis(self, function: Lowered) -> RestsOn:
+    def rests_on(self, function: Lowered) -> RestsOn:
         """What a function that was executed rests on, one object for each."""
-        known = self._bases.get(function)
+        known = self._rests_on.get(function)
         if known is None:
             notes = self.notes.reached([function])
-            known = self._bases[function] = RestsOn(self.definitions.used(notes), rules_in(notes))
+            known = self._rests_on[function] = RestsOn(self.definitions.used(notes), rules_in(notes))
         return known
 
     # What models ask for.
