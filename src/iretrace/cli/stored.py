@@ -167,6 +167,7 @@ class Stored:
         self._entries: dict[str, Entry] = {}
         self._listing: dict[str, list[str]] | None = None
         self._by_time: list[str] = []
+        self._patches: tuple[Patches, str] = ((), "")
 
     def by_id(self, start: str) -> list[Remembered]:
         """The results whose id begins so, each once, the newest first."""
@@ -221,15 +222,20 @@ class Stored:
                 return
             parts = sorted(part.name for part in used)
             entry = {"uses": parts, "same": same_of(used), "result": result}
-            patches = list(map(list, origin.patches))
-            if patches:
-                self._share(digest_of(patches), patches)
-            entry |= {"litmus": origin.litmus, "command": origin.command}
-            entry |= {"patches": digest_of(patches) if patches else ""}
+            entry |= origin._asdict() | {"patches": self._share_patches(origin.patches)}
             self._write(f"{name}-{read.name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
             self._listing = None
         except OSError:
             return
+
+    def _share_patches(self, patches: Patches) -> str:
+        """Keep them; their name, "" for none. All results of a tree have one object: it is looked through once."""
+        if not patches:
+            return ""
+        if self._patches[0] is not patches:
+            self._patches = patches, digest_of(patches)
+        self._share(self._patches[1], patches)
+        return self._patches[1]
 
     def tidy(self) -> None:
         """Remove the oldest files beyond MAX_ENTRIES and MAX_TOTAL_BYTES."""
