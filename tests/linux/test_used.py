@@ -44,6 +44,12 @@ def used(root: Path, queries: tuple[tuple[str, ...], ...] = QUERIES) -> dict[str
     return Definitions(index, {"fact": 1}).used(notes.noted())
 
 
+def is_the_same(root: Path, queries: tuple[tuple[str, ...], ...], old: str, new: str) -> bool:
+    """Whether the queries are answered alike where something has changed."""
+    assert TEXT.count(old) == 1
+    return definitions(root / "b", TEXT.replace(old, new)).moves(used(root / "a", queries)) is not None
+
+
 def test_everything_that_was_asked_for_is_noted(tmp_path: Path) -> None:
     assert set(used(tmp_path)) == {"fact", *("\t".join(query) for query in QUERIES)}
 
@@ -77,10 +83,7 @@ def test_a_function_that_moves_is_the_same_and_its_lines_are_followed(tmp_path: 
     ],
 )
 def test_only_a_change_to_what_was_used_counts(old: str, new: str, same: bool, tmp_path: Path) -> None:
-    assert TEXT.count(old) == 1
-    before = used(tmp_path / "a")
-    after = definitions(tmp_path / "b", TEXT.replace(old, new))
-    assert (after.moves(before) is not None) is same
+    assert is_the_same(tmp_path, QUERIES, old, new) is same
 
 
 @pytest.mark.parametrize(
@@ -96,9 +99,7 @@ def test_only_a_change_to_what_was_used_counts(old: str, new: str, same: bool, t
 def test_of_a_function_that_is_not_executed_only_the_signature_counts(
     old: str, new: str, same: bool, tmp_path: Path
 ) -> None:
-    before = used(tmp_path / "a", (("signature", "counted", SVM),))
-    after = definitions(tmp_path / "b", TEXT.replace(old, new, 1))
-    assert (after.moves(before) is not None) is same
+    assert is_the_same(tmp_path, (("signature", "counted", SVM),), old, new) is same
 
 
 def test_a_definition_that_hides_another_one_is_another_answer(tmp_path: Path) -> None:
