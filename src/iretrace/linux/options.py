@@ -29,6 +29,6 @@ def set_options(rules: Rules, options: Mapping[str, int]) -> None:
         else:
             known = sorted(row.name for row in rules.table("global") if row.keys.get("option"))
             near = difflib.get_close_matches(name[:MOST_LETTERS], known, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = f"; did you mean {near[0]}?" if near else ""
             told = f"{', '.join(known)}, X86_FEATURE_*, CONFIG_*"
-            raise InputError(f"--option {name}: no such option; {hint}known are {told}")
+            raise InputError(f"--option {name}: no such option; known are {told}{hint}")
