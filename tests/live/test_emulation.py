@@ -74,6 +74,15 @@ def test_what_else_is_wrong_with_an_event_behind_a_watched_access_is_not_excused
     assert bench.excuse(trap, bench.mark("d"), m, placed="mark m") == "", "a lost NMI"
 
 
+def test_a_lost_nmi_is_excused_if_its_frame_touches_the_word_that_was_pushed() -> None:
+    bench = Bench("watch-a-write")
+    trap, d, m = bench.comes("db", "mark m"), bench.mark("d"), bench.mark("m")
+    assert "loses an injected NMI" in bench.excuse(trap, d, m)
+    assert bench.excuse(m) == "", "no #DB took it away"
+    assert "injected" not in bench.excuse(trap, d, m, alone=True), "nothing is injected"
+    assert bench.excuse(trap, d, m, placed="push rax") == "", "QEMU aborts there"
+
+
 def test_a_db_of_an_interrupts_frame_is_excused_if_it_is_what_is_missing() -> None:
     bench = Bench("watch-an-irq-frame")
     irq, i = bench.comes("irq", "spin", IF), bench.mark("i")
