@@ -151,6 +151,39 @@ def test_functions_become_resumable_once() -> None:
     assert run.call("f", 4, 1) is PAUSE
 
 
+class Resting(Run):
+    """A run that pauses where the n-th statement begins that calls C."""
+
+    pause_at = -1
+    rests = 0
+
+    def rest(self) -> object:
+        """Pause there."""
+        self.rests += 1
+        return PAUSE if self.rests == self.pause_at else None
+
+
+def test_a_run_that_rests_between_two_statements_comes_to_the_same() -> None:
+    program = program_of(PAUSING, DictRules({"vmrun": Model(lambda run, x: x + 5)}))
+    program.declare_pausing("f")
+    program.declare_pausing("inner")
+    straight = Resting(program)
+    assert straight.call("f", 4, 1) == plain(4, 1, [5, 6, 7])
+    assert straight.rests == 6, "in each round one of f and one of inner"
+    for number in range(1, straight.rests + 1):
+        run = Resting(program)
+        run.pause_at = number
+        assert run.call("f", 4, 1) is PAUSE
+        assert run.resume() == plain(4, 1, [5, 6, 7])
+        assert (run.m, run.trace, run.sp) == (straight.m, straight.trace, straight.sp)
+
+
+def test_functions_that_cannot_be_resumed_do_not_rest() -> None:
+    run = Resting(program_of(PAUSING, DictRules({"vmrun": Model(lambda run, x: x + 5)})))
+    run.call("f", 4, 1)
+    assert run.rests == 0
+
+
 def test_a_call_through_a_pointer_can_pause() -> None:
     text = """
     int vmrun(int); static int target(int x) { return vmrun(x) + 1; }

@@ -1,21 +1,21 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from iretrace.linux.host import Passed
+from iretrace.linux.legs import Base, Leg, Milestone, Passed
 from iretrace.linux.notes import BLOCKS, Note, Notes, Uses
-from iretrace.linux.registers import MOVED, Found
+from iretrace.linux.registers import MOVED, STALE, STALE_VALUE, Found, Hidden, Opaque, opaque
 from iretrace.linux.sender import Access, Changed, EventSender, Masks, Path, Senders, Step
-from iretrace.linux.turning import Before, Log, Passage, Passages, Stale, Turn, behind, taken
+from iretrace.linux.turning import Before, Joined, Log, Passage, Passages, Stale, TakenUp, Turn, Way, behind, taken
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import pack
 from iretrace.verdict import CLine
-from iretrace.world.protocol import NO_SENDER, Cause, Landing, Packed, Pause, PauseKind, SenderState
+from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Cause, Landing, Packed, Pause, PauseKind, SenderState
 
 FLAG, COUNT = 8, 16
 """Two shared words: a sender sets the flag, and then adds one to the count."""
@@ -60,8 +60,17 @@ def vmcb(rip: int) -> Packed:
 
 
 def passage(*passed: Passed, looked: frozenset[int] = NONE, at: int = 0, quiet: Mapping[int, Masks] = {}) -> Passage:
+    return in_legs(Leg(passed, quiet, uses([100])), looked=looked, at=at)
+
+
+def in_legs(*legs: Leg, milestones: Sequence[Milestone] = (), looked: frozenset[int] = NONE, at: int = 0) -> Passage:
     pause = Pause(PauseKind.ENTER, "private", vmcb(5), (), (), (), False, (), False, 0, ())
-    return Passage(pause, (), looked, passed, dict(quiet), (0, 0), {"nmi": 1}, at, uses([100]))
+    return Passage(pause, (), looked, legs, tuple(milestones), (0, 0), {"nmi": 1}, at, uses([100]))
+
+
+def milestone(at: int, key: bytes = b"", words: Mapping[int, int] = {}, *kept: int) -> Milestone:
+    frames = (("f1", 2, kept),)
+    return Milestone(at, key, tuple(words), tuple(words.values()), frames, {}, NO_HOST_DEBUG, (), False)
 
 
 def passages() -> Passages:
@@ -75,7 +84,7 @@ def found(
     last: Landing | None = None,
     before: Before | None = None,
 ) -> Found:
-    return passages().found(of, senders, log, last, before or Before(uses))
+    return passages().found(of, TakenUp("key", senders, log, before or Before(uses)), last)
 
 
 READS_FLAG = Passed(3, FLAG, 1, False, (0, 0), place=b"flag")
@@ -174,8 +183,83 @@ def test_it_rests_on_the_registers_and_blocks_up_to_the_landing_of_its_sender_an
 
 def test_a_passage_is_found_for_the_registers_that_it_has_not_looked_at() -> None:
     known = passages()
-    known.add("key", vmcb(5), passage(looked=frozenset({MOVED[0]})))
+    known.add("key", vmcb(5), passage(looked=frozenset({MOVED[0]})), exits=False)
     assert known.find("key", vmcb(5)) is not None
     assert known.find("key", vmcb(6)) is None
-    known.add("other", vmcb(5), passage())
+    known.add("other", vmcb(5), passage(), exits=False)
     assert known.find("other", vmcb(6)) is not None
+
+
+# Legs. -----------------------------------------------------------------------------------------------------------
+
+
+def test_senders_may_land_in_every_leg() -> None:
+    first, second = Leg((READS_FLAG,), {}, uses([1])), Leg((READS_COUNT,), {}, uses([2]))
+    both = found(in_legs(first, second, milestones=[milestone(4)]), (FRESH,))
+    assert both.pause.openings == found(passage(READS_FLAG, READS_COUNT), (FRESH,)).pause.openings
+
+
+def test_an_access_that_one_leg_did_not_watch_for_makes_the_passage_stale() -> None:
+    silent, watched = Leg((), {FLAG: Masks(1, 0)}, uses([1])), Leg((READS_COUNT,), {}, uses([2]))
+    with pytest.raises(Stale):
+        found(in_legs(silent, watched, milestones=[milestone(1)]), (FRESH,))
+
+
+def test_what_follows_a_milestone_is_taken_over_with_the_numbers_of_accesses_there() -> None:
+    legs = [Leg((READS_FLAG._replace(at=at),), {}, uses([at])) for at in (3, 7, 9)]
+    other = in_legs(*legs, milestones=[milestone(4), milestone(8)])
+    rest, behind_it = Joined(other, 0).rest(14)
+    assert [here.at for leg in rest for here in leg.passed] == [17, 19]
+    assert [one.at for one in behind_it] == [18]
+    assert [leg.uses for leg in rest] == [uses([7]), uses([9])], "not on what comes before the milestone"
+    assert Joined(other, 1).rest(8) == ([legs[2]], [])
+
+
+def test_a_run_goes_on_as_a_passage_that_has_been_at_its_milestone() -> None:
+    known, rip = passages(), MOVED[0]
+    other = in_legs(Leg((), {}, uses([1])), Leg((), {}, uses([2])), milestones=[milestone(4, b"there")])
+    known.add("key", vmcb(5), replace(other, looked=frozenset({rip})), exits=True)
+    assert known.going_on(milestone(9, b"there"), vmcb(5), exits=True) is not None
+    assert known.going_on(milestone(9, b"there"), vmcb(6), exits=True) is None, "it has looked at RIP"
+    assert known.going_on(milestone(9, b"there"), vmcb(5), exits=False) is None, "of an exit more is told"
+    assert known.going_on(milestone(9, b"elsewhere"), vmcb(5), exits=True) is None
+    known.add("key", vmcb(5), replace(other, versions={"nmi": 0}), exits=True)
+    assert known.going_on(milestone(9, b"there"), vmcb(6), exits=True) is None, "more is known of senders by now"
+
+
+def test_a_circle_is_not_taken_over() -> None:
+    known = passages()
+    other = in_legs(Leg((), {}, uses([1])), Leg((), {}, uses([2])), milestones=[milestone(4, b"there")])
+    circle = replace(other, pause=replace(other.pause, kind=PauseKind.LOOP))
+    known.add("key", vmcb(5), circle, exits=False)
+    assert known.going_on(milestone(9, b"there"), vmcb(5), exits=False) is None
+
+
+def test_a_landing_is_executed_from_the_last_milestone_before_it() -> None:
+    legs = [Leg((), {}, uses([number])) for number in range(3)]
+    early, late = milestone(4), milestone(8)
+    pause = replace(passage().pause, senders=(HALF,), log=(("start", 0),))
+    way = Way(in_legs(*legs, milestones=[early, late]), 10, None)
+    assert way.then((18, 0, 1), pause) == Base(late, 10, (HALF,), (("start", 0),), ((18, 0, 1),))
+    assert way.then((17, 0, 1), pause) == Base(early, 10, (HALF,), (("start", 0),), ((17, 0, 1),))
+    assert way.then((13, 0, 1), pause) is None, "from the start of the step"
+
+
+def test_or_from_the_milestone_of_the_step_without_it_where_there_is_none() -> None:
+    base = Base(milestone(4), 1, (FRESH,), (), ((6, 0, 1),))
+    way = Way(passage(), 2, base)
+    assert way.then((9, 0, 1), passage().pause) == base._replace(since=((6, 0, 1), (9, 0, 1)))
+
+
+def test_a_milestone_gives_the_registers_of_another_step_hidden_as_they_were() -> None:
+    looked: set[int] = set()
+    rip = opaque(5, MOVED[0], looked)
+    stand = milestone(4, b"", {8: rip, 16: 7, 24: opaque(STALE_VALUE, STALE, looked)}, rip, 3)
+    hidden = Hidden({}, ())
+    memory, [(_, _, kept)] = stand.memory(hidden, vmcb(6)), stand.stack(hidden, vmcb(6))
+    assert {word: type(value) for word, value in memory.items()} == {8: Opaque, 16: int, 24: Opaque}
+    assert [int.__int__(value) for value in (memory[8], memory[24], *kept)] == [6, STALE_VALUE, 6, 3]
+    assert hidden.looked == looked == set()
+    assert memory[8] + kept[0] == 12
+    assert hidden.looked == {MOVED[0]}
+    assert looked == set(), "the other step has looked at nothing"

@@ -43,6 +43,7 @@ from iretrace.linux.shape import (
     has_call,
     inline_temporaries,
     join_lines,
+    operands_of,
     order,
     predecessors,
     skip_empty,
@@ -53,6 +54,10 @@ DEEPEST = 60
 
 MOST_NESTED = 100
 """The same for the emitter's own recursion."""
+
+
+REST = "C_rest"
+"""The call by which a function that can be resumed says that it stands between two statements (Run.rest)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +89,23 @@ def emit(function: Lowered, name: str, resumable: bool, context: Context) -> Emi
     blocks = absorb_decisions(blocks)
     points: list[PausePoint] = []
     if resumable:
+        _add_rests(blocks)
         points = split_at_pauses(blocks, context.may_pause)
         blocks = order(blocks[0])
     return _Emitter(function, name, blocks, points, resumable, context).emit()
+
+
+def _add_rests(blocks: list[Block]) -> None:
+    """Put a rest before each statement that calls C."""
+    for block in blocks:
+        ops: list[Op] = []
+        calls = isinstance(block.end, Branch | Choose | Return) and any(map(has_call, operands_of(block.end)))
+        for op in reversed(block.ops):
+            ops.append(op)
+            if isinstance(op, Mark) and calls:
+                ops.append(Call(op.pos, None, REST, ()))
+            calls = not isinstance(op, Mark) and (calls or reaches_c(op))
+        block.ops = ops[::-1]
 
 
 def _none(call: Call) -> bool:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from functools import cache, lru_cache
 from operator import itemgetter
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from iretrace.explore.landings import NEVER, Landings
 from iretrace.explore.turns import digest, stack
 from iretrace.linux.answers import Site
+from iretrace.linux.legs import Base, Leg, Milestone, Passed
 from iretrace.linux.machine import RUN
 from iretrace.linux.notes import Note
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE, Program, Run
-from iretrace.linux.registers import Opaque, name_of
-from iretrace.linux.sender import Changed, EventSender, Hook, Masks, Senders, add_access
+from iretrace.linux.registers import Hidden, name_of, opaque_among
+from iretrace.linux.sender import EventSender, Hook, Masks, Senders, add_access
+from iretrace.linux.turning import Joined
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.verdict import CLine
-from iretrace.world.protocol import NO_SENDER, Debug, Landing, PauseKind, SenderState
+from iretrace.world.protocol import NO_SENDER, Debug, Landing, Packed, PauseKind, SenderState
 
 MOST_ACCESSES = 2048
 """So many accesses of shared cells between two hand-overs are a loop that does not wait: the longest of other steps
@@ -36,28 +37,10 @@ MOST_ORDERS = 4096
 
 NO_STATE = frozenset(
     "program m trace read write fuel cells allocator features members lines physical sender senders log ipi"
-    " passed quiet first begun noted behind in_order findings _schedule _reduce _count _landed _next _last _kinds"
-    " _touched _turned _been _suspect".split()
+    " passed first begun landed behind noted in_order findings milestones legs known joined quiet _schedule _reduce"
+    " _count _landed _next _last _kinds _touched _turned _been _suspect _resting _rested".split()
 )
 """What of a run plays no role for how it goes on, or is told apart (Passed)."""
-
-
-class Passed(NamedTuple):
-    """An access of a shared word, before which senders may land. at: its number. words: the shared words, in order of
-    their addresses. deaf: an IPI would not be taken now. place: all else that decides how the step goes on, as a
-    digest. changed: see Senders. rest: it is the last one of a thread that goes in a circle, and stands for what
-    senders do then."""
-
-    at: int
-    address: int
-    mask: int
-    write: bool
-    words: tuple[int, ...] = ()
-    ipi: bool = False
-    deaf: bool = False
-    place: bytes = b""
-    changed: Mapping[str, Changed] = MappingProxyType({})
-    rest: bool = False
 
 
 class Circle(Unmodelled):
@@ -124,13 +107,18 @@ class KernelRun(Run):
 class HostRun(Landings, KernelRun):
     """A host step. Shared accesses are counted; before the k-th one the schedule lets senders take their steps.
 
-    kinds: of the senders that are around. Since the last landing was over: passed, the accesses that could
-    conflict with theirs; quiet, the others; first, the shared words then; begun, how long the trace was then. noted and
-    behind: what was noted up to then, and since.
+    kinds: of the senders that are around. Since the last landing was over: legs and milestones; first, the shared words
+    then; landed, how long the trace was then. noted, behind: what was noted up to then, and outside of legs.
     """
 
     in_order: tuple[int, ...] = ()
     """The addresses of shared words (`cells`), ascending."""
+
+    known: Callable[[Milestone], Joined | None] | None = None
+    """How another run went on from a milestone, if that is known; without this, there are no milestones."""
+
+    joined: Joined | None = None
+    """What it told of the last milestone: this run goes on likewise, and is over."""
 
     def __init__(
         self,
@@ -149,8 +137,13 @@ class HostRun(Landings, KernelRun):
         self.quiet: dict[int, Masks] = {}
         self.first: tuple[int, ...] = ()
         self.begun = 0
+        self.landed = 0
         self.noted: set[Note] = set()
         self.behind: set[Note] = set()
+        self.legs: list[Leg] = []
+        self.milestones: list[Milestone] = []
+        self._resting = False
+        self._rested = 0
         self._been: set[bytes] = set()
         self._turned: set[tuple[bytes, tuple[int, ...]]] = set()
         self._suspect = False
@@ -165,10 +158,60 @@ class HostRun(Landings, KernelRun):
         is not resumed, so that of its C frames nothing is kept."""
         self.first = self._words()
         try:
-            return self.call(RUN, vcpu) if again else self.resume()
+            result = self.call(RUN, vcpu) if again else self.resume()
+            while self._resting:
+                self._resting = False
+                if self._reaches_known():
+                    return PAUSE
+                result = self.resume()
+            return result
         except Circle:
             self.frames, self.paused = (), PauseKind.LOOP
             return PAUSE
+        finally:
+            if self.joined is None:
+                self._end_leg()
+
+    def rest(self) -> Any:
+        """This may become a milestone: where nothing lands any more, and something might have since the last one."""
+        nothing = len(self.passed) == self._rested
+        if self.known is None or nothing or self._next != NEVER or not self.program.can_resume(sys._getframe(2)):
+            return None
+        self._resting = True
+        return PAUSE
+
+    def _reaches_known(self) -> bool:
+        """A milestone has been reached. Whether another run has gone on from there, so that this one is over."""
+        attributes = vars(self)
+        own = {name: attributes[name] for name in _counting(tuple(attributes))}
+        physical, findings = self.physical.now(), tuple(self.findings)
+        if opaque_among((*own.values(), *physical.dr)):
+            return False  # of these none is renewed where another run goes on
+        self._end_leg()
+        key = self._place(frozenset(), (findings, self.ipi))
+        words, values = _shared(tuple(self.m)), tuple(self.m.values())
+        made = Milestone(self._count, key, words, values, self.frames, own, physical, findings, self.ipi)
+        self.milestones.append(made)
+        assert self.known is not None
+        self.joined = self.known(made)
+        return self.joined is not None
+
+    def _end_leg(self) -> None:
+        """What was executed since the last milestone is a leg."""
+        uses = self.program.uses(self.trace[self.begun :], self.program.layout.notes.cut())
+        self.legs.append(Leg(tuple(self.passed[self._rested :]), self.quiet, uses))
+        self._rested, self.begun, self.quiet = len(self.passed), len(self.trace), {}
+
+    def go_on(self, base: Base, hidden: Hidden, vmcb: Packed) -> None:
+        """Stand where another run stood at a milestone, with the registers of a VMCB."""
+        milestone = base.milestone
+        vars(self).update(milestone.own)
+        self.m, self.frames = milestone.memory(hidden, vmcb), milestone.stack(hidden, vmcb)
+        self.physical.put(milestone.physical)
+        self.ipi, self.findings = milestone.ipi, list(milestone.findings)
+        self.senders, self.log = list(base.senders), list(base.log)
+        self._count = milestone.at + base.shift
+        self._follow(base.since)
 
     def shared(self, address: int, mask: int, write: bool) -> None:
         """A shared word is about to be accessed: senders land, and where they may is noted."""
@@ -206,8 +249,11 @@ class HostRun(Landings, KernelRun):
 
     def _land(self, k: int) -> None:
         super()._land(k)
-        self.first, self.begun = self._words(), len(self.trace)
+        self.first = self._words()
+        self.begun = self.landed = len(self.trace)
         self.noted |= self.program.layout.notes.cut()
+        self.legs.clear()
+        self.milestones.clear()
 
     def _send(self, number: int) -> None:
         state = self.senders[number]
@@ -262,11 +308,14 @@ class HostRun(Landings, KernelRun):
         attributes = vars(self)
         own = (self.physical.now(), *[attributes[name] for name in _counting(tuple(attributes))])
         addresses, values_of = _in_order(tuple(self.m), but)
-        values: tuple[Any, ...] = values_of(self.m)
-        if Opaque in map(type, values):
-            values = tuple([value if type(value) is int else name_of(value) for value in values])
-        memory = addresses, values
+        memory = addresses, _plain(values_of(self.m))
         return digest(stack(frame, HostRun.perform.__code__, name_of), memory, (state, own), name_of)
+
+
+@lru_cache(MOST_ORDERS)
+def _shared(addresses: tuple[int, ...]) -> tuple[int, ...]:
+    """The same addresses, as one object for all."""
+    return addresses
 
 
 @lru_cache(MOST_ORDERS)
@@ -276,6 +325,17 @@ def _in_order(addresses: tuple[int, ...], but: frozenset[int]) -> tuple[bytes, C
     return digest([], tuple(ordered), ()), itemgetter(*ordered)
 
 
+def _plain(values: tuple[int, ...]) -> tuple[Any, ...]:
+    """Words of memory, opaque ones told by their names."""
+    hidden = opaque_among(values)
+    if not hidden:
+        return values
+    plain: list[Any] = list(values)
+    for at in hidden:
+        plain[at] = name_of(plain[at])
+    return tuple(plain)
+
+
 @cache
 def _counting(names: tuple[str, ...]) -> tuple[str, ...]:
     """Those attributes of a run that decide how it goes on."""
@@ -283,7 +343,8 @@ def _counting(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _OWN = frozenset(
-    method.__code__ for method in (HostRun.shared, HostRun._look_for_circle, HostRun._here, HostRun._place)
+    method.__code__
+    for method in (HostRun.shared, HostRun._look_for_circle, HostRun._here, HostRun._place, HostRun._reaches_known)
 )
 
 

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from iretrace.linux import memory
 from iretrace.linux.answers import ConditionId
 from iretrace.linux.changes import NotedMemory, handling, view_changes
 from iretrace.linux.comparison import Comparer
 from iretrace.linux.debugger import Debugger
 from iretrace.linux.events import EVENTS, senders_of
-from iretrace.linux.handover import HandOver
-from iretrace.linux.host import HostRun, KernelRun
+from iretrace.linux.host import KernelRun
 from iretrace.linux.ioctls import Ioctls
 from iretrace.linux.ledger import Ledger
 from iretrace.linux.machine import RUN, Machine, exit_handlers
-from iretrace.linux.models.findings import Bug
 from iretrace.linux.notes import Later
 from iretrace.linux.physical import DebugRegisters
-from iretrace.linux.program import PAUSE, Retry
-from iretrace.linux.records import ghcb_record, vmcb_record
-from iretrace.linux.registers import MOVED, Found, Hidden, Memo, general
+from iretrace.linux.program import PAUSE
+from iretrace.linux.registers import Hidden
 from iretrace.linux.sender import EventSender
-from iretrace.linux.startup import Startup
-from iretrace.linux.states import State, States
+from iretrace.linux.states import State
+from iretrace.linux.stepping import HostSteps, How
 from iretrace.linux.tree import Tree
-from iretrace.linux.turning import Asked, Before, Log, Passage, Passages, Stale, behind, taken
+from iretrace.linux.turning import Asked
 from iretrace.linux.unmodelled import Unmodelled, describe
 from iretrace.linux.used import Used
 from iretrace.linux.view import PENDING, Viewer
@@ -48,9 +44,7 @@ from iretrace.world.protocol import (
     Executed,
     GuestDebug,
     Landing,
-    Packed,
     Pause,
-    PauseKind,
     Private,
     Processor,
     SenderState,
@@ -91,44 +85,23 @@ class TreeHypervisor:
         self.vcpu = vcpu
         self.machine = machine or Machine(tree, rule_files, options, negate)
         self._notes = self.machine.notes
-        self._reduce = reduce
-        self._merge = merge
-        self._remember = remember
         with self._notes.collecting() as noted:
-            self._open(vcpu)
-        self._ledger = Ledger(self.machine, self.program.uses(self._blocks, noted | self.machine.noted))
+            self._open(vcpu, How(reduce, merge, remember))
+        self._ledger = Ledger(self.machine, self.program.uses(self._steps.blocks, noted | self.machine.noted))
 
-    def _open(self, vcpu: str) -> None:
+    def _open(self, vcpu: str, how: How) -> None:
         self.vm = Vm(self.machine, vcpu)
         self.program = self.machine.program
-        self._processor = self.vm.processor()
-        self._steps: Memo[Found] = Memo()
         self._sends: dict[tuple[Private, SenderState], Later[Sent]] = {}
         self._views: dict[Private, Later[View]] = {}
-        self._blocks: set[int] = set()
-        run, places = self.vm.first_state()
-        self._blocks.update(run.trace)
-        self.places = places
+        run, self.places = self.vm.first_state()
         self._svm = self.vm.address("svm")
-        self._cells = frozenset(self.vm.words("shared")) | {
-            self.vm.address("task"),
-            self.vm.address("task") + 8,
-        }
-        self._vmcb = vmcb_record(lambda member: places.find(run, f"svm.vmcb->{member}"))
-        self._ghcb = ghcb_record(lambda member: places.find(run, f"ghcb.{member}"))
-        self._registers = {self._vmcb.fields[register][0]: register for register in MOVED}
-        self._states = States(self.program.space, run.m, self._masks())
-        self._at = HandOver(self.vm, places, run, self._vmcb)
-        self._guests_features = self.vm.snp_features
-        self._viewer = Viewer(places, run, self._svm, self.machine.index.function(PENDING) is not None)
-        self._comparer = Comparer(self.vm, places, run)
-        self._startup = Startup(places, run)
+        self._viewer = Viewer(self.places, run, self._svm, self.machine.index.function(PENDING) is not None)
+        self._comparer = Comparer(self.vm, self.places, run)
         self._debugger = Debugger(self.vm)
         self._ioctls = Ioctls(self.vm)
-        self._in_order = tuple(sorted(self._cells))
-        self._sender = senders_of(self.vm, self._states, self._cells)
+        self._steps = HostSteps(self.vm, run, self.places, how)
         self._start = self._first_pause(run.findings)
-        self._passages = Passages(self._sender, self._in_order, self._notes, self._reduce, self._merge)
 
     # Protocol. --------------------------------------------------------------------------------------------------
 
@@ -140,7 +113,7 @@ class TreeHypervisor:
     @property
     def processor(self) -> Processor:
         """The processor that it runs on."""
-        return self._processor
+        return self._steps.processor
 
     def start(self) -> Pause:
         """The first VMRUN."""
@@ -154,8 +127,8 @@ class TreeHypervisor:
         run = self._quiet_run(state)
         run.frames = state.frames  # type: ignore[assignment]
         with self.program.noting(run):
-            self._startup.make_ap(run)
-        return replace(self._start, private=self._states.of(run))
+            self._steps.startup.make_ap(run)
+        return replace(self._start, private=self._steps.states.of(run))
 
     def sender(self, kind: str) -> SenderState:
         """A fresh sender."""
@@ -175,15 +148,7 @@ class TreeHypervisor:
     ) -> Pause:
         """Run from a hand-over to the next one."""
         asked = Asked(private, vmcb.pack(), ghcb.pack(), cause, senders, debug)  # type: ignore[attr-defined]
-        start = (*asked[:1], general(asked.vmcb), *asked[2:])
-        found = self._steps.find((start, schedule), asked.vmcb)
-        if found is None:
-            parent = self._steps.find((start, schedule[:-1]), asked.vmcb) if schedule else None
-            found = self._found(asked, schedule, parent)
-            self._steps.add((start, schedule), asked.vmcb, found.looked, found)
-        for uses in found.uses:
-            self._notes.note(uses)
-        return found.of(asked.vmcb)
+        return self._steps.step(asked, schedule)
 
     def send(self, private: Private, sender: SenderState) -> Sent:
         """One step of a sender outside of host steps."""
@@ -203,23 +168,23 @@ class TreeHypervisor:
 
     def _ioctl(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, debug: Debug, call: Callable[[KernelRun], int]) -> Pause:
         packed, shared = vmcb.pack(), ghcb.pack()  # type: ignore[attr-defined]
-        run = self._host_run((), ())
-        run.physical = DebugRegisters(debug, self._processor.host_debug)
-        self._states.restore(run, private)
-        self._vmcb.write(run.m, packed)
-        self._ghcb.write(run.m, shared)
+        run = self._steps.run((), ())
+        run.physical = DebugRegisters(debug, self._steps.processor.host_debug)
+        self._steps.states.restore(run, private)
+        self._steps.vmcb.write(run.m, packed)
+        self._steps.ghcb.write(run.m, shared)
         try:
             result = call(run)
         except Unmodelled as error:
-            return self._unmodelled(run, private, error, packed)
+            return self._steps.unmodelled(run, private, error, packed)
         finally:
             self._notes.note(self.program.uses(run.trace))
         run.host = None
-        return replace(self._pause(run, 0), exit_reason=result)
+        return replace(self._steps.pause(run, 0), exit_reason=result)
 
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken: its task state says that it runs."""
-        return self._states.word(private, self.vm.address("task")) & 0xFFFF_FFFF == 0
+        return self._steps.states.word(private, self.vm.address("task")) & 0xFFFF_FFFF == 0
 
     def view(self, private: Private) -> View:
         """The view of a state, by the tree's own functions."""
@@ -260,8 +225,8 @@ class TreeHypervisor:
             for operation, waits in ASKS.items():
                 seen = partial(_refused, refusals, waits)
                 watching.enter_context(self.program.watched(*self.machine.target(operation), seen))
-            pause, _, run = self._step(asked, schedule, Hidden({}, ()), note)
-        self._notes.note(self.program.uses(run.trace, run.noted | run.behind))
+            pause, _, run = self._steps.execute(asked, schedule, Hidden({}, ()), note)
+        self._notes.note(self.program.uses(run.trace, {*run.noted, *run.behind, *(leg.uses for leg in run.legs)}))
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private))
         handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
@@ -297,11 +262,11 @@ class TreeHypervisor:
 
     def executed(self) -> set[CLine]:
         """The C statements executed so far."""
-        return {line for block in self._blocks for line in self.program.block_lines(block)}
+        return {line for block in self._steps.blocks for line in self.program.block_lines(block)}
 
     def conditions(self) -> set[ConditionId]:
         """Leaf conditions of the tree decided so far."""
-        return self.program.executed_conditions(self._blocks)
+        return self.program.executed_conditions(self._steps.blocks)
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """Rules used."""
@@ -318,156 +283,28 @@ class TreeHypervisor:
         """Run KVM_RUN to the first VMRUN; the state there becomes what other states are compared with.
 
         found: the WARNs and BUGs that creating the vCPU reached."""
-        run = self._host_run((), ())
-        run.physical = DebugRegisters(self._processor.host_debug, self._processor.host_debug)
+        self._steps.settle(senders_of(self.vm, self._steps.states, self._steps.cells))
+        run = self._steps.run((), ())
+        run.physical = DebugRegisters(self._steps.processor.host_debug, self._steps.processor.host_debug)
         run.findings = list(found)
-        run.m = dict(self._states.base)
+        run.m = dict(self._steps.states.base)
         result = run.call(RUN, self._svm)
         if result is not PAUSE:
             raise Unmodelled(f"the first KVM_RUN returns {result} without entering the guest")
-        self._states.settle(run.m)
-        run.m = dict(self._states.base)
+        self._steps.states.settle(run.m)
+        run.m = dict(self._steps.states.base)
         run.host = None
-        self._sender = senders_of(self.vm, self._states, self._cells)
+        self._steps.settle(senders_of(self.vm, self._steps.states, self._steps.cells))
         return replace(
-            self._pause(run, result),
-            sev_features=self._at.of_vmsa(run, "sev_features") | self._guests_features,
-            launched=(self._at.of_vmsa(run, "rflags"), self._at.of_vmsa(run, "dr7")),
-            efer_passes=self._at.efer_passes(run),
-        )
-
-    def _host_run(self, senders: tuple[SenderState, ...], schedule: tuple[Landing, ...]) -> HostRun:
-        kinds = frozenset(state.kind for state in senders if isinstance(state, EventSender))
-        run = HostRun(self.program, self._sender, senders, schedule, self._reduce, kinds)
-        self.vm.prepare(run)
-        run.cells, run.in_order = self._cells, self._in_order
-        return run
-
-    def _found(self, asked: Asked, schedule: tuple[Landing, ...], parent: Found | None) -> Found:
-        """What a step comes to. parent: the same with one landing less, if that is known."""
-        key: Hashable = (asked.private, asked.ghcb, asked.cause, asked.debug, general(asked.vmcb))
-        last = schedule[-1] if schedule else None
-        senders, before = asked.senders, Before(self.program.uses)
-        log: Log = ()
-        if last is not None:
-            way = taken(parent, last, self.program.uses) if parent is not None else None
-            key = None
-            if way is not None:
-                (_, senders, log), before = way
-                key = behind(way[0], asked.cause)
-        passage = self._passages.find(key, asked.vmcb) if key is not None and self._remember else None
-        if passage is not None:
-            with suppress(Stale):
-                return self._passages.found(passage, senders, log, last, before)
-        while True:
-            hidden = Hidden(self._registers, self._at.saved)
-            versions = self._sender.versions()
-            pause, moved, run = self._step(asked, schedule, hidden)
-            looked = frozenset(MOVED if pause.unmodelled else hidden.looked)
-            uses = self.program.uses(run.trace[run.begun :], run.behind)
-            at = last[0] if last is not None else 0
-            passage = Passage(pause, moved, looked, tuple(run.passed), run.quiet, run.first, versions, at, uses)
-            whole = Before(self.program.uses, uses=(self.program.uses(run.trace[: run.begun], run.noted),))
-            with suppress(Stale):
-                found = self._passages.found(passage, tuple(run.senders), tuple(run.log), last, whole)
-                if key is not None and not pause.unmodelled:
-                    self._passages.add(key, asked.vmcb, passage)
-                return found
-
-    def _step(
-        self,
-        asked: Asked,
-        schedule: tuple[Landing, ...],
-        hidden: Hidden,
-        note: Callable[[dict[int, int]], dict[int, int]] = dict,
-    ) -> tuple[Pause, tuple[tuple[int, int], ...], HostRun]:
-        """The result, where registers were moved to, and the run."""
-        run = self._host_run(asked.senders, schedule)
-        with self._notes.collecting() as run.behind:
-            pause, moved = self._perform(run, asked, hidden, note)
-        return pause, moved, run
-
-    def _perform(
-        self, run: HostRun, asked: Asked, hidden: Hidden, note: Callable[[dict[int, int]], dict[int, int]]
-    ) -> tuple[Pause, tuple[tuple[int, int], ...]]:
-        private, vmcb, ghcb, cause, _, debug = asked
-        run.physical = DebugRegisters(debug, self._processor.host_debug)
-        self._states.restore(run, private)
-        self._vmcb.write(run.m, vmcb)
-        self._ghcb.write(run.m, ghcb)
-        hidden.hide(run.m, stale=cause == Cause.VMEXIT)
-        run.m = note(run.m)
-        result = None
-        try:
-            with suppress(Bug):
-                result = run.perform(self._svm, again=cause == Cause.RERUN)
-            moved = hidden.reveal(run.m, enters=result is PAUSE and run.paused == PauseKind.ENTER)
-            if cause != Cause.VMEXIT:
-                run.host = None
-            return self._pause(run, result), moved
-        except Retry:
-            unforeseen = Unmodelled("a function pauses through a call that was not foreseen (linux/sleepers.py)")
-            return self._unmodelled(run, private, unforeseen, vmcb), ()
-        except Unmodelled as error:
-            return self._unmodelled(run, private, error, vmcb), ()
-
-    def _pause(self, run: HostRun, result: Any) -> Pause:
-        self._blocks.update(run.trace)
-        code_base = 0
-        kind = run.paused if result is PAUSE else PauseKind.USERSPACE
-        if kind == PauseKind.ENTER:
-            self._at.forget(run, self._states.base)
-            code_base = 0 if self.vm.encrypted else self._startup.code_base(run, self._states.base)
-        elif kind == PauseKind.USERSPACE:
-            self._at.handle_signal(run)
-        return Pause(
-            kind=kind,
-            private=self._states.of(run),
-            vmcb=self._vmcb.read(run.m),
-            ghcb=self._ghcb.read(run.m),
-            senders=tuple(run.senders),
-            log=tuple(run.log),
-            ipi=run.ipi,
-            openings=(),
-            warm=run.warm,
-            exit_reason=self._at.reason(run, result) if kind == PauseKind.USERSPACE else 0,
-            defects=tuple(run.findings),
-            debug=run.physical.now(),
-            host_area=self._at.host_area(run) if kind == PauseKind.ENTER else NO_HOST_DEBUG,
-            smram=self._at.saved_in_smram(run),
-            code_base=code_base,
-            host=run.host,
-        )
-
-    def _masks(self) -> dict[int, int]:
-        """Word address -> bits that play no role for what KVM does, or are kept elsewhere."""
-        masks = self.vm.words("masked")
-        for word, mask in self._ghcb.words.items():
-            masks[word] = masks.get(word, 0) | mask
-        masks.update(dict.fromkeys(self._registers, memory.MASK))
-        return masks
-
-    def _unmodelled(self, run: HostRun, private: Private, error: Unmodelled, vmcb: Packed) -> Pause:
-        self._blocks.update(run.trace)
-        return Pause(
-            kind=PauseKind.USERSPACE,
-            private=private,
-            vmcb=vmcb,
-            ghcb=self._ghcb.read(run.m),
-            senders=tuple(run.senders),
-            log=tuple(run.log),
-            ipi=False,
-            openings=(),
-            warm=False,
-            exit_reason=0,
-            defects=(),
-            unmodelled=describe(error),
-            debug=run.physical.now(),
+            self._steps.pause(run, result),
+            sev_features=self._steps.at.of_vmsa(run, "sev_features") | self.vm.snp_features,
+            launched=(self._steps.at.of_vmsa(run, "rflags"), self._steps.at.of_vmsa(run, "dr7")),
+            efer_passes=self._steps.at.efer_passes(run),
         )
 
     def _quiet_run(self, private: Private) -> KernelRun:
         run = self.vm.prepare(KernelRun(self.program))
-        self._states.restore(run, private)
+        self._steps.states.restore(run, private)
         run.frames = ()
         return run
 
@@ -490,17 +327,17 @@ class TreeHypervisor:
         assert isinstance(sender, EventSender)
         run.frames = private.frames  # type: ignore[assignment]
         try:
-            access = self._sender.access(sender)
+            access = self._steps.sender.access(sender)
             if access is None:
                 return Sent(private, NO_SENDER, False, "the event is dropped", CLine("", 0))
-            step = self._sender.step(sender, run.m)
+            step = self._steps.sender.step(sender, run.m)
         except Unmodelled as error:
             return Sent(private, NO_SENDER, False, "", CLine("", 0), describe(error))
         run.m[access.address] = step.word
         run.m.update(step.writes)
-        self._blocks.update(step.blocks)
+        self._steps.blocks.update(step.blocks)
         self._notes.note(self.program.uses(step.blocks))
-        return Sent(self._states.of(run), step.state(sender.kind), step.ipi, step.where.text, step.where)
+        return Sent(self._steps.states.of(run), step.state(sender.kind), step.ipi, step.where.text, step.where)
 
 
 def _refused(refusals: list[tuple[str, int]], waits: str, run: Any, result: Any) -> None:

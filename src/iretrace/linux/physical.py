@@ -26,12 +26,16 @@ class DebugRegisters:
     """DR0-3, their masks, DR6, DR7 and DEBUGCTL of the CPU that the vCPU thread runs on. host: the host's own."""
 
     def __init__(self, debug: Debug = NO_HOST_DEBUG, host: Debug = NO_HOST_DEBUG) -> None:
+        self._host = host
+        self.put(debug)
+
+    def put(self, debug: Debug) -> None:
+        """They hold this now."""
         self._dr = list(debug.dr)
         self._masks = debug.masks
         self._dr6 = debug.dr6
         self._dr7 = debug.dr7
         self.debugctl = debug.debugctl
-        self._host = host
 
     def now(self) -> Debug:
         """What the registers hold."""

@@ -31,7 +31,7 @@ from iretrace.linux.answers import (
 from iretrace.linux.builder import Callee, Variable
 from iretrace.linux.calls import BIT_FUNCTIONS
 from iretrace.linux.ctree import Pos
-from iretrace.linux.emit import Context, emit
+from iretrace.linux.emit import REST, Context, emit
 from iretrace.linux.globals import Globals
 from iretrace.linux.ir import Call, Fail
 from iretrace.linux.layout import Layout
@@ -115,7 +115,7 @@ class Program:
         self._by_code: dict[CodeType, Function] = {}
         self._models: dict[tuple[int, Site | None], tuple[str, Model]] = {}
         self._lines: dict[str, list[str]] = {}
-        self._pausing: set[str] = set()
+        self._pausing: set[str] = {REST}
         self._uses: dict[Uses, Uses] = {}
         self._statements: dict[tuple[str, Pos], int] = {}
         self._numbers: list[tuple[int, ...]] = []
@@ -141,6 +141,7 @@ class Program:
                 "C_remainder": fold.remainder,
                 "C_fail": self._failure,
                 "C_endless": _endless,
+                REST: _rest,
             }
         )
         for name, function in BIT_FUNCTIONS.items():
@@ -431,6 +432,15 @@ class Program:
             frame = frame.f_back
         return changed
 
+    def can_resume(self, frame: FrameType | None) -> bool:
+        """Whether every function on the Python stack can, down to Run._run."""
+        while frame is not None and frame.f_code is not Run._run.__code__:
+            function = self._by_code.get(frame.f_code)
+            if function is None or not function.resumable:
+                return False
+            frame = frame.f_back
+        return True
+
     def model(self, name: str, answer: Model, site: Site | None) -> str:
         """The name in the program of the Python that answers for a function."""
         key = (id(answer), site)
@@ -475,6 +485,10 @@ class Program:
     def function_at(self, address: int) -> tuple[str, str] | None:
         """Name and file of the function at an address."""
         return self._address_names.get(address)
+
+
+def _rest(run: Run) -> Any:
+    return run.rest()
 
 
 def _endless() -> Unmodelled:

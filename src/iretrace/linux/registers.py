@@ -50,6 +50,15 @@ def name_of(value: int) -> tuple[int] | int:
     return (value.register,) if type(value) is Opaque else int(value)
 
 
+def opaque_among(values: tuple[int, ...]) -> list[int]:
+    """Where among some numbers the opaque ones are: mostly there is none, or a few of hundreds."""
+    kinds = tuple(map(type, values))
+    found: list[int] = []
+    for _ in range(kinds.count(Opaque)):
+        found.append(kinds.index(Opaque, found[-1] + 1 if found else 0))
+    return found
+
+
 def _noting(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
@@ -78,7 +87,7 @@ class Found:
     """What is known of a step for all values of the registers that it did not look at.
 
     moved: (field of the VMCB, register that ended up there). looked: the registers that it looked at. paths: for each
-    opening what its sender does then. uses: on what all this rests.
+    opening what its sender does then. uses: on what all this rests. way: how it was found (turning.Way).
     """
 
     pause: Pause
@@ -86,6 +95,7 @@ class Found:
     looked: frozenset[int] = frozenset(MOVED)
     paths: tuple[Path, ...] = ()
     uses: tuple[Uses, ...] = ()
+    way: Any = None
 
     def of(self, vmcb: Packed) -> Pause:
         """The result for the registers of a VMCB."""
@@ -141,6 +151,22 @@ class Hidden:
                 m[word] = opaque(m[word], register, self.looked)
         for word in self._saved if stale else ():
             m[word] = opaque(STALE_VALUE, STALE, self.looked)
+
+    def all_again(self, values: tuple[int, ...], vmcb: Packed) -> tuple[int, ...]:
+        """Numbers of another step; those that are opaque there are in this one, of a VMCB."""
+        hidden = opaque_among(values)
+        if not hidden:
+            return values
+        renewed = list(values)
+        for at in hidden:
+            renewed[at] = self._again(values[at], vmcb)
+        return tuple(renewed)
+
+    def _again(self, value: int, vmcb: Packed) -> Opaque:
+        assert isinstance(value, Opaque)
+        number = STALE_VALUE if value.register == STALE else vmcb[value.register]
+        assert isinstance(number, int)
+        return opaque(number, value.register, self.looked)
 
     def reveal(self, m: dict[int, int], enters: bool) -> tuple[tuple[int, int], ...]:
         """After the step: (field of the VMCB, register that is there). enters: the guest runs next.

@@ -59,6 +59,9 @@ class Run:
     def shared(self, address: int, mask: int, write: bool) -> None:
         """Hook: the 8-byte word at `address` is about to be accessed, in the bits of `mask`; shared members only."""
 
+    def rest(self) -> Any:
+        """Hook: a statement begins at which a function that can be resumed may pause (PAUSE), or not (None)."""
+
     def call(self, name: str, *args: int, path: str = "") -> Any:
         """Call a C function (or its model). Returns its value (None for void), or PAUSE. Raises Unmodelled, Retry."""
         return self._run(self.program.entry(name, path), args)

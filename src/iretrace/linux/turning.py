@@ -16,12 +16,12 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from iretrace.explore.turns import WITHOUT_REFERENCES
-from iretrace.linux.host import Passed
+from iretrace.linux.legs import Base, Leg, Milestone, Passed
 from iretrace.linux.notes import Later, Notes, Uses
 from iretrace.linux.registers import Found, Memo
-from iretrace.linux.sender import EventSender, Masks, Path, Senders
+from iretrace.linux.sender import Access, EventSender, Path, Senders
 from iretrace.linux.unmodelled import Unmodelled, describe
-from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, Private, SenderState
+from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, PauseKind, Private, SenderState
 
 Log = tuple[tuple[str, int], ...]
 
@@ -56,20 +56,62 @@ class Stale(Exception):
 @dataclass(frozen=True, slots=True)
 class Passage:
     """What a step comes to from its start, or from behind a landing at an access (`at`), if nothing lands. pause:
-    without senders. moved, looked: see Found. passed, quiet, first: see HostRun. versions: see Senders, before it was
-    executed. uses: on what it rests."""
+    without senders. moved, looked: see Found. first: see HostRun. versions: see Senders, before it was executed.
+    uses: on what it rests."""
 
     pause: Pause
     moved: tuple[tuple[int, int], ...]
     looked: frozenset[int]
-    passed: tuple[Passed, ...]
-    quiet: dict[int, Masks]
+    legs: tuple[Leg, ...]
+    milestones: tuple[Milestone, ...]
     first: Words
     versions: Mapping[str, int]
     at: int
     uses: Uses
     offers: dict[SenderState, Later[list[Offer]]] = field(default_factory=dict)
     """What was worked out already, by how far a sender is."""
+
+    def passed(self) -> list[Passed]:
+        """The accesses in it that could conflict with those of senders that are around."""
+        return [here for leg in self.legs for here in leg.passed]
+
+    def is_quiet(self, access: Access) -> bool:
+        """Whether a sender's access conflicts with none of the others."""
+        masks = (leg.quiet.get(access.address) for leg in self.legs)
+        return not any(mask is not None and mask.conflict(access.mask, access.write) for mask in masks)
+
+    def base(self, at: int) -> Milestone | None:
+        """The last milestone before an access."""
+        return next((milestone for milestone in reversed(self.milestones) if milestone.at <= at), None)
+
+
+class Joined(NamedTuple):
+    """A passage that has been where a run is, and the number of the milestone there among its own."""
+
+    passage: Passage
+    number: int
+
+    def rest(self, at: int) -> tuple[list[Leg], list[Milestone]]:
+        """Legs and milestones behind that one, with the access there as number `at`."""
+        by = at - self.passage.milestones[self.number].at
+        legs, milestones = self.passage.legs[self.number + 1 :], self.passage.milestones[self.number + 1 :]
+        return [leg.later(by) for leg in legs], [milestone.later(by) for milestone in milestones]
+
+
+class Way(NamedTuple):
+    """How a step was found: by a passage, by how far the accesses there are behind those here, and from where the
+    landings before it can be executed again (None: from the start of the step)."""
+
+    passage: Passage
+    shift: int
+    base: Base | None
+
+    def then(self, landing: Landing, pause: Pause) -> Base | None:
+        """From where one more landing can be executed. pause: what the step came to without it."""
+        milestone = self.passage.base(landing[0] - self.shift)
+        if milestone is not None:
+            return Base(milestone, self.shift, pause.senders, pause.log, (landing,))
+        return self.base and self.base._replace(since=(*self.base.since, landing))
 
 
 class Offer(NamedTuple):
@@ -100,20 +142,30 @@ class Passages:
         self._reduce = reduce
         self._merge = merge
         self._known: Memo[Passage] = Memo()
+        self._milestones: Memo[Joined] = Memo()
         self._paths: dict[tuple[SenderState, Words], Later[Path]] = {}
 
     def find(self, key: Hashable, vmcb: Packed) -> Passage | None:
         """The one of a key, for the registers of a VMCB."""
         return self._known.find(key, vmcb)
 
-    def add(self, key: Hashable, vmcb: Packed, passage: Passage) -> None:
-        """One more."""
+    def add(self, key: Hashable, vmcb: Packed, passage: Passage, exits: bool) -> None:
+        """One more. From its milestones on others may go on as it does. exits: see `behind`."""
         self._known.add(key, vmcb, passage.looked, passage)
+        for number, milestone in enumerate(passage.milestones):
+            self._milestones.add((milestone.key, exits), vmcb, passage.looked, Joined(passage, number))
 
-    def found(
-        self, passage: Passage, senders: tuple[SenderState, ...], log: Log, last: Landing | None, before: Before
-    ) -> Found:
-        """What a step comes to by a passage, with senders that are so far then, behind its last landing. Stale."""
+    def going_on(self, milestone: Milestone, vmcb: Packed, exits: bool) -> Joined | None:
+        """A passage that has been at a milestone, and which of its own that is. A thread that goes in a circle shows
+        that by itself."""
+        known = self._milestones.find((milestone.key, exits), vmcb)
+        if known is None or known.passage.pause.kind == PauseKind.LOOP:
+            return None
+        return known if known.passage.versions == self._sender.versions() else None
+
+    def found(self, passage: Passage, up: TakenUp, last: Landing | None) -> Found:
+        """What a step comes to that is taken up there, behind its last landing, and goes on by a passage. Stale."""
+        _, senders, log, before, base = up
         pause = passage.pause
         with self._notes.collecting() as noted:
             offers = self._offers(passage, senders) if self._reduce else _all_offers(passage, senders)
@@ -136,7 +188,8 @@ class Passages:
                 paths.append(offer.path)
         made = replace(pause, senders=senders, log=log, openings=tuple(openings), turns=tuple(turns))
         uses = (*before.uses, passage.uses, before.node((), noted))
-        return Found(made, passage.moved, passage.looked | before.looked, tuple(paths), uses)
+        way = Way(passage, moved, base)
+        return Found(made, passage.moved, passage.looked | before.looked, tuple(paths), uses, way)
 
     def _offers(self, passage: Passage, senders: tuple[SenderState, ...]) -> list[tuple[int, Offer]]:
         """Where which sender may land, in order. Of started ones that are equally far one will do: they cannot be told
@@ -165,7 +218,7 @@ class Passages:
         offers: list[Offer] = []
         words: Words | None = None
         path: Path = ()
-        for order, here in enumerate((Passed(0, 0, 0, False, passage.first), *passage.passed)):
+        for order, here in enumerate((Passed(0, 0, 0, False, passage.first), *passage.passed())):
             if here.words != words:
                 words = here.words
                 try:
@@ -185,8 +238,7 @@ class Passages:
             known = self._paths[state, words] = self._notes.later(lambda: self._sender.path(state, memory))
         path = known()
         for access, _ in path:
-            quiet = passage.quiet.get(access.address)
-            if quiet is not None and quiet.conflict(access.mask, access.write):
+            if not passage.is_quiet(access):
                 raise Stale
         return path
 
@@ -222,7 +274,7 @@ class Passages:
 def _all_offers(passage: Passage, senders: tuple[SenderState, ...]) -> list[tuple[int, Offer]]:
     """Every place, for every sender, by one step."""
     around = [number for number, state in enumerate(senders) if state is not NO_SENDER]
-    return [(number, Offer(0, here.at, 1)) for here in passage.passed for number in around]
+    return [(number, Offer(0, here.at, 1)) for here in passage.passed() for number in around]
 
 
 class Before(NamedTuple):
@@ -231,6 +283,17 @@ class Before(NamedTuple):
     node: Callable[..., Uses]
     looked: frozenset[int] = frozenset()
     uses: tuple[Uses, ...] = ()
+
+
+class TakenUp(NamedTuple):
+    """A step behind its last landing, or at its start. key: tells the passage that begins there; None: that is not
+    known. senders, log: how far they are, and what has happened. before: on what it rests. base: see Way."""
+
+    key: Hashable
+    senders: tuple[SenderState, ...]
+    log: Log
+    before: Before
+    base: Base | None = None
 
 
 def taken(parent: Found, landing: Landing, node: Callable[..., Uses]) -> tuple[Turn, Before] | None:
