@@ -223,7 +223,9 @@ def test_a_result_whose_definitions_are_the_same_is_told_of_where_they_stand_now
     lines = sorted({(line.path, line.line) for line in lines_of(LASSO)})
     used: Used = {f"function {number}": (str(number), path, (line,)) for number, (path, line) in enumerate(lines)}
     Stored(tmp_path).keep(NAME, LASSO, Shelf().read(READ), [Shelf().used(used)])
-    kept = Lookup(Stored(tmp_path), same, lambda _used: {place: place[1] + 7 for place in lines}).find_moved(NAME)
+    kept = Lookup(Stored(tmp_path), same, lambda _used, _before: {place: place[1] + 7 for place in lines}).find_moved(
+        NAME
+    )
     assert kept is not None and kept.result.trace is not None and kept.result.trace.cited is not None
     assert kept.result.trace.cited.line == LASSO.trace.cited.line + 7
     assert [line.line - 7 for line in lines_of(kept.result)] == [line.line for line in lines_of(LASSO)]
@@ -231,7 +233,7 @@ def test_a_result_whose_definitions_are_the_same_is_told_of_where_they_stand_now
 
 def test_a_result_that_cites_a_line_of_no_definition_is_not_told_of_another_tree(tmp_path: Path) -> None:
     Stored(tmp_path).keep(NAME, LASSO, Shelf().read(READ), [Shelf().used({"function f": ("1", "", ())})])
-    assert Lookup(Stored(tmp_path), same, lambda _used: {}).find_moved(NAME) is None
+    assert Lookup(Stored(tmp_path), same, lambda _used, _before: {}).find_moved(NAME) is None
 
 
 def test_a_line_in_a_reason_moves_too() -> None:

@@ -134,7 +134,7 @@ def verdicts(
 @dataclass(frozen=True, slots=True)
 class Begun:
     """A request on one source, for which nothing has been run yet. names: of the results, where they are kept. found:
-    those that need no run, by the number of their task."""
+    those that need no run, by the number of their task. anew: nothing was looked for."""
 
     request: Request
     source: Source
@@ -142,6 +142,7 @@ class Begun:
     todo: Sequence[Task]
     names: Sequence[str]
     found: Mapping[int, Found]
+    anew: bool = False
 
     def missing(self) -> list[int]:
         """The tasks that have to be run."""
@@ -158,7 +159,7 @@ def begun(
     if stored is not None and not anew:
         progress("looking for results that can be reused")
         found = _reused(source, names, stored, progress)
-    return Begun(request, source, stored, todo, names, found)
+    return Begun(request, source, stored, todo, names, found, anew)
 
 
 def finished(begun: Begun, progress: Callable[[str], None]) -> Ran:
@@ -180,7 +181,7 @@ def finished(begun: Begun, progress: Callable[[str], None]) -> Ran:
 def _reused(source: Source, names: Sequence[str], stored: Stored, progress: Callable[[str], None]) -> dict[int, Found]:
     """The results that need no run: of a tree that reads the same, else of one whose definitions are the same."""
     found: dict[int, Found] = {}
-    lookup = Lookup(stored, source.still_reads, source.still_uses)
+    lookup = Lookup(stored, source.still_reads, source.still_uses, source.read_before)
     for number, name in enumerate(names):
         kept = lookup.find(name)
         if kept is not None:

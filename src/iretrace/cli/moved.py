@@ -9,14 +9,14 @@ from typing import Any
 
 from iretrace.verdict import CLine, Result
 
-Moves = Mapping[tuple[str, int], int]
+Moves = dict[tuple[str, int], int]
 """(path, line where a verdict was found) -> line here."""
 
 PLACE = re.compile(r"([\w./+-]+\.[ch]):(\d+)")
 """A line that a sentence names."""
 
 
-def relocated(result: Result, moves: Moves) -> Result | None:
+def relocated(result: Result, moves: Mapping[tuple[str, int], int]) -> Result | None:
     """The result with its C lines as they are here; None if it names a line that no definition it used holds."""
     known: dict[CLine, CLine] = {}
 
@@ -26,7 +26,7 @@ def relocated(result: Result, moves: Moves) -> Result | None:
                 known[value] = replace(value, line=moves[value.path, value.line]) if value.line else value
             return known[value]
         if type(value) is str:
-            if ":" not in value:
+            if ".c:" not in value and ".h:" not in value:
                 return value
             return PLACE.sub(lambda place: f"{place[1]}:{moves[place[1], int(place[2])]}", value)
         if isinstance(value, tuple):

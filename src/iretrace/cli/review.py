@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from iretrace.cli.driver import Ran, Request, begun, finished
+from iretrace.cli.driver import Begun, Ran, Request, begun, finished
 from iretrace.cli.known import mark_known
 from iretrace.cli.moved import PLACE
 from iretrace.cli.sources import AboutPatches, Patchable
-from iretrace.cli.stored import Stored
+from iretrace.cli.stored import Stored, keeps
 from iretrace.cli.workers import Aside
 from iretrace.report.summary import Report
 from iretrace.verdict import Result, Verdict
@@ -61,7 +61,7 @@ def review(
     abouts: list[AboutPatches] = []
     for number, source in enumerate((tree, *sources)):
         one = begun(request, source, progress, stored, anew)
-        if one.missing():
+        if one.missing() and not _is_touched(one, ran):
             abouts = abouts or looked.result()
             judged = abouts[number - 1 : number] if number else abouts
             if not any(about.in_scope for about in judged):
@@ -75,6 +75,15 @@ def review(
         remarks = about.remarks if not each else (f"{name}: {patches[count - 1][0]}", *about.remarks)
         stages.append(Stage(name, source, one_ran if about.in_scope else None, remarks, about.in_scope, about.rows))
     return stages
+
+
+def _is_touched(begun: Begun, ran: Sequence[Ran | None]) -> bool:
+    """Whether it is plain that the patches change what some test uses: its result on the tree before has been kept, and
+    does not hold here."""
+    before = ran[-1] if ran else None
+    if before is None or begun.stored is None or begun.anew:
+        return False
+    return any(keeps(before.results[number]) for number in begun.missing())
 
 
 def _about(sources: Sequence[Patchable]) -> list[AboutPatches]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor
 
 if TYPE_CHECKING:
+    from iretrace.linux.bodies import Bodies
     from iretrace.linux.machine import Machine
     from iretrace.linux.tree import Tree
 
@@ -75,8 +77,13 @@ class Source(Protocol):
         some in common; what others have used too may be in a part that is one object with theirs."""
         ...
 
-    def still_uses(self, used: Used) -> Moves | None:
-        """Where these definitions stand; None if one of them has changed. After `read`."""
+    def read_before(self, digests: Mapping[str, str]) -> bool:
+        """Whether what it was made of by patches would read all this just so."""
+        ...
+
+    def still_uses(self, used: Used, before: bool = False) -> Moves | None:
+        """Where these definitions stand; None if one of them has changed. After `read`. before: they are so in what it
+        was made of by patches."""
         ...
 
     def unanswered(self) -> str:
@@ -232,12 +239,23 @@ class TreeSource:
         assert isinstance(hypervisor, TreeHypervisor)
         return [part for part in hypervisor.definitions() if part]
 
-    def still_uses(self, used: Used) -> Moves | None:
-        """Looked up in the index."""
+    def read_before(self, digests: Mapping[str, str]) -> bool:
+        """What the tree without patches reads now."""
+        return self._unpatched is not None and self._unpatched.still_reads(digests)
+
+    @cached_property
+    def _bodies(self) -> Bodies | None:
+        from iretrace.linux.bodies import changed_bodies
+
+        return changed_bodies(self.tree)
+
+    def still_uses(self, used: Used, before: bool = False) -> Moves | None:
+        """Looked up in the index, where patches may have changed them."""
         from iretrace.linux.used import Definition
 
         assert self._machine is not None, "nothing was read"
-        return self._machine.definitions.moves({name: Definition(*found) for name, found in used.items()})
+        definitions = {name: Definition(*found) for name, found in used.items()}
+        return self._machine.definitions.moves(definitions, self._bodies if before else None)
 
     def unanswered(self) -> str:
         """The rows that the event path needs and that neither tree nor rules have; empty if none is missing."""
@@ -300,7 +318,11 @@ class BuiltinSource:
         """Nothing of a tree."""
         return ()
 
-    def still_uses(self, used: Used) -> Moves | None:
+    def read_before(self, digests: Mapping[str, str]) -> bool:
+        """No patches made it."""
+        return False
+
+    def still_uses(self, used: Used, before: bool = False) -> Moves | None:
         """Only nothing is still the same nothing."""
         return None if used else {}
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -81,7 +82,7 @@ def key(*parts: Any) -> str:
 
 def digest_of(value: Any) -> str:
     """Of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()  # as the file of it holds it
 
 
 class Kept(NamedTuple):
@@ -92,10 +93,11 @@ class Kept(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A file of a result as JSON, and how to read the result in it, which is done once."""
+    """A file of a result as JSON, how to read the result in it, which is done once, and the name of what it read."""
 
     told: Any
     result: Callable[[], Result]
+    read: str = ""
 
 
 class Origin(NamedTuple):
@@ -267,10 +269,10 @@ class Stored:
         """What several results share, by a name that `keep` could have given. ValueError: it is not there as it was."""
         if not isinstance(name, str) or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
             raise ValueError("no name of ours")
-        value = self._read(name)
-        if digest_of(value) != name:
+        content = self._content(name)
+        if hashlib.sha256(content).hexdigest() != name:
             raise ValueError("it is not what it was")
-        return read_as(kind, value)
+        return read_as(kind, json.loads(content))
 
     def _names(self) -> dict[str, list[str]]:
         """Name -> the files of its results without their ending, the newest first."""
@@ -286,7 +288,7 @@ class Stored:
     def _entry(self, file: str) -> Entry:
         if file not in self._entries:
             told = self._read(file)
-            self._entries[file] = Entry(told, cache(lambda: read_as(Result, told["result"])))
+            self._entries[file] = Entry(told, cache(lambda: read_as(Result, told["result"])), file.split("-")[1])
         return self._entries[file]
 
     def _share(self, name: str, value: Any) -> None:
@@ -294,33 +296,38 @@ class Stored:
             self._write(name, value)
 
     def _read(self, name: str) -> Any:
+        return json.loads(self._content(name))
+
+    def _content(self, name: str) -> bytes:
         with open(self._directory / f"{name}.json", "rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ValueError("too large")
-        return json.loads(content)
+        return content
 
     def _write(self, name: str, value: Any) -> None:
         """In one go: another process sees the old file or the new one."""
         with tempfile.NamedTemporaryFile("w", dir=self._directory, delete=False, encoding="ascii") as file:
-            file.write(json.dumps(value, default=record))
+            file.write(json.dumps(value, sort_keys=True, default=record))
         os.replace(file.name, self._directory / f"{name}.json")
 
 
 class Lookup:
-    """Questions for kept results that one source of hypervisors could give again. still_reads, still_uses: its own."""
+    """Questions for kept results that one source of hypervisors could give again. still_reads, still_uses,
+    read_before: its own."""
 
     def __init__(
         self,
         stored: Stored,
         still_reads: Callable[[Mapping[str, str]], bool],
-        still_uses: Callable[[Used], Moves | None] = lambda _used: None,
+        still_uses: Callable[[Used, bool], Moves | None] = lambda _used, _before: None,
+        read_before: Callable[[Mapping[str, str]], bool] = lambda _digests: False,
     ) -> None:
         self._stored = stored
-        self._still_reads = still_reads
         self._still_uses = still_uses
-        self._read_now: dict[str, bool] = {}
         self._moves: dict[str, Moves | None] = {}
+        self._reads = cache(lambda read: still_reads(stored.shared(dict[str, str], read)))
+        self._read_before = cache(lambda read: read_before(stored.shared(dict[str, str], read)))
 
     def find(self, name: str) -> Kept | None:
         """The result of that name that read nothing but what is still the same."""
@@ -331,24 +338,20 @@ class Lookup:
         now."""
         return self._stored.first(name, self._as_it_is)
 
-    def _reads(self, read: str) -> bool:
-        if read not in self._read_now:
-            self._read_now[read] = self._still_reads(self._stored.shared(dict[str, str], read))
-        return self._read_now[read]
-
     def _as_it_is(self, entry: Entry) -> Kept | None:
-        moves: dict[tuple[str, int], int] = {}
+        moves: list[Moves] = []
         for part in entry.told["uses"]:
             if part not in self._moves:
-                self._moves[part] = self._still_uses(self._stored.shared(KeptUsed, part))
+                used = self._stored.shared(KeptUsed, part)
+                self._moves[part] = self._still_uses(used, self._read_before(entry.read))
             here = self._moves[part]
             if here is None:
                 return None
-            moves.update(here)
-        return _kept(entry, moves) if entry.told["uses"] else None
+            moves.append(here)
+        return _kept(entry, ChainMap(*moves)) if moves else None
 
 
-def _kept(entry: Entry, moves: Moves | None) -> Kept | None:
+def _kept(entry: Entry, moves: Mapping[tuple[str, int], int] | None) -> Kept | None:
     result = entry.result() if moves is None else relocated(entry.result(), moves)
     return None if result is None else Kept(result, read_as(str, entry.told["same"]))
 

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from iretrace.linux import ctree
+from iretrace.linux.bodies import Bodies
 from iretrace.linux.ctree import CType, Pos
 from iretrace.linux.index import Index
 from iretrace.linux.notes import Note, Notes
@@ -134,10 +135,16 @@ class Definitions:
             self._known[name] = self._answer(*name.split(SEPARATOR))
         return self._known[name]
 
-    def moves(self, uses: Mapping[str, Definition]) -> Moves | None:
-        """Where the lines of these definitions of another tree stand here; None if one of them is not the same."""
+    def moves(self, uses: Mapping[str, Definition], bodies: Bodies | None = None) -> Moves | None:
+        """Where the lines of these definitions of another tree stand here; None if one of them is not the same.
+
+        bodies: the other tree is this one without its patches, and they change no more than this."""
         moves: Moves = {}
         for name, there in uses.items():
+            if bodies is not None and not bodies.concern(tuple(name.split(SEPARATOR)), there.path):
+                self._known.setdefault(name, there)
+                moves.update({(there.path, line): line for line in there.lines})
+                continue
             here = self.find(name)
             if here.digest != there.digest or len(here.lines) != len(there.lines):
                 return None

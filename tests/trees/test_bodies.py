@@ -1,0 +1,72 @@
+"""Of a patch that changes bodies only, few definitions are looked at again: the answer is as if all were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from iretrace.check import check
+from iretrace.cli.sources import TreeSource
+from iretrace.cli.stored import Used
+from iretrace.linux.bodies import changed_bodies
+from iretrace.linux.edits import SVM, X86, Edit, make_patch
+from iretrace.linux.tree import open_tree
+from iretrace.litmus.corpus import select
+from tests.trees.edits import FIX_IN_A_NEW_FUNCTION, POINTLESS_SINGLE_STEP, QUEUE_OF_ONE, REQUEST_IF_PENDING
+
+pytestmark = [pytest.mark.trees, pytest.mark.slow]
+
+MORE_LINES = (Edit(X86, "kvm_inject_nmi", "atomic_inc", "/* one\n\t * more\n\t */\n\tatomic_inc"),)
+"""All functions behind it stand on other lines."""
+
+UNUSED = (Edit(SVM, "svm_set_gif", "if (value)", "if (!!value)"),)
+
+
+@pytest.fixture(scope="module")
+def used(tree_6_12: Path) -> Sequence[Used]:
+    """The definitions that three verdicts used, in parts."""
+    source = TreeSource(tree_6_12)
+    source.read()
+    hypervisor = source.open("sev-es")
+    parts: list[Used] = []
+    for test in select(["nmi-complete-then-spin", "nmi-at-hlt", "vc-inside-nmi"]):
+        check(test, "sev-es", "tickless", hypervisor)
+        parts += source.used_by(hypervisor)
+    return list({id(part): part for part in parts}.values())
+
+
+@pytest.mark.parametrize("edits", [REQUEST_IF_PENDING, POINTLESS_SINGLE_STEP, QUEUE_OF_ONE, MORE_LINES, UNUSED])
+def test_few_definitions_tell_as_much_as_all(edits: Sequence[Edit], used: Sequence[Used], tree_6_12: Path) -> None:
+    patch = "a.patch", make_patch(open_tree(tree_6_12), edits)
+    looked: list[int] = []
+    told = []
+    for before in (False, True):
+        source = TreeSource(tree_6_12).patched([patch])
+        source.read()
+        told.append([source.still_uses(part, before) for part in used])
+        assert source._machine is not None
+        looked.append(len(source._machine.index._parsed))
+    assert told[0] == told[1]
+    assert looked[1] < looked[0] / 3
+    assert None in told[0] or edits in (MORE_LINES, UNUSED)
+
+
+def test_a_new_function_has_all_looked_at(tree_6_12: Path) -> None:
+    patch = "a.patch", make_patch(open_tree(tree_6_12), FIX_IN_A_NEW_FUNCTION)
+    assert changed_bodies(open_tree(tree_6_12, [patch])) is None
+
+
+def test_so_does_a_header_that_comes_or_goes(tree_6_12: Path) -> None:
+    new = "--- /dev/null\n+++ b/arch/x86/kvm/svm/more.h\n@@ -0,0 +1 @@\n+extern int more;\n"
+    assert changed_bodies(open_tree(tree_6_12, [("a.patch", new)])) is None
+
+
+def test_what_was_known_of_another_tree_is_not_taken_for_this_one(used: Sequence[Used], tree_6_12: Path) -> None:
+    """`before` is for definitions that the tree without patches has; a digest that is none of its own shows."""
+    source = TreeSource(tree_6_12)
+    assert not source.read_before({"Makefile": "0"})
+    patched = source.patched([("a.patch", make_patch(open_tree(tree_6_12), UNUSED))])
+    assert not patched.read_before({"Makefile": "0"})
+    assert patched.read_before(source.tree.read_so_far())
