@@ -246,6 +246,13 @@ def test_a_truncated_package_is_refused(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["diff --git a/x b/x\n", "Subject: one\n\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n" + 600 * "\n"]
+)
+def test_a_patch_that_is_given_for_the_tree_is_told_where_it_belongs(text: str, tmp_path: Path, cache: Path) -> None:
+    refused(write(tmp_path / "a.patch", text.encode()), cache, "a patch, no tree; write the tree first, then --patch")
+
+
+@pytest.mark.parametrize(
     "data",
     [b"", b"x", b"int main;\n" * 100, b"!<arch>\n" + b"x" * 60, lzma.compress(b"text"), b"\xfd7zXZ\0 no", b"\x1f\x8b"],
 )

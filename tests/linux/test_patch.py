@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -102,6 +104,31 @@ def test_names_may_lack_a_prefix(prefixes: tuple[str, str], header: str) -> None
 def test_a_new_file_may_lack_a_prefix() -> None:
     patch = "--- /dev/null\n+++ arch/x86/kvm/new.c\n@@ -0,0 +1 @@\n+a\n"
     assert list(apply_patches(dict[str, str]().get, [("1.patch", patch)], is_looked_at)) == ["arch/x86/kvm/new.c"]
+
+
+@pytest.mark.parametrize(
+    "name", ["f\u00e9.c", 'a"b.c', "back\\slash.c", "tab\tbell\a.c", "\u00fc \u4e2d.c", "plain name.c"]
+)
+def test_names_that_git_quotes_are_read_as_it_meant_them(name: str, tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@localhost", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    git("init", "-q")
+    (tmp_path / name).write_text("a\n")
+    (tmp_path / "moved.c").write_text(OLD)
+    git("add", ".")
+    git("commit", "-qm", "1")
+    (tmp_path / name).write_text("b\n")
+    (tmp_path / "moved.c").rename(tmp_path / f"to {name}")
+    git("add", ".")
+    diff = git("diff", "--cached", "-M")
+    if "\\" in name:
+        with pytest.raises(InputError, match="leads out of the tree"):
+            apply({}, diff)
+        return
+    done = apply({name: "a\n", "moved.c": OLD}, diff)
+    assert {path: file.text for path, file in done.items()} == {name: "b\n", "moved.c": None, f"to {name}": OLD}
 
 
 def test_a_rename_with_changes_applies_to_the_new_path() -> None:

@@ -51,6 +51,7 @@ STALE_SECONDS = 3600
 Progress = Callable[[str], None]
 
 _INNER = re.compile(r"(\./)?usr/src/(linux-source-[^/]+/)?linux-source-[^/]+\.tar(\.(xz|gz|bz2|zst))?")
+_PATCH = re.compile(rb"^(diff --git |--- [^\n]+\n\+\+\+ |From [0-9a-f]{40} )", re.MULTILINE)
 _TOP = frozenset(("arch", "include", "virt", "Makefile"))
 
 
@@ -105,9 +106,17 @@ def unpack_into(archive: Path, tree: Path, progress: Progress) -> None:
     except NeedsProgram as error:
         raise InputError(f"{archive}: {error}") from None
     except (Damaged, tarfile.TarError, UnicodeError, ValueError) as error:
+        if _is_patch(archive):
+            raise InputError(f"{archive}: a patch, no tree; write the tree first, then --patch {archive}") from None
         raise InputError(f"{archive}: cannot be unpacked: {error}; get it again, or unpack it yourself") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_patch(file: Path) -> bool:
+    """Whether it looks like one."""
+    with open(file, "rb") as opened:
+        return _PATCH.search(opened.read(MAX_HEADER_BYTES)) is not None
 
 
 def _remove_stale(trees: Path) -> None:

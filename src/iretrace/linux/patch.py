@@ -29,6 +29,9 @@ MAX_FUZZ = 2
 MAX_PLACES = 4
 """That are told of a hunk."""
 
+_ESCAPED = re.compile(rb'\\([abfnrtv"\\]|[0-3][0-7]{2})')
+_ESCAPES = dict(zip([bytes([letter]) for letter in b'abfnrtv"\\'], b'\a\b\f\n\r\t\v"\\', strict=True))
+
 PREFIXES = ("a", "b")
 """What git writes before the paths of a diff, unless it was told otherwise."""
 
@@ -341,9 +344,9 @@ def _git_header(lines: Sequence[str], start: int, name: str, path: Callable[[str
         if extended:
             change.copied = extended[1] == "copy"
             if extended[2] == "from":
-                change.old = path(f"a/{extended[3]}")
+                change.old = path(_below("a", extended[3]))
             else:
-                change.new = path(f"b/{extended[3]}")
+                change.new = path(_below("b", extended[3]))
         elif line.startswith("new file mode"):
             change.old = ""
         elif line.startswith("deleted file mode"):
@@ -393,7 +396,7 @@ def _cut_end(hunk: Hunk) -> None:
 def _path(written: str, name: str, is_looked_at: Callable[[str], bool]) -> str:
     """The path from the tree's root that a header line names; "" for /dev/null. Its first directory is left out, as by
     patch -p1, but where git was told to write no prefix (diff.noprefix). InputError if it leads elsewhere."""
-    path = written.split("\t")[0].strip().strip('"')
+    path = _unquoted(written.split("\t")[0].strip())
     if path == "/dev/null":
         return ""
     parts = path.split("/")
@@ -402,6 +405,20 @@ def _path(written: str, name: str, is_looked_at: Callable[[str], bool]) -> str:
     stripped = "/".join(parts[1:]) if len(parts) > 1 else path
     bare = parts[0] not in PREFIXES and is_looked_at(path) and not is_looked_at(stripped)
     return path if bare else stripped
+
+
+def _below(prefix: str, name: str) -> str:
+    """A name that git wrote without a prefix, quoted or not, with one."""
+    return f'"{prefix}/{name[1:]}' if name.startswith('"') else f"{prefix}/{name}"
+
+
+def _unquoted(name: str) -> str:
+    """A name as git quotes one that holds other than plain ASCII (core.quotePath)."""
+    if len(name) < 2 or not name.startswith('"') or not name.endswith('"'):
+        return name
+    written = name[1:-1].encode("utf-8", "surrogatepass")
+    plain = _ESCAPED.sub(lambda found: bytes([_ESCAPES.get(found[1]) or int(found[1], 8)]), written)
+    return plain.decode("utf-8", "replace")
 
 
 def changed_paths(files: Iterable[FilePatch]) -> Iterator[str]:
