@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 from iretrace.linux.ctree import Pos
 from iretrace.linux.debugger import launch_debugged
 from iretrace.linux.host import KernelRun
@@ -35,8 +38,13 @@ KIND_FEATURES = {
 
 def lacks(version: str, vcpu: str) -> str:
     """Why KVM of a Linux version has no such kind of vCPU; "" if it has one, as far as the version says it."""
-    rows = load_rules(version, (), MODELS, frozenset()).table("initial")
-    return next((str(row.keys["refused"]) for row in rows if row.is_for(vcpu) and row.never), "")
+    return next((str(row.keys["refused"]) for row in _initial(version) if row.is_for(vcpu) and row.never), "")
+
+
+@cache
+def _initial(version: str) -> Sequence[Row]:
+    """The steps to first states that the shipped rules have."""
+    return load_rules(version, (), MODELS, frozenset()).table("initial")
 
 
 class Vm:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 from iretrace.verdict import Assumption, Result, Verdict
@@ -28,7 +29,13 @@ def result_id(result: Result) -> str:
 
 def record(value: Any) -> dict[str, Any]:
     """A dataclass as json.dumps() wants it (its `default`): one level of what dataclasses.asdict makes of it."""
-    return {part.name: getattr(value, part.name) for part in fields(value)}
+    kind: Any = type(value)
+    return {name: getattr(value, name) for name in _names(kind)}
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(part.name for part in fields(kind))
 
 
 @dataclass(frozen=True, slots=True)
