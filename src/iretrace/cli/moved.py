@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from operator import is_
 from typing import Any
 
 from iretrace.verdict import CLine, Result
@@ -16,27 +17,48 @@ PLACE = re.compile(r"([\w./+-]+\.[ch]):(\d+)")
 """A line that a sentence names."""
 
 
-def relocated(result: Result, moves: Mapping[tuple[str, int], int]) -> Result | None:
+def relocated(result: Result, moves: Moves) -> Result | None:
     """The result with its C lines as they are here; None if it names a line that no definition it used holds."""
-    known: dict[CLine, CLine] = {}
-
-    def here(value: Any) -> Any:
-        if isinstance(value, CLine):
-            if value not in known:
-                known[value] = replace(value, line=moves[value.path, value.line]) if value.line else value
-            return known[value]
-        if type(value) is str:
-            if ".c:" not in value and ".h:" not in value:
-                return value
-            return PLACE.sub(lambda place: f"{place[1]}:{moves[place[1], int(place[2])]}", value)
-        if isinstance(value, tuple):
-            return tuple(here(item) for item in value)
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{part.name: here(getattr(value, part.name)) for part in fields(value)})
-        return value
-
     try:
-        moved: Result = here(result)
+        moved: Result = _Relocation(moves).here(result)
     except KeyError:
         return None
     return moved
+
+
+class _Relocation:
+    """What holds no line that has moved stays the same object: most of a result does."""
+
+    def __init__(self, moves: Moves) -> None:
+        self._moves = moves
+        self._known: dict[CLine, CLine] = {}
+
+    def here(self, value: Any) -> Any:
+        """A value of a result. KeyError: see relocated."""
+        if type(value) is str:
+            return PLACE.sub(self._place, value) if ".c:" in value or ".h:" in value else value
+        if isinstance(value, CLine):
+            return self._line(value)
+        if isinstance(value, tuple):
+            parts = [self.here(part) for part in value]
+            return value if all(map(is_, parts, value)) else tuple(parts)
+        kind: Any = type(value)
+        names = _names(kind)
+        changed = {name: new for name in names if (new := self.here(old := getattr(value, name))) is not old}
+        return replace(value, **changed) if changed else value
+
+    def _line(self, line: CLine) -> CLine:
+        known = self._known.get(line)
+        if known is None:
+            number = self._moves[line.path, line.line] if line.line else 0
+            known = self._known[line] = line if number == line.line else replace(line, line=number)
+        return known
+
+    def _place(self, place: re.Match[str]) -> str:
+        return f"{place[1]}:{self._moves[place[1], int(place[2])]}"
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    """The fields of a kind of dataclass; none of any other."""
+    return tuple(part.name for part in fields(kind)) if is_dataclass(kind) else ()

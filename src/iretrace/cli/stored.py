@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -326,6 +325,9 @@ class Lookup:
         self._stored = stored
         self._still_uses = still_uses
         self._moves: dict[str, Moves | None] = {}
+        self._moves_from: dict[str, Moves] = {}
+        """From each tree, by the name of what was read of it: all that is known, for a line there is one line."""
+        self._taken: set[tuple[str, str]] = set()
         self._reads = cache(lambda read: still_reads(stored.shared(dict[str, str], read)))
         self._read_before = cache(lambda read: read_before(stored.shared(dict[str, str], read)))
 
@@ -339,7 +341,7 @@ class Lookup:
         return self._stored.first(name, self._as_it_is)
 
     def _as_it_is(self, entry: Entry) -> Kept | None:
-        moves: list[Moves] = []
+        moves = self._moves_from.setdefault(entry.read, {})
         for part in entry.told["uses"]:
             if part not in self._moves:
                 used = self._stored.shared(KeptUsed, part)
@@ -347,11 +349,13 @@ class Lookup:
             here = self._moves[part]
             if here is None:
                 return None
-            moves.append(here)
-        return _kept(entry, ChainMap(*moves)) if moves else None
+            if (entry.read, part) not in self._taken:
+                self._taken.add((entry.read, part))
+                moves.update(here)
+        return _kept(entry, moves) if entry.told["uses"] else None
 
 
-def _kept(entry: Entry, moves: Mapping[tuple[str, int], int] | None) -> Kept | None:
+def _kept(entry: Entry, moves: Moves | None) -> Kept | None:
     result = entry.result() if moves is None else relocated(entry.result(), moves)
     return None if result is None else Kept(result, read_as(str, entry.told["same"]))
 
