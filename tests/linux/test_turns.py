@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 from iretrace.check import check
 from iretrace.explore.turns import digest, stack
 from iretrace.linux.hypervisor import TreeHypervisor
+from iretrace.linux.legs import Base
 from iretrace.linux.models import table
-from iretrace.linux.registers import name_of, opaque
+from iretrace.linux.registers import Found, Hidden, name_of, opaque
 from iretrace.linux.tree import open_tree
+from iretrace.linux.turning import Asked, Passage
 from iretrace.litmus.corpus import select
 from iretrace.verdict import Result
+from iretrace.world.protocol import NO_HOST_DEBUG, Cause, Packed
 from tests.kept import functions, kept, reaching
 
 
@@ -66,6 +71,32 @@ def test_milestones_save_most_of_what_steps_execute_and_change_nothing(tree_6_12
     assert whole.executed() == legs.executed()
     assert whole.conditions() == legs.conditions()
     assert sum(counts[1]) < 0.6 * sum(counts[0])
+
+
+@pytest.mark.trees
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), [("nmi-and-irq", "plain"), ("sev-es-irq-on-cold-stack", "sev-es")])
+def test_a_run_from_any_milestone_comes_to_what_its_passage_came_to(tree_6_12: Path, name: str, kind: str) -> None:
+    (test,) = select([name])
+    hypervisor = TreeHypervisor(open_tree(tree_6_12), vcpu=kind)
+    steps = hypervisor._steps
+    known: list[tuple[Packed, Passage, bool]] = []
+    add = steps._passages.add
+
+    def noting(key: Hashable, vmcb: Packed, passage: Passage, exits: bool) -> None:
+        known.append((vmcb, passage, exits))
+        add(key, vmcb, passage, exits)
+
+    steps._passages.add = noting  # type: ignore[method-assign]
+    check(test, kind, "tickless", hypervisor)
+    stood = [(*one, milestone) for one in known for milestone in one[1].milestones]
+    assert any(milestone.ipi for *_, milestone in stood)
+    for vmcb, passage, exits, milestone in stood[::5]:
+        asked = Asked(None, vmcb, (), Cause.VMEXIT if exits else Cause.WAKE, (), NO_HOST_DEBUG)
+        hidden = Hidden(steps._registers, steps.at.saved)
+        pause, moved, _ = steps.execute(asked, (), hidden, base=Base(milestone, 0, (), (), ()))
+        whole = Found(passage.pause, passage.moved).of(vmcb)
+        assert Found(pause, moved).of(vmcb) == replace(whole, senders=(), log=(), openings=(), turns=())
 
 
 def nowhere() -> None:
