@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from iretrace.linux.host import HostRun
 from iretrace.linux.legs import Base, Leg, Milestone, Passed
 from iretrace.linux.notes import BLOCKS, Note, Notes, Uses
 from iretrace.linux.registers import MOVED, STALE, STALE_VALUE, Found, Hidden, Opaque, opaque
@@ -16,6 +17,7 @@ from iretrace.machine.vmcb import Vmcb
 from iretrace.subset import pack
 from iretrace.verdict import CLine
 from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Cause, Landing, Packed, Pause, PauseKind, SenderState
+from tests.linux.csource import program_of
 
 FLAG, COUNT = 8, 16
 """Two shared words: a sender sets the flag, and then adds one to the count."""
@@ -263,3 +265,14 @@ def test_a_milestone_gives_the_registers_of_another_step_hidden_as_they_were() -
     assert memory[8] + kept[0] == 12
     assert hidden.looked == {MOVED[0]}
     assert looked == set(), "the other step has looked at nothing"
+
+
+def test_a_run_stands_at_a_milestone_as_the_other_one_stood_with_its_own_senders() -> None:
+    run = HostRun(program_of("int f(void) { return 1; }"), TwoSteps(), (FRESH,), ((7, 0, 1),), True)
+    warned, debug = ("WARN reached", CLine("a.c", 1)), NO_HOST_DEBUG._replace(dr7=1)
+    stood = Milestone(4, b"", (8,), (9,), (("f1", 2, (3,)),), {"gif": False, "sp": 5}, debug, (warned,), True)
+    run.go_on(Base(stood, 2, (HALF,), (("start", 0),), ((8, 0, 1),)), Hidden({}, ()), vmcb(5))
+    assert (run.m, run.frames, run.gif, run.sp) == ({8: 9}, (("f1", 2, (3,)),), False, 5)
+    assert (run.physical.now(), run.findings, run.ipi) == (debug, [warned], True)
+    assert (run.senders, run.log) == ([HALF], [("start", 0)])
+    assert (run._count, run._next, run._last) == (6, 8, (8, 0))
