@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
+from functools import cache
+from typing import Any
+
+
+@cache
+def field_names(kind: Any) -> tuple[str, ...]:
+    """The fields of a kind of dataclass, worked out once; none of anything else."""
+    return tuple(part.name for part in fields(kind)) if is_dataclass(kind) else ()
 
 
 class Verdict(StrEnum):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass, replace
-from functools import cache
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
-from iretrace.verdict import CLine, Result
+from iretrace.verdict import CLine, Result, field_names
 
 Moves = dict[tuple[str, int], int]
 """(path, line where a verdict was found) -> line here."""
@@ -43,8 +42,9 @@ class _Relocation:
             parts = [self.here(part) for part in value]
             return value if all(map(is_, parts, value)) else tuple(parts)
         kind: Any = type(value)
-        names = _names(kind)
-        changed = {name: new for name in names if (new := self.here(old := getattr(value, name))) is not old}
+        changed = {
+            name: new for name in field_names(kind) if (new := self.here(old := getattr(value, name))) is not old
+        }
         return replace(value, **changed) if changed else value
 
     def _line(self, line: CLine) -> CLine:
@@ -56,9 +56,3 @@ class _Relocation:
 
     def _place(self, place: re.Match[str]) -> str:
         return f"{place[1]}:{self._moves[place[1], int(place[2])]}"
-
-
-@cache
-def _names(kind: Any) -> tuple[str, ...]:
-    """The fields of a kind of dataclass; none of any other."""
-    return tuple(part.name for part in fields(kind)) if is_dataclass(kind) else ()

@@ -7,7 +7,7 @@ bodies; where that is all, only the functions in the files that they touch have 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iretrace.linux.scope import Extent, layout
@@ -48,11 +48,14 @@ def changed_in(before: str, after: str) -> frozenset[str] | None:
     """The words in the heads of the functions whose bodies differ between two texts of a file; None where anything else
     does."""
     old, new = layout(before).functions, layout(after).functions
-    if len(old) != len(new) or _outside(before, old) != _outside(after, new):
+    lines, other_lines = ["", *before.split("\n")], ["", *after.split("\n")]
+    if len(old) != len(new) or _outside(layout(before).lines, old) != _outside(layout(after).lines, new):
+        return None
+    if _outside(lines, old) != _outside(other_lines, new):
         return None
     names: set[str] = set()
     for one, other in zip(old, new, strict=True):
-        (head, body), (other_head, other_body) = _function(before, one), _function(after, other)
+        (head, body), (other_head, other_body) = _function(lines, one), _function(other_lines, other)
         if head != other_head or _far(body) != _far(other_body):
             return None
         if body != other_body:
@@ -60,23 +63,16 @@ def changed_in(before: str, after: str) -> frozenset[str] | None:
     return frozenset(names)
 
 
-def _outside(text: str, functions: Sequence[Extent]) -> list[tuple[str, ...]]:
-    """The lines between functions, without comments and with them."""
-    return [*_between(layout(text).lines, functions), *_between(["", *text.split("\n")], functions)]
+def _outside(lines: Sequence[str], functions: Sequence[Extent]) -> list[Sequence[str]]:
+    """The lines between functions. lines: of a file, from 1."""
+    starts = [0, *(function.last + 1 for function in functions)]
+    ends = [*(function.first for function in functions), len(lines)]
+    return [lines[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
-def _between(lines: Sequence[str], functions: Sequence[Extent]) -> Iterator[tuple[str, ...]]:
-    done = 0
-    for function in functions:
-        yield tuple(lines[done : function.first])
-        done = function.last + 1
-    yield tuple(lines[done:])
-
-
-def _function(text: str, function: Extent) -> tuple[str, str]:
+def _function(lines: Sequence[str], function: Extent) -> tuple[str, str]:
     """Head and body."""
-    whole = "\n".join(text.split("\n")[function.first - 1 : function.last])
-    head, _, body = whole.partition("\n{")
+    head, _, body = "\n".join(lines[function.first : function.last + 1]).partition("\n{")
     return head, body
 
 

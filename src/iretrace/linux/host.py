@@ -175,7 +175,9 @@ class HostRun(Landings, KernelRun):
     def rest(self) -> Any:
         """This may become a milestone: where nothing lands any more, and something might have since the last one."""
         nothing = len(self.passed) == self._rested
-        if self.known is None or nothing or self._next != NEVER or not self.program.can_resume(sys._getframe(2)):
+        if self.known is None or nothing or self._next != NEVER:
+            return None
+        if not self.program.can_resume(sys._getframe(2)):  # of the C function: C_rest is between it and this
             return None
         self._resting = True
         return PAUSE

@@ -310,5 +310,5 @@ def taken(parent: Found, landing: Landing, node: Callable[..., Uses]) -> tuple[T
 
 def behind(turn: Turn, cause: Cause) -> Hashable:
     """The key of the passage behind a landing. Debug registers of the host are noted behind an exit only
-    (TreeHypervisor._step)."""
+    (HostSteps.execute)."""
     return turn.place, cause == Cause.VMEXIT

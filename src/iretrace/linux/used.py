@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, NamedTuple
 
 from iretrace.linux import ctree
@@ -19,6 +18,7 @@ from iretrace.linux.ctree import CType, Pos
 from iretrace.linux.index import Index
 from iretrace.linux.notes import Note, Notes
 from iretrace.linux.parse import ParseError
+from iretrace.verdict import field_names
 
 SEPARATOR = "\t"
 """Between a query's words in its name; neither C names nor paths that are read hold it."""
@@ -187,11 +187,6 @@ def _digest(words: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-@cache
-def _parts(kind: Any) -> tuple[str, ...]:
-    return tuple(part.name for part in fields(kind))
-
-
 def _words(node: Any, numbers: Mapping[Pos, int]) -> Iterator[str]:
     """A syntax tree as words, depth first; nodes of different shape never give the same words."""
     stack = [node]
@@ -206,7 +201,7 @@ def _words(node: Any, numbers: Mapping[Pos, int]) -> Iterator[str]:
         elif is_dataclass(item):
             kind: Any = type(item)
             yield str(kind.__name__)
-            stack.extend(getattr(item, part) for part in reversed(_parts(kind)))
+            stack.extend(getattr(item, part) for part in reversed(field_names(kind)))
         else:
             yield repr(item)
 
@@ -221,4 +216,4 @@ def _places(node: Any) -> Iterator[Pos]:
             stack.extend(item)
         elif is_dataclass(item):
             kind: Any = type(item)
-            stack.extend(getattr(item, part) for part in _parts(kind))
+            stack.extend(getattr(item, part) for part in field_names(kind))

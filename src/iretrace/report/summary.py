@@ -6,11 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Any
 
-from iretrace.verdict import Assumption, Result, Verdict
+from iretrace.verdict import Assumption, Result, Verdict, field_names
 
 ID_DIGITS = 10
 
@@ -30,12 +29,7 @@ def result_id(result: Result) -> str:
 def record(value: Any) -> dict[str, Any]:
     """A dataclass as json.dumps() wants it (its `default`): one level of what dataclasses.asdict makes of it."""
     kind: Any = type(value)
-    return {name: getattr(value, name) for name in _names(kind)}
-
-
-@cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(part.name for part in fields(kind))
+    return {name: getattr(value, name) for name in field_names(kind)}
 
 
 @dataclass(frozen=True, slots=True)
