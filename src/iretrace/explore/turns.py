@@ -2,12 +2,14 @@
 
 A step of a hypervisor is executed anew for each schedule. Most schedules make no difference to each other for long, so
 that many lead to the same place; it will do to go on from there once. A place is told by its digest: there are many.
+Digests are the same in every process.
 """
 
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable
+import opcode
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from types import CodeType, FrameType
 from typing import Any
@@ -25,16 +27,25 @@ def digest(place: list[Any], memory: Any, state: Any, special: Callable[[int], A
     return blake2b(marshal.dumps(told, WITHOUT_REFERENCES), digest_size=16).digest()
 
 
-def stack(frame: FrameType | None, outermost: CodeType, special: Callable[[int], Any] = int) -> list[Any]:
+def stack(
+    frame: FrameType | None,
+    outermost: CodeType,
+    special: Callable[[int], Any] = int,
+    beside: CodeType | None = None,
+) -> list[Any]:
     """The place of an execution: where each function is, and its numbers, from the innermost to the one before
-    `outermost`.
+    `outermost`. beside: of a function that may be there or not.
 
     What the interpreter has worked out of an expression when it comes to a call in it is no local. But all code that is
     executed here takes care that this comes of locals and constants alone: linux.shape.inline_temporaries() puts
     nothing that depends on memory before a call, and tests hold the models and the built-in KVM to the same."""
     told: list[Any] = []
     while frame is not None and frame.f_code is not outermost:
-        told += (id(frame.f_code), frame.f_lasti)
+        if frame.f_code is beside:
+            frame = frame.f_back
+            continue
+        known = _PLACES.get(id(frame.f_code)) or _places(frame.f_code)
+        told += (known[1], known[2][frame.f_lasti])
         for name, value in frame.f_locals.items():
             if type(value) is int:
                 told += (name, value)
@@ -42,6 +53,23 @@ def stack(frame: FrameType | None, outermost: CodeType, special: Callable[[int],
                 told += (name, plain(value, special))
         frame = frame.f_back
     return told
+
+
+_PLACES: dict[int, tuple[CodeType, bytes, Mapping[int, int]]] = {}
+"""By the id of code: the code itself, which so stays its own, a name of it, and the numbers of its instructions."""
+
+_PARTS = {opcode.opmap["CACHE"], opcode.opmap["EXTENDED_ARG"]}
+"""What belongs to an instruction; how much there is of it depends on how large the numbers in it are."""
+
+
+def _places(code: CodeType) -> tuple[CodeType, bytes, Mapping[int, int]]:
+    numbers, number = {}, 0
+    for at, kind in enumerate(code.co_code[::2]):
+        number += kind not in _PARTS
+        numbers[2 * at] = number
+    told = marshal.dumps((code.co_filename.rpartition("iretrace")[2], code.co_qualname), WITHOUT_REFERENCES)
+    made = _PLACES[id(code)] = (code, blake2b(told, digest_size=8).digest(), numbers)
+    return made
 
 
 def plain(value: Any, special: Callable[[int], Any] = int) -> Any:

@@ -32,7 +32,7 @@ class Comparer:
         self._svm = {name: _found(places, run, f"svm.{name}") for name in SVM_MEMBERS}
         self._vcpu = _found(places, run, "svm.vcpu").address
         kind = vm.layout.named("struct kvm_vcpu_events")
-        self._events = vm.program.space.allocate("vcpu_events", vm.layout.size_of(kind)).address
+        self._events = vm.program.space.allocate("vcpu_events", vm.layout.size_of(kind), vm.vcpu).address
         self._fields = list(_leaves(kind, "", 8 * self._events))
 
     def compare(self, make: Callable[[], KernelRun]) -> Comparison:

@@ -26,7 +26,7 @@ class Debugger:
         layout = vm.machine.layout
         kind = layout.named(STRUCT)
         size = layout.size_of(kind)
-        self._struct = vm.program.space.allocate("guest_debug", size).address
+        self._struct = vm.program.space.allocate("guest_debug", size, vm.vcpu).address
         self._words = range(self._struct, self._struct + size, 8)
         self._control = self._struct + vm.machine.member(STRUCT, "control")
         self._registers = self._struct + vm.machine.member(STRUCT, "arch")

@@ -96,7 +96,8 @@ class Globals:
         return made()
 
     def _make(self, name: str, kind: Type, storage: Storage, declaration: ctree.Declaration | None, pos: Pos) -> Object:
-        made = self.space.allocate(name, self.layout.size_of(kind), self.layout.align_of(kind), storage.writable)
+        owner = declaration.pos.path if declaration is not None else ""
+        made = self.space.allocate(name, self.layout.size_of(kind), owner, storage.writable)
         if storage.init.startswith("="):
             # Whoever copies a static table sits in another file than the table.
             declaration = self.layout.variable(storage.init[1:])
@@ -164,7 +165,7 @@ class Globals:
         """The address of a string literal."""
         if text not in self._strings:
             data = text.encode("latin-1", "replace") + b"\0"
-            made = self.space.allocate(f'"{text}"', len(data), 8, writable=False)
+            made = self.space.allocate(f'"{text}"', len(data), writable=False)
             for offset in range(0, len(data), 8):
                 made.words[made.address + offset] = int.from_bytes(data[offset : offset + 8], "little")
             self._strings[text] = made.address

@@ -15,7 +15,7 @@ from iretrace.linux.legs import Base, Leg, Milestone, Passed
 from iretrace.linux.machine import RUN
 from iretrace.linux.notes import Note
 from iretrace.linux.physical import DebugRegisters
-from iretrace.linux.program import PAUSE, Program, Run
+from iretrace.linux.program import LOWERS, PAUSE, Program, Run
 from iretrace.linux.registers import Hidden, name_of, opaque_among
 from iretrace.linux.sender import EventSender, Hook, Masks, Senders, add_access
 from iretrace.linux.turning import Joined
@@ -311,7 +311,7 @@ class HostRun(Landings, KernelRun):
         own = (self.physical.now(), *[attributes[name] for name in _counting(tuple(attributes))])
         addresses, values_of = _in_order(tuple(self.m), but)
         memory = addresses, _plain(values_of(self.m))
-        return digest(stack(frame, HostRun.perform.__code__, name_of), memory, (state, own), name_of)
+        return digest(stack(frame, HostRun.perform.__code__, name_of, LOWERS), memory, (state, own), name_of)
 
 
 @lru_cache(MOST_ORDERS)

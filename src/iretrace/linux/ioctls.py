@@ -16,7 +16,7 @@ class Ioctls:
 
     def __init__(self, vm: Vm) -> None:
         size = vm.machine.layout.size_of(vm.machine.layout.named(STRUCT))
-        self._struct = vm.program.space.allocate("saved_events", size).address
+        self._struct = vm.program.space.allocate("saved_events", size, vm.vcpu).address
         self._words = range(self._struct, self._struct + size, 8)
         self._vcpu = vm.address("svm") + vm.machine.member("struct vcpu_svm", "vcpu")
 

@@ -1,31 +1,36 @@
 """C memory: 8-byte aligned address -> unsigned 64-bit word, absent means the object's initial content (mostly 0).
 
-Objects have fixed addresses with gaps between them. An access outside every object is an error. The check is cheap
-because it happens only for words that are absent or 0, and is remembered per word: generated code reads
-`m.get(a) or read[a]`, and says `write[a]` before it stores.
+Objects have fixed addresses with gaps between them, which come of their names: another process has them at the same
+ones. An access outside every object is an error. The check is cheap because it happens only for words that are absent
+or 0, and is remembered per word: generated code reads `m.get(a) or read[a]`, and says `write[a]` before it stores.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Protocol
 
-from iretrace.linux.types import round_up
 from iretrace.linux.unmodelled import Unmodelled
 
-FIRST = 0x10_0000
-"""Address of the first object; below is never valid."""
+FIRST = 1 << 32
+"""Objects lie from here on; below is never valid."""
 
-FUNCTIONS = 0x7000_0000
-"""Addresses of functions start here, 16 bytes each."""
+FUNCTIONS = 1 << 51
+"""Addresses of functions start here, 16 bytes each; objects end here, so that they have physical addresses."""
 
-STACKS = 0x7800_0000
+STACKS = 1 << 54
 """Stack areas start here, one for each thread of control."""
+
+PAGE = 4096
 
 STACK_SIZE = 0x1_0000
 MOST_STACKS = 64
+
+MOST_ATTEMPTS = 8
 
 LARGEST = 1 << 20
 """Bytes that one operation may touch."""
@@ -52,6 +57,11 @@ class Object:
     writable: bool = True
     words: dict[int, int | Callable[[], int]] = field(default_factory=dict)
 
+    @property
+    def end(self) -> int:
+        """Behind it, and behind a gap."""
+        return self.address + self.size + 64
+
 
 class Space:
     """The objects of a program, and the two checks that generated code uses."""
@@ -59,20 +69,39 @@ class Space:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._objects: list[Object] = []
-        self._next = FIRST
+        self._named: Counter[str] = Counter()
+        self._functions: dict[int, str] = {}
+        self.displaced = False
+        """Whether two names came to one address, so that one of them has another, by the order in which they came."""
         self.read = ReadCheck(self)
         self.write = WriteCheck(self)
 
-    def allocate(self, name: str, size: int, align: int = 64, writable: bool = True) -> Object:
-        """A new object. The gap behind it is at least 64 bytes."""
-        address = round_up(self._next, max(align, 16))
-        self._next = round_up(address + size + 64, 64)
-        if self._next > FUNCTIONS:
-            raise Unmodelled(f"no room for {name} ({size} bytes)")
-        made = Object(name, address, size, writable)
-        self._starts.append(address)
-        self._objects.append(made)
-        return made
+    def allocate(self, name: str, size: int, owner: str = "", writable: bool = True) -> Object:
+        """A new object, on a page of its own. owner: tells it from others of the name; of several the order counts."""
+        own = f"{owner}\t{name}"
+        self._named[own] += 1
+        for attempt in range(MOST_ATTEMPTS):
+            pages = (FUNCTIONS - FIRST - size) // PAGE
+            address = FIRST + number_of(f"{own}\t{self._named[own]}\t{attempt}") % pages * PAGE
+            at = bisect_right(self._starts, address)
+            before = self._objects[at - 1] if at else None
+            after = self._objects[at] if at < len(self._objects) else None
+            if (before is None or before.end < address) and (after is None or address + size < after.address):
+                made = Object(name, address, size, writable)
+                self._starts.insert(at, address)
+                self._objects.insert(at, made)
+                return made
+            self.displaced = True
+        raise Unmodelled(f"no room for {name} ({size} bytes)")
+
+    def address_of_function(self, name: str) -> int:
+        """The address of a function, by a name that no other one has."""
+        for attempt in range(MOST_ATTEMPTS):
+            address = FUNCTIONS + number_of(f"{name}\t{attempt}") % ((STACKS - FUNCTIONS) // 16) * 16
+            if self._functions.setdefault(address, name) == name:
+                return address
+            self.displaced = True
+        raise Unmodelled(f"no room for {name}()")
 
     def find(self, address: int) -> Object | None:
         """The object that an address lies in."""
@@ -103,6 +132,11 @@ class Space:
         if writing and not found.writable:
             raise Unmodelled(f"write to {self.describe(address)}, which is constant")
         return found
+
+
+def number_of(name: str) -> int:
+    """A number of 64 bits that comes of a name alone."""
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class ReadCheck(dict[int, int]):

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from sys import _getframe
 from types import CodeType, FrameType
 from typing import Any
@@ -199,7 +200,7 @@ class Program:
         """The C statements of a function, executed or not, as far as the configuration has them."""
         function = self._functions[self.callee(name, Pos(path, 0)).name]
         if function.code is None:
-            self._emit(function)
+            self.emit(function.name)
         blocks = [info for info in self.blocks if info.function == name]
         return tuple(self.line(pos, name) for info in blocks for pos in info.statements)
 
@@ -358,23 +359,25 @@ class Program:
         assert isinstance(kind, Func)
         known = self._by_definition.get(id(definition))
         if known is None:
-            known = f"f{len(self._functions)}"
+            known = self._name(definition)
             self._by_definition[id(definition)] = known
             self._functions[known] = Function(known, definition)
             self.namespace[known] = self._stub(known)
         return Callee(known, kind)
 
+    def _name(self, definition: ctree.Function) -> str:
+        """The name in the program of a function: the same one in every process."""
+        place = definition.pos.path
+        name = f"f_{definition.name}_{memory.number_of(place) >> 32:08x}"
+        return name if name not in self._functions else f"{name}_{definition.pos.line}"
+
     def _stub(self, name: str) -> Callable[..., Any]:
         """Stands for a function until it is called."""
+        return partial(_lower_and_call, self, name)
 
-        def lower_and_call(run: Run, *args: Any) -> Any:
-            self._emit(self._functions[name])
-            return self.namespace[name](run, *args)
-
-        return lower_and_call
-
-    def _emit(self, function: Function) -> None:
-        """Lower a function and compile its Python."""
+    def emit(self, name: str) -> None:
+        """Lower a function of the program and compile its Python."""
+        function = self._functions[name]
         definition = function.definition
         with self.layout.notes.of(Lowered(function.name)):
             self.index.function(definition.name, definition.pos.path)  # notes that its body counts
@@ -397,7 +400,7 @@ class Program:
         function.params = lowered.params
         function.source = emitted.source
         function.positions = emitted.positions
-        module = compile(emitted.source, f"<{function.name}>", "exec")
+        module = compile(emitted.source, f"<{function.name}{' again' * function.resumable}>", "exec")
         exec(module, self.namespace)  # generated from basic blocks; holds no text of the tree
         code = self.namespace[function.name].__code__
         function.code = code
@@ -478,13 +481,22 @@ class Program:
         definition = self.layout.function(name, path)
         key = name if definition is None else f"{name} {definition.pos.path}"
         if key not in self._addresses:
-            self._addresses[key] = memory.FUNCTIONS + 16 * len(self._addresses)
+            self._addresses[key] = self.space.address_of_function(key)
             self._address_names[self._addresses[key]] = (name, path if definition is None else definition.pos.path)
         return self._addresses[key]
 
     def function_at(self, address: int) -> tuple[str, str] | None:
         """Name and file of the function at an address."""
         return self._address_names.get(address)
+
+
+def _lower_and_call(program: Program, name: str, run: Run, *args: Any) -> Any:
+    program.emit(name)
+    return program.namespace[name](run, *args)
+
+
+LOWERS = _lower_and_call.__code__
+"""On the Python stack below a function that was lowered for this call."""
 
 
 def _rest(run: Run) -> Any:

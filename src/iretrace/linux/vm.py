@@ -111,7 +111,7 @@ class Vm:
 
     def allocate(self, size: int) -> int:
         """Zeroed memory for the tree's allocations."""
-        return self.program.space.allocate("allocated", size, 4096 if size >= 4096 else 64).address
+        return self.program.space.allocate("allocated", size, self.vcpu).address
 
     def address(self, name: str) -> int:
         """The address of an object of the first state."""
@@ -135,7 +135,7 @@ class Vm:
                 continue
             kind = self.layout.named(str(row.keys["type"])) if "type" in row.keys else VOID
             size = int(row.keys["size"]) if kind is VOID else self.layout.size_of(kind)
-            self.objects[row.name] = self.program.space.allocate(row.name, size, 4096).address, kind
+            self.objects[row.name] = self.program.space.allocate(row.name, size, self.vcpu).address, kind
         run = self.prepare(KernelRun(self.program))
         places = Places(self.layout, self.root)
         steps = [row for row in self.rules.table("initial") if row.is_for(self.vcpu)]
