@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from iretrace.linux.memory import STACKS
 from iretrace.linux.program import Program, Run
 from iretrace.linux.types import Int
 from tests.linux import cgen
@@ -76,7 +77,7 @@ class Ours:
         result = run.call(
             f"f{number}", self.address, signed(args[0], 64), signed(args[1], 32), args[2] & 0xFF, args[3], path=PATH
         )
-        assert not [a for a in run.m if a >= 0x7800_0000], "the stack is freed"
+        assert not [a for a in run.m if a >= STACKS], "the stack is freed"
         return f"{result:x} {self.mix(run):x}"
 
     def mix(self, run: Run) -> int:

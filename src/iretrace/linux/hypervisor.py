@@ -11,12 +11,14 @@ from types import FrameType
 from typing import Any
 
 from iretrace.linux.answers import ConditionId
+from iretrace.linux.bodies import Bodies
 from iretrace.linux.changes import NotedMemory, handling, view_changes
 from iretrace.linux.comparison import Comparer
 from iretrace.linux.debugger import Debugger
 from iretrace.linux.events import EVENTS, senders_of
 from iretrace.linux.host import KernelRun
 from iretrace.linux.ioctls import Ioctls
+from iretrace.linux.kept import Kept, Opened, setting_of, told
 from iretrace.linux.ledger import Ledger
 from iretrace.linux.machine import RUN, Machine, exit_handlers
 from iretrace.linux.notes import Later
@@ -87,7 +89,11 @@ class TreeHypervisor:
         self._notes = self.machine.notes
         with self._notes.collecting() as noted:
             self._open(vcpu, How(reduce, merge, remember))
-        self._ledger = Ledger(self.machine, self.program.uses(self._steps.blocks, noted | self.machine.noted))
+        opening = self.program.uses(self._steps.blocks, noted | self.machine.noted)
+        self._ledger = Ledger(self.machine, opening)
+        facts = self.machine.definitions.facts()
+        setting = setting_of((vcpu, facts, self._steps.setting(), self._start.vmcb))
+        self._opened = Opened(self.machine, self._steps.states, setting, opening)
 
     def _open(self, vcpu: str, how: How) -> None:
         self.vm = Vm(self.machine, vcpu)
@@ -276,6 +282,14 @@ class TreeHypervisor:
         """The definitions used: for each function those that lowering it has looked at, those that opening this has,
         and the others."""
         return self._ledger.definitions()
+
+    def told_steps(self, read: Mapping[str, str]) -> bytes:
+        """What its host steps came to, for take_steps() of another one. read: what was read of the tree."""
+        return told(self._opened, self._steps.known, read)
+
+    def take_steps(self, text: bytes, bodies_of: Callable[[Mapping[str, str]], Bodies | None]) -> None:
+        """Take over what another one has told, as far as it holds here. ValueError, see Kept."""
+        self._steps.kept.append(Kept(text, self._opened, bodies_of))
 
     # Host steps. ------------------------------------------------------------------------------------------------
 

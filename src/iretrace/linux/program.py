@@ -78,9 +78,11 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class BlockInfo:
-    """A basic block: the function and its name in the program, the places of its statements, its leaf conditions."""
+    """A basic block: the function, its file and its name in the program, the places of its statements, its leaf
+    conditions."""
 
     function: str
+    path: str
     name: str
     statements: tuple[Pos, ...]
     conditions: tuple[ConditionId, ...]
@@ -371,6 +373,26 @@ class Program:
         name = f"f_{definition.name}_{memory.number_of(place) >> 32:08x}"
         return name if name not in self._functions else f"{name}_{definition.pos.line}"
 
+    def adopt(self, name: str, function: str, path: str, blocks: Sequence[Sequence[Pos]]) -> range:
+        """Numbers for the basic blocks of a function that another process has lowered, which is in a tree as here."""
+        first = len(self.blocks)
+        for statements in blocks:
+            self._add_block(BlockInfo(function, path, name, tuple(statements), ()))
+        return range(first, len(self.blocks))
+
+    def ready(self, name: str, function: str, path: str) -> None:
+        """Make sure that paused frames of a function can be resumed. ValueError: here they cannot."""
+        if self.callee(function, Pos(path, 0)).name != name or not self._functions[name].resumable:
+            raise ValueError(f"{function}() is another one here")
+        if self._functions[name].code is None:
+            self.emit(name)
+
+    def _add_block(self, info: BlockInfo) -> int:
+        numbers = self._statements
+        self.blocks.append(info)
+        self._numbers.append(tuple([numbers.setdefault((info.function, at), len(numbers)) for at in info.statements]))
+        return len(self.blocks) - 1
+
     def _stub(self, name: str) -> Callable[..., Any]:
         """Stands for a function until it is called."""
         return partial(_lower_and_call, self, name)
@@ -390,11 +412,8 @@ class Program:
 
         def enter(statements: Sequence[Pos], conditions: Sequence[int]) -> int:
             ids = tuple(ConditionId(*lowered.conditions[number], definition.name) for number in conditions)
-            self.blocks.append(BlockInfo(definition.name, function.name, tuple(statements), ids))
-            numbers = self._statements
-            keys = [(definition.name, pos) for pos in statements]
-            self._numbers.append(tuple([numbers.setdefault(key, len(numbers)) for key in keys]))
-            return len(self.blocks) - 1
+            path = definition.pos.path
+            return self._add_block(BlockInfo(definition.name, path, function.name, tuple(statements), ids))
 
         emitted = emit(lowered, function.name, function.resumable, Context(enter, self._fail, self._may_pause))
         function.params = lowered.params

@@ -9,12 +9,11 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from iretrace.linux.notes import Uses
-from iretrace.linux.sender import Path
 from iretrace.linux.unmodelled import Unmodelled
 from iretrace.machine.vmcb import Vmcb
 from iretrace.world.protocol import Packed, Pause
@@ -86,14 +85,15 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge", "hash", "neg", "invert", "inde
 class Found:
     """What is known of a step for all values of the registers that it did not look at.
 
-    moved: (field of the VMCB, register that ended up there). looked: the registers that it looked at. paths: for each
-    opening what its sender does then. uses: on what all this rests. way: how it was found (turning.Way).
+    moved: (field of the VMCB, register that ended up there). looked: the registers that it looked at. landed: for each
+    opening the basic blocks that its sender executes then. uses: on what all this rests. way: how it was found
+    (turning.Way); None where an earlier run has.
     """
 
     pause: Pause
     moved: tuple[tuple[int, int], ...] = ()
     looked: frozenset[int] = frozenset(MOVED)
-    paths: tuple[Path, ...] = ()
+    landed: tuple[tuple[int, ...], ...] = ()
     uses: tuple[Uses, ...] = ()
     way: Any = None
 
@@ -120,6 +120,13 @@ class Memo(Generic[T]):
             if found is not None:
                 return found
         return None
+
+    def all(self) -> Iterator[tuple[Any, tuple[int, ...], tuple[int, ...], T]]:
+        """(key, registers that were looked at, their values, what is known)."""
+        for key, by_looked in self._known.items():
+            for looked, by_values in by_looked.items():
+                for values, found in by_values.items():
+                    yield key, looked, values, found
 
     def add(self, key: Hashable, vmcb: Packed, looked: frozenset[int], found: T) -> None:
         """Something that holds for all values of registers that are not in `looked`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from iretrace.linux import memory
 from iretrace.linux.host import KernelRun
@@ -49,6 +50,10 @@ class States:
         self._freeze_tables()
         self._stack = [word for word in self.base if is_stack(word)]
 
+    def setting(self) -> tuple[Any, ...]:
+        """What decides how a state is told."""
+        return tuple(sorted(self.base.items())), tuple(sorted(self.masks.items())), tuple(sorted(self._tables.items()))
+
     def _freeze_tables(self) -> None:
         """Make large tables (the MSR permission map) constant: states stay small, and a write that changes one is not
         modelled (`of`)."""
@@ -88,7 +93,10 @@ class States:
             if word not in run.m:
                 words.append((word, 0))
         words.sort()
-        key = (tuple(words), run.frames, run.interrupts, run.gif, run.sp)
+        return self.intern(tuple(words), run.frames, run.interrupts, run.gif, run.sp)
+
+    def intern(self, *key: Any) -> State:
+        """The one state with these fields."""
         known = self._states.get(key)
         if known is None:
             known = self._states[key] = State(*key)

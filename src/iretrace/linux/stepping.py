@@ -10,6 +10,7 @@ from iretrace.linux import memory
 from iretrace.linux.handover import HandOver
 from iretrace.linux.host import HostRun, KernelRun
 from iretrace.linux.initial import Places
+from iretrace.linux.kept import Kept
 from iretrace.linux.legs import Base, Milestone
 from iretrace.linux.models.findings import Bug
 from iretrace.linux.physical import DebugRegisters
@@ -45,7 +46,8 @@ class How(NamedTuple):
 class HostSteps:
     """The host steps of one vCPU. first, places: its first state, and what is where in it. sender: see `settle`.
 
-    blocks: the basic blocks that were executed so far. cells, in_order: the addresses of shared words."""
+    blocks: the basic blocks that were executed so far. known: what steps came to; kept: what they came to in earlier
+    runs. cells, in_order: the addresses of shared words."""
 
     sender: Senders
 
@@ -66,7 +68,22 @@ class HostSteps:
         self._svm = vm.address("svm")
         self._how = how
         self._notes = vm.machine.notes
-        self._steps: Memo[Found] = Memo()
+        self.known: Memo[Found] = Memo()
+        self.kept: list[Kept] = []
+
+    def setting(self) -> tuple[Any, ...]:
+        """What steps depend on beside what they are asked and what they execute."""
+        return (
+            *self.states.setting(),
+            self.in_order,
+            tuple(sorted(self._registers.items())),
+            self.at.saved,
+            tuple(self.vmcb.fields),
+            tuple(self.ghcb.fields),
+            self.processor,
+            self._how,
+            self._svm,
+        )
 
     def settle(self, sender: Senders) -> None:
         """From now on senders are these."""
@@ -76,14 +93,26 @@ class HostSteps:
     def step(self, asked: Asked, schedule: tuple[Landing, ...]) -> Pause:
         """See world.protocol.Hypervisor."""
         start = (*asked[:1], general(asked.vmcb), *asked[2:])
-        found = self._steps.find((start, schedule), asked.vmcb)
+        found = self.known.find((start, schedule), asked.vmcb)
         if found is None:
-            parent = self._steps.find((start, schedule[:-1]), asked.vmcb) if schedule else None
+            found = self._kept_of(asked, schedule)
+        if found is None:
+            parent = self.known.find((start, schedule[:-1]), asked.vmcb) if schedule else None
             found = self._found(asked, schedule, parent)
-            self._steps.add((start, schedule), asked.vmcb, found.looked, found)
+            self.known.add((start, schedule), asked.vmcb, found.looked, found)
         for uses in found.uses:
             self._notes.note(uses)
         return found.of(asked.vmcb)
+
+    def _kept_of(self, asked: Asked, schedule: tuple[Landing, ...]) -> Found | None:
+        """What an earlier run has found."""
+        for kept in self.kept:
+            found = kept.find(asked, schedule)
+            if found is not None:
+                start = (*asked[:1], general(asked.vmcb), *asked[2:])
+                self.known.add((start, schedule), asked.vmcb, found.looked, found)
+                return found
+        return None
 
     def _found(self, asked: Asked, schedule: tuple[Landing, ...], parent: Found | None) -> Found:
         """What a step comes to. parent: the same with one landing less, if that is known."""
@@ -118,7 +147,7 @@ class HostSteps:
         if parent is None or turned is None:
             return unknown
         turn, before = turned
-        base = parent.way.then(schedule[-1], parent.pause)
+        base = parent.way and parent.way.then(schedule[-1], parent.pause)
         return TakenUp(behind(turn, asked.cause), turn.senders, turn.log, before, base)
 
     def _passage(

@@ -116,15 +116,15 @@ class Way(NamedTuple):
 
 class Offer(NamedTuple):
     """A landing of a sender in a passage: by its order among the accesses passed, before which access, and how many
-    steps. rest: see Passed. place: where the thread is behind it. path: what the sender does in it, after: how far it
-    is then, events: what has happened to it. error: why what it would do is not modelled."""
+    steps. rest: see Passed. place: where the thread is behind it. blocks: what the sender executes in it; after: how
+    far it is then; events: what has happened to it. error: why what it would do is not modelled."""
 
     order: int
     at: int
     steps: int
     rest: bool = False
     place: bytes = b""
-    path: Path = ()
+    blocks: tuple[int, ...] = ()
     after: SenderState = NO_SENDER
     events: tuple[str, ...] = ()
     error: str = ""
@@ -176,7 +176,7 @@ class Passages:
         moved = last[0] - passage.at if last is not None else 0
         openings: list[Landing] = []
         turns: list[Turn] = []
-        paths: list[Path] = []
+        landed: list[tuple[int, ...]] = []
         for number, offer in offers:
             opening = (offer.at + moved, number, offer.steps)
             if last is not None and opening[:2] == last[:2] and self._reduce and not offer.rest:
@@ -185,11 +185,11 @@ class Passages:
             if self._reduce and self._merge:
                 after = (*senders[:number], offer.after, *senders[number + 1 :])
                 turns.append(Turn(offer.place, after, (*log, *((what, number) for what in offer.events))))
-                paths.append(offer.path)
+                landed.append(offer.blocks)
         made = replace(pause, senders=senders, log=log, openings=tuple(openings), turns=tuple(turns))
         uses = (*before.uses, passage.uses, before.node((), noted))
         way = Way(passage, moved, base)
-        return Found(made, passage.moved, passage.looked | before.looked, tuple(paths), uses, way)
+        return Found(made, passage.moved, passage.looked | before.looked, tuple(landed), uses, way)
 
     def _offers(self, passage: Passage, senders: tuple[SenderState, ...]) -> list[tuple[int, Offer]]:
         """Where which sender may land, in order. Of started ones that are equally far one will do: they cannot be told
@@ -254,7 +254,8 @@ class Passages:
         told = marshal.dumps((here.place, words, sorted(writes.items()), ipi, known), WITHOUT_REFERENCES)
         place = blake2b(told, digest_size=16).digest()
         events = (*(() if state.log else ("start",)), *(("end",) if done.after is None else ()))
-        return Offer(order, here.at, len(landing), here.rest, place, landing, done.state(state.kind), events)
+        blocks = tuple([block for _, step in landing for block in step.blocks])
+        return Offer(order, here.at, len(landing), here.rest, place, blocks, done.state(state.kind), events)
 
     def _is_known(self, here: Passed, state: EventSender, landing: Path) -> bool:
         """Whether the sender does there what it is known to do; where not, who lands hears of it (Sender.step)."""
@@ -304,8 +305,7 @@ def taken(parent: Found, landing: Landing, node: Callable[..., Uses]) -> tuple[T
     number = parent.pause.openings.index(landing)
     turn = parent.pause.turns[number]
     assert isinstance(turn, Turn)
-    landed = node([block for _, step in parent.paths[number] for block in step.blocks])
-    return turn, Before(node, parent.looked, (*parent.uses, landed))
+    return turn, Before(node, parent.looked, (*parent.uses, node(parent.landed[number])))
 
 
 def behind(turn: Turn, cause: Cause) -> Hashable:

@@ -124,6 +124,10 @@ class Definitions:
         self._known: dict[str, Definition] = {name: Definition(_digest([repr(value)])) for name, value in facts.items()}
         self._facts = tuple(facts)
 
+    def facts(self) -> tuple[str, ...]:
+        """The digests of the facts."""
+        return tuple([self._known[name].digest for name in self._facts])
+
     def used(self, notes: Iterable[Note]) -> Used:
         """Everything whose lookup was noted, and all facts."""
         names = (*self._facts, *sorted(SEPARATOR.join(note.words) for note in notes if isinstance(note, Query)))
