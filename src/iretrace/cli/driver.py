@@ -167,7 +167,7 @@ def finished(begun: Begun, progress: Callable[[str], None]) -> Ran:
     request, source, stored, todo = begun.request, begun.source, begun.stored, begun.todo
     found = dict(begun.found)
     last = {number: stored.newest(begun.names[number]) for number in begun.missing()} if stored else {}
-    for number, new in _work(request, source, todo, found, last, progress):
+    for number, new in _work(begun, last, progress):
         found[number] = new
         if stored is not None:
             stored.keep(begun.names[number], new.result, new.read, new.used, _origin(source, request, todo[number]))
@@ -210,17 +210,18 @@ def _key(source: Source, request: Request, task: Task) -> str:
     return key(source.identity(), source_text(task.test), task.vcpu, task.host, request.limits.max_states)
 
 
+def _steps_key(source: Source, vcpu: str) -> str:
+    """Everything that a host step depends on, but for what it is asked and what it reads of the tree."""
+    return key("steps", source.identity(), vcpu)
+
+
 def _work(
-    request: Request,
-    source: Source,
-    todo: Sequence[Task],
-    found: Mapping[int, Found],
-    last: Mapping[int, Result | None],
-    progress: Callable[[str], None],
+    begun: Begun, last: Mapping[int, Result | None], progress: Callable[[str], None]
 ) -> Iterator[tuple[int, Found]]:
     """(number, what was found) for the tasks that have no result yet. last: what they came to when they last ran, on
     whatever tree: those that failed begin first."""
-    missing = [number for number in range(len(todo)) if number not in found]
+    request, source, stored, todo = begun.request, begun.source, begun.stored, begun.todo
+    missing = begun.missing()
     if not missing:
         return iter(())
 
@@ -248,4 +249,15 @@ def _work(
         used = [shelf.used(part) for part in source.used_by(hypervisor)]
         return Found(result, shelf.read(source.read_so_far()), used, same_of(used))
 
-    return results(Work(groups, source.open, do, request.jobs), progress)
+    def open_one(vcpu: str) -> Hypervisor:
+        hypervisor = source.open(vcpu)
+        for text in stored.steps(_steps_key(source, vcpu)) if stored is not None and not begun.anew else ():
+            source.take_steps(hypervisor, text)
+        return hypervisor
+
+    def close(vcpu: str, hypervisor: Hypervisor) -> None:
+        text = source.steps_of(hypervisor) if stored is not None else b""
+        if stored is not None and text:
+            stored.keep_steps(_steps_key(source, vcpu), text)
+
+    return results(Work(groups, open_one, do, request.jobs, close), progress)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iretrace.cli.moved import Moves
-from iretrace.cli.stored import Patches, Used
+from iretrace.cli.stored import UNREADABLE, Patches, Used
 from iretrace.report.summary import WITH_PATCHES
 from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor
@@ -62,6 +62,14 @@ class Source(Protocol):
 
     def open(self, vcpu: str) -> Hypervisor:
         """The hypervisor for a vCPU kind. InputError where that cannot be."""
+        ...
+
+    def steps_of(self, hypervisor: Hypervisor) -> bytes:
+        """What the host steps of a hypervisor from here have come to, for `take_steps`; empty if that is not kept."""
+        ...
+
+    def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
+        """Let a hypervisor from here take over what such steps came to, as far as it holds for it."""
         ...
 
     def read_so_far(self) -> dict[str, str]:
@@ -224,6 +232,29 @@ class TreeSource:
         with unreadable_is_input_error():
             return TreeHypervisor(self.tree, machine=self._machine, vcpu=vcpu)
 
+    def steps_of(self, hypervisor: Hypervisor) -> bytes:
+        """Those of a tree without patches: of one with patches there is no more than one run."""
+        from iretrace.linux.hypervisor import TreeHypervisor
+
+        assert isinstance(hypervisor, TreeHypervisor)
+        return b"" if self.patches else hypervisor.told_steps(self.tree.read_so_far())
+
+    def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
+        """See linux.kept."""
+        from iretrace.linux.hypervisor import TreeHypervisor
+
+        assert isinstance(hypervisor, TreeHypervisor)
+        with suppress(*UNREADABLE):
+            hypervisor.take_steps(text, self._bodies_since)
+
+    def _bodies_since(self, digests: Mapping[str, str]) -> Bodies | None:
+        """The bodies that have changed since all this was read; None: perhaps more has."""
+        from iretrace.linux.bodies import Bodies
+
+        if self.still_reads(digests):
+            return Bodies(frozenset(), frozenset())
+        return self._bodies if self.read_before(digests) else None
+
     def read_so_far(self) -> dict[str, str]:
         """What the tree has read."""
         return self.tree.read_so_far()
@@ -305,6 +336,13 @@ class BuiltinSource:
         from iretrace.kvm.hypervisor import BuiltinHypervisor
 
         return BuiltinHypervisor(self._revision, vcpu, self._options)
+
+    def steps_of(self, hypervisor: Hypervisor) -> bytes:
+        """Nothing: it is fast."""
+        return b""
+
+    def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
+        """Nothing."""
 
     def read_so_far(self) -> dict[str, str]:
         """Nothing."""

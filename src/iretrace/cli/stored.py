@@ -37,6 +37,9 @@ MAX_TOTAL_BYTES = 512 << 20
 MAX_OF_ONE_NAME = 8
 """Of more trees than these the results of a test are not looked at."""
 
+MAX_STEPS = 4
+"""Of more texts of steps of one name only the longest are read."""
+
 USED_DIGITS = 16
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
@@ -161,7 +164,8 @@ class Stored:
     """The results in a directory, which need not exist. Nothing here ever fails: at worst nothing is kept.
 
     There may be several results of one name, of trees that differ. Files: NAME-READ-USED-ID.json for a result (READ:
-    the name of what was read; USED: of the definitions used; ID: result_id), DIGEST.json for what several share."""
+    the name of what was read; USED: of the definitions used; ID: result_id), DIGEST.json for what several share,
+    NAME-DIGEST.steps for what host steps came to (Source.steps_of)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -229,6 +233,22 @@ class Stored:
         except OSError:
             return
 
+    def keep_steps(self, name: str, text: bytes) -> None:
+        """Keep what host steps came to, under a name that says of which hypervisors."""
+        with suppress(OSError):
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._put(f"{name}-{hashlib.sha256(text).hexdigest()}.steps", text)
+
+    def steps(self, name: str) -> list[bytes]:
+        """What was kept under a name, the longest first."""
+        texts: list[bytes] = []
+        with suppress(OSError):
+            sizes = [(path.stat().st_size, path) for path in self._directory.glob(f"{name}-*.steps")]
+            for size, path in sorted(sizes, reverse=True)[:MAX_STEPS]:
+                if size <= MAX_BYTES:
+                    texts.append(path.read_bytes())
+        return texts
+
     def _share_patches(self, patches: Patches) -> str:
         """Keep them; their name, "" for none. All results of a tree have one object: it is looked through once."""
         if not patches:
@@ -241,7 +261,8 @@ class Stored:
     def tidy(self) -> None:
         """Remove the oldest files beyond MAX_ENTRIES and MAX_TOTAL_BYTES."""
         try:
-            files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self._directory.glob("*.json")]
+            paths = [path for kind in ("*.json", "*.steps") for path in self._directory.glob(kind)]
+            files = [(path.stat().st_mtime, path.stat().st_size, path) for path in paths]
             total = 0
             for number, (_, size, path) in enumerate(sorted(files, reverse=True)):
                 total += size
@@ -305,10 +326,13 @@ class Stored:
         return content
 
     def _write(self, name: str, value: Any) -> None:
+        self._put(f"{name}.json", json.dumps(value, sort_keys=True, default=record).encode("ascii"))
+
+    def _put(self, name: str, content: bytes) -> None:
         """In one go: another process sees the old file or the new one."""
-        with tempfile.NamedTemporaryFile("w", dir=self._directory, delete=False, encoding="ascii") as file:
-            file.write(json.dumps(value, sort_keys=True, default=record))
-        os.replace(file.name, self._directory / f"{name}.json")
+        with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, self._directory / name)
 
 
 class Lookup:

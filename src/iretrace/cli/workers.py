@@ -21,6 +21,9 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Lock
 from typing import Any, Generic, TypeVar
 
+NO_JOB = ("", -1)
+"""The order to close what was opened."""
+
 CONTEXT = multiprocessing.get_context("fork")
 """Children inherit what has been read already."""
 
@@ -42,6 +45,8 @@ class Work(Generic[Opened, Done]):
     do: Callable[[Opened, int, Callable[[str], None]], Done]
     """Does a job; the third argument says what is going on."""
     processes: int = 1
+    close: Callable[[str, Opened], None] = lambda _name, _opened: None
+    """Ends what was opened for a group, when the process has no more jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,8 @@ class _Line:
 
 
 def results(work: Work[Opened, Done], progress: Callable[[str], None]) -> Generator[tuple[int, Done], None, None]:
-    """(number, what it came to) for each job as it ends. Raises what a job or an opening raises, or WorkerDied."""
+    """(number, what it came to) for each job as it ends. Raises what a job, an opening or a closing raises, or
+    WorkerDied."""
     reader, writer = CONTEXT.Pipe(duplex=False)
     line = _Line(writer, CONTEXT.Lock())
     plan = _Plan({name: deque(numbers) for name, numbers in work.groups.items()})
@@ -132,35 +138,38 @@ class _Plan:
 
 
 class _Lane:
-    """A process that does one job after the other, as the first process sees it."""
+    """A process that does one job after the other, as the first process sees it. job: which; -1 for none, that is, it
+    is closing. ended: it has done that."""
 
     def __init__(self, work: Work[Any, Any], line: _Line) -> None:
         orders, self._orders = CONTEXT.Pipe(duplex=False)
         self.process: BaseProcess = CONTEXT.Process(target=_do_jobs, args=(work, orders, line))
         self.job = -1
+        self.ended = False
         self._groups: set[str] = set()
 
     def give(self, plan: _Plan) -> None:
         """The next job, if there is one."""
-        self.job = -1
-        if not plan.left():
-            return
+        order = self._next(plan) if plan.left() else NO_JOB
+        _, self.job = order
+        with suppress(BrokenPipeError):  # it has died, which is heard of
+            self._orders.send(order)
+
+    def _next(self, plan: _Plan) -> tuple[str, int]:
         name = plan.next(self._groups)
         if name not in self._groups:
             self._groups.add(name)
             plan.opened[name] += 1
-        self.job = plan.waiting[name].popleft()
-        with suppress(BrokenPipeError):  # it has died, which is heard of
-            self._orders.send((name, self.job))
+        return name, plan.waiting[name].popleft()
 
 
 def _listen(
     reader: Connection, lanes: Sequence[_Lane], plan: _Plan, progress: Callable[[str], None]
 ) -> Generator[tuple[int, Any], None, None]:
-    while any(lane.job >= 0 for lane in lanes):
-        ready = wait([reader, *(lane.process.sentinel for lane in lanes)])
+    while working := [lane for lane in lanes if not lane.ended]:
+        ready = wait([reader, *(lane.process.sentinel for lane in working)])
         if reader not in ready:
-            (ended, *_) = (lane.process for lane in lanes if lane.process.sentinel in ready)
+            (ended, *_) = (lane.process for lane in working if lane.process.sentinel in ready)
             ended.join()
             raise WorkerDied(f"a process ended with {ended.exitcode}; is there enough memory?")
         what, number, value = reader.recv()
@@ -168,6 +177,8 @@ def _listen(
             progress(value)
         elif what == "failed":
             raise value
+        elif what == "closed":
+            next(lane for lane in lanes if lane.process.pid == number).ended = True
         else:
             next(lane for lane in lanes if lane.job == number).give(plan)
             yield number, value
@@ -179,11 +190,14 @@ def _do_jobs(work: Work[Any, Any], orders: Connection, line: _Line) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     opened: dict[str, Any] = {}
     try:
-        while True:
-            name, number = orders.recv()
+        while (order := orders.recv()) != NO_JOB:
+            name, number = order
             if name not in opened:
                 opened[name] = work.open(name)
                 gc.freeze()  # what was opened stays, and need not be looked through again
             line.send("done", number, work.do(opened[name], number, lambda text: line.send("progress", -1, text)))
+        for name, one in opened.items():
+            work.close(name, one)
+        line.send("closed", os.getpid(), None)
     except Exception as error:
         line.send_error(error)

@@ -4,8 +4,8 @@ What a host step comes to depends on what it is asked, on the C and the rules th
 hypervisor was opened. So it holds for another tree as well in which all this is the same: for most steps, where a patch
 changes a few functions. Addresses, names and digests are the same in every process (memory.Space, explore.turns).
 
-A text of them is compressed lines of JSON: a header (_Header), then nodes (_Told.node), states, steps. It was perhaps
-not written by us: what does not read as we would have written it is not there.
+A text of them is compressed lines of JSON: a header (_Header), then nodes, states, ends (ENDS) and steps, see _Told. It
+was perhaps not written by us: what does not read as we would have written it is not there.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import marshal
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 from iretrace.explore.turns import WITHOUT_REFERENCES, plain
@@ -24,19 +25,19 @@ from iretrace.linux.bodies import Bodies
 from iretrace.linux.ctree import Pos
 from iretrace.linux.machine import Machine
 from iretrace.linux.notes import BLOCKS, Lowered, Note, Uses
-from iretrace.linux.registers import Found, Memo, general
+from iretrace.linux.registers import Found, Memo
 from iretrace.linux.rules import Row, Traced
 from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State, States
-from iretrace.linux.turning import Asked, Turn
+from iretrace.linux.turning import Turn
 from iretrace.linux.used import SEPARATOR, Definition, Moves, Query
-from iretrace.world.protocol import NO_SENDER, Debug, Landing, Pause, PauseKind, SenderState
+from iretrace.world.protocol import NO_SENDER, Debug, Landing, Packed, Pause, PauseKind, SenderState
 
 MOST_BYTES = 256 << 20
 """A longer text is none of ours."""
 
-Key = tuple[tuple[Any, ...], tuple[Landing, ...]]
-"""Of what a step was asked (turning.Asked, its registers told apart), and the schedule."""
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
+"""What reading a text that is not ours comes to."""
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ def _digest(value: Any) -> bytes:
 
 
 def _state_digest(state: State) -> bytes:
-    return _digest(plain((state.words, state.frames, state.interrupts, state.gif, state.sp)))
+    return _digest((state.words, state.frames, state.interrupts, state.gif, state.sp))
 
 
 class Keys:
@@ -75,15 +76,22 @@ class Keys:
         known = self._states.get(state)
         if known is None:
             known = self._states[state] = _state_digest(state)
-        return _digest((known, plain((*asked[1:], schedule)))).hex()
+        _, vmcb, ghcb, cause, senders, debug = asked
+        return _digest((known, vmcb, ghcb, int(cause), plain(senders), tuple(debug), schedule)).hex()
 
 
 # Telling. -----------------------------------------------------------------------------------------------------------
 
 
 def told(opened: Opened, steps: Memo[Found], read: Mapping[str, str]) -> bytes:
-    """The text of all steps that this process has worked out. read: what was read of the tree."""
+    """The text of all steps that this process has worked out; empty if it has none. read: what was read of the tree."""
     return _Told(opened).all(steps, read)
+
+
+ENDS = (
+    "kind", "ghcb", "senders", "log", "ipi", "warm", "exit_reason", "debug", "host_area", "smram", "code_base", "host",
+)  # fmt: skip
+"""What of pauses is told apart: many have it in common."""
 
 
 class _Told:
@@ -98,6 +106,7 @@ class _Told:
         self._node_lines: list[Any] = []
         self._states: dict[State, int] = {}
         self._state_lines: list[Any] = []
+        self._ends: dict[Any, int] = {}
         self._functions: dict[str, list[int]] = {}
         for number, block in enumerate(self._program.blocks):
             self._functions.setdefault(block.name, []).append(number)
@@ -112,6 +121,8 @@ class _Told:
                 continue
             index.setdefault(keys.of(asked, schedule), []).append([looked, values, len(lines)])
             lines.append(self._step(asked[0], found))
+        if not lines:
+            return b""
         notes = self._notes.reached([self._opened.opening], but=Lowered)
         opening = [self._leaf(note) for note in notes if isinstance(note, Query) and note.words[0] != "function"]
         functions = [self._function(name, blocks) for name, blocks in self._functions.items()]
@@ -124,9 +135,10 @@ class _Told:
             "leafs": [_told_note(note) for note in self._leafs],
             "definitions": {name: self._opened.machine.definitions.find(name) for name in sorted(queries)},
             "steps": index,
-            "counts": [len(self._node_lines), len(self._state_lines), len(lines)],
+            "counts": [len(self._node_lines), len(self._state_lines), len(self._ends)],
         }
-        text = "\n".join(json.dumps(line) for line in (header, *self._node_lines, *self._state_lines, *lines))
+        parts = (header, *self._node_lines, *self._state_lines, *self._ends, *lines)
+        text = "\n".join(json.dumps(part) for part in parts)
         return zlib.compress(text.encode(), 1)
 
     def _function(self, name: str, blocks: Sequence[int]) -> Any:
@@ -171,28 +183,16 @@ class _Told:
         pause = found.pause
         assert isinstance(pause.private, State)
         frames: Any = start.frames
+        end = (*[getattr(pause, name) for name in ENDS], found.moved, tuple(sorted(found.looked)))
         return [
-            pause.kind,
-            self._state(pause.private),
-            pause.vmcb,
-            pause.ghcb,
-            pause.senders,
-            pause.log,
-            pause.ipi,
-            pause.openings,
-            pause.warm,
-            pause.exit_reason,
-            pause.debug,
-            pause.host_area,
-            [(turn.place.hex(), turn.senders, turn.log) for turn in pause.turns if isinstance(turn, Turn)],
-            pause.smram,
-            pause.code_base,
-            pause.host,
-            found.moved,
-            sorted(found.looked),
-            [self._node(self._program.uses(blocks)) for blocks in found.landed],
             [self._node(uses) for uses in found.uses],
             [self._leaf(Lowered(name)) for name, _, _ in frames],
+            self._ends.setdefault(end, len(self._ends)),
+            self._state(pause.private),
+            pause.vmcb,
+            pause.openings,
+            [(turn.place.hex(), turn.senders, turn.log) for turn in pause.turns if isinstance(turn, Turn)],
+            [self._node(self._program.uses(blocks)) for blocks in found.landed],
         ]
 
 
@@ -246,13 +246,15 @@ class Kept:
         self._header = header = _Header(**json.loads(lines[0]))
         if header.setting != opened.setting:
             raise ValueError("other states")
-        nodes, states, _ = header.counts
-        self._node_lines = lines[1 : 1 + nodes]
-        self._state_lines = lines[1 + nodes : 1 + nodes + states]
-        self._step_lines = lines[1 + nodes + states :]
+        nodes, states, ends = header.counts
+        rest = iter(lines[1:])
+        self._node_lines, self._state_lines, self._end_lines = (
+            list(islice(rest, count)) for count in (nodes, states, ends)
+        )
+        self._step_lines = list(rest)
         self._nodes: dict[int, Uses | None] = {}
         self._states: dict[int, State] = {}
-        self._keys = Keys()
+        self._ends: dict[int, tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]] = {}
         self._look_at_definitions(bodies_of(header.read))
         if any(leaf in self._changed for leaf in header.opening):
             raise ValueError("other types")
@@ -301,44 +303,44 @@ class Kept:
             self._opened.machine.notes.parts.setdefault(Lowered(name), {self._leafs[leaf] for leaf in rests_on})
         self._changed |= {number for number, note in enumerate(self._leafs) if note in gone}
 
-    def find(self, asked: Asked, schedule: tuple[Landing, ...]) -> Found | None:
-        """What a step came to, if that holds here."""
-        start = (*asked[:1], general(asked.vmcb), *asked[2:])
-        for looked, values, number in self._header.steps.get(self._keys.of(start, schedule), ()):
-            if all(asked.vmcb[register] == value for register, value in zip(looked, values, strict=True)):
-                return self._step(json.loads(self._step_lines[number]))
+    def find(self, key: str, vmcb: Packed) -> Found | None:
+        """What a step of a key (Keys) came to, for the registers of a VMCB, if that holds here."""
+        try:
+            for looked, values, number in self._header.steps.get(key, ()):
+                if [vmcb[register] for register in looked] == values:
+                    return self._step(json.loads(self._step_lines[number]))
+        except UNREADABLE:
+            pass
         return None
 
     def _step(self, line: Any) -> Found | None:
-        (
-            kind, state, vmcb, ghcb, senders, log, ipi, openings, warm, exit_reason, debug, host_area, turns, smram,
-            code_base, host, moved, looked, landed, uses, frames,
-        ) = line  # fmt: skip
+        uses, frames, end, state, vmcb, openings, turns, landed = line
         nodes = [self._node(number) for number in (*landed, *uses)]
         if None in nodes or not self._changed.isdisjoint(frames):
             return None
         known = [node for node in nodes if node is not None]
-        pause = Pause(
-            kind=PauseKind(kind),
+        shared, moved, looked = self._end(end)
+        pause = replace(
+            shared,
             private=self._state(state),
             vmcb=tuple(vmcb),
-            ghcb=tuple(ghcb),
-            senders=_senders(senders),
-            log=_tupled(log),
-            ipi=ipi,
-            openings=_tupled(openings),
-            warm=warm,
-            exit_reason=exit_reason,
-            defects=(),
-            debug=_debug(debug),
-            host_area=_debug(host_area),
+            openings=tuple([tuple(landing) for landing in openings]),
             turns=tuple([Turn(bytes.fromhex(place), _senders(who), _tupled(log)) for place, who, log in turns]),
-            smram=_tupled(smram),
-            code_base=code_base,
-            host=None if host is None else _debug(host),
         )
         blocks = tuple([tuple(array(BLOCKS, node.trace)) for node in known[: len(landed)]])
-        return Found(pause, _tupled(moved), frozenset(looked), blocks, tuple(known[len(landed) :]))
+        return Found(pause, moved, looked, blocks, tuple(known[len(landed) :]))
+
+    def _end(self, number: int) -> tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]:
+        known = self._ends.get(number)
+        if known is None:
+            *values, moved, looked = _tupled(json.loads(self._end_lines[number]))
+            end = dict(zip(ENDS, values, strict=True))
+            end["kind"], end["senders"] = PauseKind(end["kind"]), _senders(end["senders"])
+            for name in ("debug", "host_area", "host"):
+                end[name] = end[name] and Debug(*end[name])
+            made = Pause(private=None, vmcb=(), openings=(), defects=(), **end)
+            known = self._ends[number] = made, moved, frozenset(looked)
+        return known
 
     def _node(self, number: int) -> Uses | None:
         """A node; None if what it rests on is not as it was."""
@@ -364,10 +366,10 @@ class Kept:
         return known
 
 
-def _lines(text: bytes) -> list[bytes]:
+def _lines(text: bytes) -> list[str]:
     reader = zlib.decompressobj()
     try:
-        lines = reader.decompress(text, MOST_BYTES).split(b"\n")
+        lines = reader.decompress(text, MOST_BYTES).decode("ascii").split("\n")
     except zlib.error as error:
         raise ValueError(str(error)) from None
     if reader.unconsumed_tail or not reader.eof:
@@ -379,9 +381,5 @@ def _tupled(value: Any) -> Any:
     return tuple([_tupled(part) for part in value]) if type(value) is list else value
 
 
-def _senders(senders: list[Any]) -> tuple[SenderState, ...]:
+def _senders(senders: Sequence[Any]) -> tuple[SenderState, ...]:
     return tuple([NO_SENDER if one is None else EventSender(one[0], _tupled(one[1])) for one in senders])
-
-
-def _debug(value: list[Any]) -> Debug:
-    return Debug(*_tupled(value))

@@ -10,7 +10,7 @@ from iretrace.linux import memory
 from iretrace.linux.handover import HandOver
 from iretrace.linux.host import HostRun, KernelRun
 from iretrace.linux.initial import Places
-from iretrace.linux.kept import Kept
+from iretrace.linux.kept import Kept, Keys
 from iretrace.linux.legs import Base, Milestone
 from iretrace.linux.models.findings import Bug
 from iretrace.linux.physical import DebugRegisters
@@ -70,6 +70,7 @@ class HostSteps:
         self._notes = vm.machine.notes
         self.known: Memo[Found] = Memo()
         self.kept: list[Kept] = []
+        self._keys = Keys()
 
     def setting(self) -> tuple[Any, ...]:
         """What steps depend on beside what they are asked and what they execute."""
@@ -95,7 +96,7 @@ class HostSteps:
         start = (*asked[:1], general(asked.vmcb), *asked[2:])
         found = self.known.find((start, schedule), asked.vmcb)
         if found is None:
-            found = self._kept_of(asked, schedule)
+            found = self._find_kept(start, asked.vmcb, schedule)
         if found is None:
             parent = self.known.find((start, schedule[:-1]), asked.vmcb) if schedule else None
             found = self._found(asked, schedule, parent)
@@ -104,13 +105,13 @@ class HostSteps:
             self._notes.note(uses)
         return found.of(asked.vmcb)
 
-    def _kept_of(self, asked: Asked, schedule: tuple[Landing, ...]) -> Found | None:
+    def _find_kept(self, start: tuple[Any, ...], vmcb: Packed, schedule: tuple[Landing, ...]) -> Found | None:
         """What an earlier run has found."""
+        key = self._keys.of(start, schedule) if self.kept else ""
         for kept in self.kept:
-            found = kept.find(asked, schedule)
+            found = kept.find(key, vmcb)
             if found is not None:
-                start = (*asked[:1], general(asked.vmcb), *asked[2:])
-                self.known.add((start, schedule), asked.vmcb, found.looked, found)
+                self.known.add((start, schedule), vmcb, found.looked, found)
                 return found
         return None
 
