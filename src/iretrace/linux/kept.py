@@ -121,7 +121,7 @@ class _Told:
                 continue
             index.setdefault(keys.of(asked, schedule), []).append([looked, values, len(lines)])
             lines.append(self._step(asked[0], found))
-        if not lines:
+        if not lines or self._program.space.displaced:
             return b""
         notes = self._notes.reached([self._opened.opening], but=Lowered)
         opening = [self._leaf(note) for note in notes if isinstance(note, Query) and note.words[0] != "function"]
@@ -131,6 +131,8 @@ class _Told:
             "setting": self._opened.setting,
             "read": read,
             "opening": opening,
+            "objects": self._program.space.all(),
+            "addresses": self._program.addresses(),
             "functions": functions,
             "leafs": [_told_note(note) for note in self._leafs],
             "definitions": {name: self._opened.machine.definitions.find(name) for name in sorted(queries)},
@@ -228,6 +230,8 @@ class _Header:
     setting: str
     read: dict[str, str]
     opening: list[int]
+    objects: list[tuple[str, int, int]]
+    addresses: list[tuple[str, int, str, str]]
     functions: list[tuple[str, str, str, list[int], list[list[tuple[str, int]]]]]
     leafs: list[list[str]]
     definitions: dict[str, tuple[str, str, list[int]]]
@@ -258,6 +262,10 @@ class Kept:
         self._look_at_definitions(bodies_of(header.read))
         if any(leaf in self._changed for leaf in header.opening):
             raise ValueError("other types")
+        for made in header.objects:
+            self._program.space.foresee(*made)
+        for function in header.addresses:
+            self._program.adopt_address(*function)
         self._adopt()
 
     def _look_at_definitions(self, bodies: Bodies | None) -> None:

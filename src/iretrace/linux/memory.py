@@ -45,7 +45,7 @@ def stack_area(number: int) -> int:
 
 @dataclass(slots=True)
 class Object:
-    """An object of C.
+    """An object of C. own: tells it from all others, in every process.
 
     words: initial content by word address, as values or functions that compute them when needed. Such words are not
     part of a run's memory and cannot be written.
@@ -56,6 +56,7 @@ class Object:
     size: int
     writable: bool = True
     words: dict[int, int | Callable[[], int]] = field(default_factory=dict)
+    own: str = ""
 
     @property
     def end(self) -> int:
@@ -69,8 +70,11 @@ class Space:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._objects: list[Object] = []
-        self._named: Counter[str] = Counter()
+        self._named: Counter[tuple[str, str]] = Counter()
         self._functions: dict[int, str] = {}
+        self._foreseen: dict[str, Object] = {}
+        self.make: Callable[[str, str], None] = _make_nothing
+        """Makes the object of a name and an owner."""
         self.displaced = False
         """Whether two names came to one address, so that one of them has another, by the order in which they came."""
         self.read = ReadCheck(self)
@@ -78,21 +82,48 @@ class Space:
 
     def allocate(self, name: str, size: int, owner: str = "", writable: bool = True) -> Object:
         """A new object, on a page of its own. owner: tells it from others of the name; of several the order counts."""
-        own = f"{owner}\t{name}"
-        self._named[own] += 1
+        self._named[owner, name] += 1
+        own = f"{owner}\t{name}\t{self._named[owner, name]}"
+        foreseen = self._foreseen.pop(own, None)
+        if foreseen is not None:
+            self._remove(foreseen)
         for attempt in range(MOST_ATTEMPTS):
             pages = (FUNCTIONS - FIRST - size) // PAGE
-            address = FIRST + number_of(f"{own}\t{self._named[own]}\t{attempt}") % pages * PAGE
-            at = bisect_right(self._starts, address)
-            before = self._objects[at - 1] if at else None
-            after = self._objects[at] if at < len(self._objects) else None
-            if (before is None or before.end < address) and (after is None or address + size < after.address):
-                made = Object(name, address, size, writable)
-                self._starts.insert(at, address)
-                self._objects.insert(at, made)
+            address = FIRST + number_of(f"{own}\t{attempt}") % pages * PAGE
+            made = Object(name, address, size, writable, own=own)
+            if self._put(made):
                 return made
             self.displaced = True
         raise Unmodelled(f"no room for {name} ({size} bytes)")
+
+    def _put(self, made: Object) -> bool:
+        """Whether there is room for an object, which is put there."""
+        at = bisect_right(self._starts, made.address)
+        before = self._objects[at - 1] if at else None
+        after = self._objects[at] if at < len(self._objects) else None
+        if (before is not None and before.end >= made.address) or (after is not None and made.end >= after.address):
+            return False
+        self._starts.insert(at, made.address)
+        self._objects.insert(at, made)
+        return True
+
+    def _remove(self, made: Object) -> None:
+        at = bisect_right(self._starts, made.address) - 1
+        del self._starts[at], self._objects[at]
+
+    def all(self) -> list[tuple[str, int, int]]:
+        """What tells each object from the others, its address, its size."""
+        return [(made.own, made.address, made.size) for made in self._objects]
+
+    def foresee(self, own: str, address: int, size: int) -> None:
+        """An object of another process, to be made here when it is looked for. ValueError: another one is there."""
+        found = self.find(address)
+        if found is not None and found.own == own:
+            return
+        made = Object(own, address, size, own=own)
+        if not self._put(made):
+            raise ValueError("another object is there")
+        self._foreseen[own] = made
 
     def address_of_function(self, name: str) -> int:
         """The address of a function, by a name that no other one has."""
@@ -109,8 +140,14 @@ class Space:
         if number >= 0:
             found = self._objects[number]
             if address < found.address + max(found.size, 1):
-                return found
+                return found if found.own not in self._foreseen else self._made(found)
         return None
+
+    def _made(self, foreseen: Object) -> Object | None:
+        owner, _, rest = foreseen.own.partition("\t")
+        self.make(rest.rpartition("\t")[0], owner)
+        found = self.find(foreseen.address) if foreseen.own not in self._foreseen else None
+        return found if found is not None and found.own == foreseen.own else None
 
     def describe(self, address: int) -> str:
         """An address in words: "svm+0x10"."""
@@ -132,6 +169,10 @@ class Space:
         if writing and not found.writable:
             raise Unmodelled(f"write to {self.describe(address)}, which is constant")
         return found
+
+
+def _make_nothing(name: str, owner: str) -> None:
+    """Nobody knows how."""
 
 
 def number_of(name: str) -> int:

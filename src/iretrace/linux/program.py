@@ -147,6 +147,7 @@ class Program:
                 REST: _rest,
             }
         )
+        self.space.make = self._make
         for name, function in BIT_FUNCTIONS.items():
             self.namespace["C_" + name] = _ignoring_run(function)
 
@@ -386,6 +387,27 @@ class Program:
             raise ValueError(f"{function}() is another one here")
         if self._functions[name].code is None:
             self.emit(name)
+
+    def addresses(self) -> list[tuple[str, int, str, str]]:
+        """Of the functions whose address has been taken: what tells it from others, address, name, file."""
+        return [(key, address, *self._address_names[address]) for key, address in self._addresses.items()]
+
+    def adopt_address(self, key: str, address: int, name: str, path: str) -> None:
+        """The same of another process. ValueError: another function is there."""
+        if self.space.address_of_function(key) != address:
+            raise ValueError(f"another function is where {name}() was")
+        self._address_names.setdefault(address, (name, path))
+
+    def _make(self, name: str, owner: str) -> None:
+        """Make the object of a name, which another process has made: a string, a function's static variable, or a
+        global one."""
+        with self.layout.notes.collecting():  # who took the address has noted this
+            if name.startswith('"'):
+                self.globals.string(name[1:-1])
+            elif "." in name:
+                self.emit(self.callee(name.partition(".")[0], Pos(owner, 0)).name)
+            else:
+                self.globals.identifier(name, Pos(owner, 0), False)
 
     def _add_block(self, info: BlockInfo) -> int:
         numbers = self._statements
