@@ -31,6 +31,7 @@ from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State, States
 from iretrace.linux.turning import Turn
 from iretrace.linux.used import SEPARATOR, Definition, Moves, Query
+from iretrace.linux.vm import KINDS
 from iretrace.world.protocol import NO_SENDER, Debug, Landing, Packed, Pause, PauseKind, SenderState
 
 MOST_BYTES = 256 << 20
@@ -131,7 +132,7 @@ class _Told:
             "setting": self._opened.setting,
             "read": read,
             "opening": opening,
-            "objects": self._program.space.all(),
+            "objects": [told for told in self._program.space.all() if told[0].partition("\t")[0] not in KINDS],
             "addresses": self._program.addresses(),
             "functions": functions,
             "leafs": [_told_note(note) for note in self._leafs],

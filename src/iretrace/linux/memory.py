@@ -117,7 +117,7 @@ class Space:
 
     def foresee(self, own: str, address: int, size: int) -> None:
         """An object of another process, to be made here when it is looked for. ValueError: another one is there."""
-        found = self.find(address)
+        found = self._at(address)
         if found is not None and found.own == own:
             return
         made = Object(own, address, size, own=own)
@@ -136,18 +136,20 @@ class Space:
 
     def find(self, address: int) -> Object | None:
         """The object that an address lies in."""
+        found = self._at(address)
+        if found is None or found.own not in self._foreseen:
+            return found
+        owner, _, rest = found.own.partition("\t")
+        self.make(rest.rpartition("\t")[0], owner)
+        return self._at(address) if found.own not in self._foreseen else None
+
+    def _at(self, address: int) -> Object | None:
         number = bisect_right(self._starts, address) - 1
         if number >= 0:
             found = self._objects[number]
             if address < found.address + max(found.size, 1):
-                return found if found.own not in self._foreseen else self._made(found)
+                return found
         return None
-
-    def _made(self, foreseen: Object) -> Object | None:
-        owner, _, rest = foreseen.own.partition("\t")
-        self.make(rest.rpartition("\t")[0], owner)
-        found = self.find(foreseen.address) if foreseen.own not in self._foreseen else None
-        return found if found is not None and found.own == foreseen.own else None
 
     def describe(self, address: int) -> str:
         """An address in words: "svm+0x10"."""
