@@ -52,6 +52,9 @@ COMPARE = {
     ">=": lambda a, b: a >= b,
 }
 
+KNOB = "knob"
+"""The kind of assumption that a value of a disputed rule is."""
+
 
 @dataclass(slots=True)
 class Explored:
@@ -91,7 +94,7 @@ def check(
         run = runs[knobs] = _run(test, vcpu, host, hypervisor, knobs, limits, progress, at_once)
         values.consulted(knobs, run.consulted)
     used = tuple(
-        Assumption("knob", name, "machine", "consulted; every value was run")
+        Assumption(KNOB, name, "machine", "consulted; every value was run")
         for number, name in UNKNOWN_KNOBS.items()
         if any(run.consulted >> number & 1 for run in runs.values())
     )

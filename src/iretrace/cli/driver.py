@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from iretrace.check import check
+from iretrace.check import KNOB, check
 from iretrace.cli.known import mark_known
+from iretrace.cli.moved import PLACE
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
-from iretrace.cli.stored import Lookup, Origin, Shared, Shelf, Stored, key, same_of
+from iretrace.cli.stored import UNREADABLE, Lookup, Origin, Shared, Shelf, Stored, key, read_as, same_of
 from iretrace.cli.workers import Work, results
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import shipped, source_text
 from iretrace.litmus.grammar import VCPUS
 from iretrace.litmus.test import Test
-from iretrace.report.summary import Report
-from iretrace.verdict import InputError, Result, Verdict
+from iretrace.report.summary import Report, record
+from iretrace.verdict import InputError, Ledger, Result, Verdict
 from iretrace.world.protocol import Hypervisor
 
 
@@ -210,6 +215,32 @@ def _key(source: Source, request: Request, task: Task) -> str:
     return key(source.identity(), source_text(task.test), task.vcpu, task.host, request.limits.max_states)
 
 
+def _say_states(say: Callable[[str], None], task: Task, count: int) -> None:
+    say(f"{task}: {count:,} states")
+
+
+def _remember(source: Source, hypervisor: Hypervisor, name: str, result: Result) -> None:
+    """A result that names no line is one for other trees, too, in which all host steps come to the same. What its
+    ledger says of the hypervisor is asked there."""
+    knobs = tuple([used for used in result.ledger.assumptions if used.kind == KNOB])
+    told = json.dumps(replace(result, ledger=Ledger(0, knobs)), default=record)
+    if not PLACE.search(told):
+        source.remember(hypervisor, name, told)
+
+
+def _recalled(source: Source, hypervisor: Hypervisor, name: str) -> Result | None:
+    """The result that was remembered, if it is the one here."""
+    began = time.monotonic()
+    told = source.recall(hypervisor, name)
+    if told is None:
+        return None
+    with suppress(*UNREADABLE):
+        result = read_as(Result, json.loads(told))
+        ledger = Ledger(hypervisor.statements(), (*hypervisor.assumptions(), *result.ledger.assumptions))
+        return replace(result, ledger=ledger, seconds=time.monotonic() - began)
+    return None
+
+
 def _steps_key(source: Source, vcpu: str) -> str:
     """Everything that a host step depends on, but for what it is asked and what it reads of the tree."""
     return key("steps", source.identity(), vcpu)
@@ -243,9 +274,12 @@ def _work(
     def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> Found:
         task = todo[number]
         say(str(task))
-        result = check(
-            task.test, task.vcpu, task.host, hypervisor, request.limits, lambda count: say(f"{task}: {count:,} states")
-        )
+        result = _recalled(source, hypervisor, begun.names[number]) if stored is not None else None
+        if result is None:
+            say_states = partial(_say_states, say, task)
+            result = check(task.test, task.vcpu, task.host, hypervisor, request.limits, say_states)
+        if stored is not None and result.verdict is Verdict.HOLDS:
+            _remember(source, hypervisor, begun.names[number], result)
         used = [shelf.used(part) for part in source.used_by(hypervisor)]
         return Found(result, shelf.read(source.read_so_far()), used, same_of(used))
 

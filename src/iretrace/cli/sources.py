@@ -72,6 +72,16 @@ class Source(Protocol):
         """Let a hypervisor from here take over what such steps came to, as far as it holds for it."""
         ...
 
+    def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
+        """Let `steps_of` tell of a verdict: all that it rests on is what a hypervisor from here was asked since its last
+        new_ledger()."""
+        ...
+
+    def recall(self, hypervisor: Hypervisor, name: str) -> str | None:
+        """What was told of a verdict, if all that it rests on comes to the same for a hypervisor from here. The ledger
+        is of that then."""
+        ...
+
     def read_so_far(self) -> dict[str, str]:
         """Digests of what was read of a tree, by name."""
         ...
@@ -247,6 +257,21 @@ class TreeSource:
         with suppress(*UNREADABLE):
             hypervisor.take_steps(text, self._bodies_since)
 
+    def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
+        """See linux.kept."""
+        from iretrace.linux.hypervisor import TreeHypervisor
+
+        assert isinstance(hypervisor, TreeHypervisor)
+        hypervisor.remember(name, told)
+
+    def recall(self, hypervisor: Hypervisor, name: str) -> str | None:
+        """See linux.kept."""
+        from iretrace.linux.hypervisor import TreeHypervisor
+
+        assert isinstance(hypervisor, TreeHypervisor)
+        told = hypervisor.recall(name)
+        return told if isinstance(told, str) else None
+
     def _bodies_since(self, digests: Mapping[str, str]) -> Bodies | None:
         """The bodies that have changed since all this was read; None: perhaps more has."""
         from iretrace.linux.bodies import Bodies
@@ -343,6 +368,13 @@ class BuiltinSource:
 
     def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
         """Nothing."""
+
+    def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
+        """Nothing."""
+
+    def recall(self, hypervisor: Hypervisor, name: str) -> str | None:
+        """Nothing."""
+        return None
 
     def read_so_far(self) -> dict[str, str]:
         """Nothing."""

@@ -18,7 +18,7 @@ from iretrace.linux.debugger import Debugger
 from iretrace.linux.events import EVENTS, senders_of
 from iretrace.linux.host import KernelRun
 from iretrace.linux.ioctls import Ioctls
-from iretrace.linux.kept import Kept, Opened, setting_of, told
+from iretrace.linux.kept import Kept, Opened, Remembered, setting_of
 from iretrace.linux.ledger import Ledger
 from iretrace.linux.machine import RUN, Machine, exit_handlers
 from iretrace.linux.notes import Later
@@ -28,6 +28,7 @@ from iretrace.linux.registers import Hidden
 from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State
 from iretrace.linux.stepping import HostSteps, How
+from iretrace.linux.told import told
 from iretrace.linux.tree import Tree
 from iretrace.linux.turning import Asked
 from iretrace.linux.unmodelled import Unmodelled, describe
@@ -90,9 +91,9 @@ class TreeHypervisor:
         with self._notes.collecting() as noted:
             self._open(vcpu, How(reduce, merge, remember))
         opening = self.program.uses(self._steps.blocks, noted | self.machine.noted)
-        self._ledger = Ledger(self.machine, opening)
-        facts = self.machine.definitions.facts()
-        setting = setting_of((vcpu, facts, self._steps.setting(), self._start.vmcb))
+        self._ledger = Ledger(self.machine, opening, self._steps.asked)
+        self._verdicts: dict[str, Remembered] = {}
+        setting = setting_of((vcpu, self.machine.definitions.facts(), self._steps.setting()), self._start)
         self._opened = Opened(self.machine, self._steps.states, setting, opening)
 
     def _open(self, vcpu: str, how: How) -> None:
@@ -285,11 +286,26 @@ class TreeHypervisor:
 
     def told_steps(self, read: Mapping[str, str]) -> bytes:
         """What its host steps came to, for take_steps() of another one. read: what was read of the tree."""
-        return told(self._opened, self._steps.known, read)
+        return told(self._opened, self._steps.known, self._verdicts, read)
 
     def take_steps(self, text: bytes, bodies_of: Callable[[Mapping[str, str]], Bodies | None]) -> None:
         """Take over what another one has told, as far as it holds here. ValueError, see Kept."""
         self._steps.kept.append(Kept(text, self._opened, bodies_of))
+
+    def remember(self, name: str, told: Any) -> None:
+        """What was asked since new_ledger() is all that a verdict rests on: to be told by told_steps()."""
+        self._verdicts[name] = Remembered(told, tuple(self._steps.asked.values()), frozenset(self._notes.noted()))
+
+    def recall(self, name: str) -> Any:
+        """What another one has remembered of a verdict that stands here, too: of that the ledger is then. Else None."""
+        self.new_ledger()
+        recalled = self._steps.recall(name)
+        self.new_ledger()
+        if recalled is None:
+            return None
+        for uses in recalled.rests_on:
+            self._notes.note(uses)
+        return recalled.told
 
     # Host steps. ------------------------------------------------------------------------------------------------
 

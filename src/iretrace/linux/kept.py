@@ -4,8 +4,12 @@ What a host step comes to depends on what it is asked, on the C and the rules th
 hypervisor was opened. So it holds for another tree as well in which all this is the same: for most steps, where a patch
 changes a few functions. Addresses, names and digests are the same in every process (memory.Space, explore.turns).
 
-A text of them is compressed lines of JSON: a header (_Header), then nodes, states, ends (ENDS) and steps, see _Told. It
-was perhaps not written by us: what does not read as we would have written it is not there.
+And a verdict that is reached by exploring steps stands where all its steps come to the same. For steps that do not hold
+any more it is seen by executing them: fewer than there are, and nothing has to be explored.
+
+A text of all this (linux.told writes it) is compressed lines of JSON: a header (_Header), then nodes, states, ends
+(ENDS), asks (ASKS) and steps. It was perhaps not written by us: what does not read as we would have written it is not
+there.
 """
 
 from __future__ import annotations
@@ -14,25 +18,25 @@ import json
 import marshal
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from iretrace.explore.turns import WITHOUT_REFERENCES, plain
 from iretrace.linux.bodies import Bodies
 from iretrace.linux.ctree import Pos
 from iretrace.linux.machine import Machine
 from iretrace.linux.notes import BLOCKS, Lowered, Note, Uses
-from iretrace.linux.registers import Found, Memo
-from iretrace.linux.rules import Row, Traced
+from iretrace.linux.registers import Found
+from iretrace.linux.rules import Traced
 from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State, States
-from iretrace.linux.turning import Turn
+from iretrace.linux.turning import Asked, Turn
 from iretrace.linux.used import SEPARATOR, Definition, Moves, Query
-from iretrace.linux.vm import KINDS
-from iretrace.world.protocol import NO_SENDER, Debug, Landing, Packed, Pause, PauseKind, SenderState
+from iretrace.verdict import field_names
+from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, PauseKind, SenderState
 
 MOST_BYTES = 256 << 20
 """A longer text is none of ours."""
@@ -51,9 +55,24 @@ class Opened:
     opening: Uses
 
 
-def setting_of(told: Any) -> str:
-    """The digest of plain values."""
-    return _digest(plain(told)).hex()
+class Remembered(NamedTuple):
+    """A verdict: what is to be told of it, the steps that it rests on, and what else it rests on."""
+
+    told: Any
+    steps: Sequence[Found]
+    rests_on: frozenset[Note]
+
+
+Asking = tuple[Any, ...]
+"""A turning.Asked whose registers may be told apart (registers.general)."""
+
+
+def setting_of(told: Any, start: Pause) -> str:
+    """The digest of plain values and of the first pause."""
+    state = start.private
+    assert isinstance(state, State)
+    values = [getattr(start, name) for name in field_names(Pause) if name != "private"]
+    return _digest(plain((told, _state_digest(state).hex(), tuple(values)))).hex()
 
 
 def _digest(value: Any) -> bytes:
@@ -70,7 +89,7 @@ class Keys:
     def __init__(self) -> None:
         self._states: dict[State, bytes] = {}
 
-    def of(self, asked: tuple[Any, ...], schedule: tuple[Landing, ...]) -> str:
+    def of(self, asked: Asking, schedule: tuple[Landing, ...]) -> str:
         """Of a step."""
         state = asked[0]
         assert isinstance(state, State)
@@ -81,152 +100,15 @@ class Keys:
         return _digest((known, vmcb, ghcb, int(cause), plain(senders), tuple(debug), schedule)).hex()
 
 
-# Telling. -----------------------------------------------------------------------------------------------------------
-
-
-def told(opened: Opened, steps: Memo[Found], read: Mapping[str, str]) -> bytes:
-    """The text of all steps that this process has worked out; empty if it has none. read: what was read of the tree."""
-    return _Told(opened).all(steps, read)
-
-
 ENDS = (
     "kind", "ghcb", "senders", "log", "ipi", "warm", "exit_reason", "debug", "host_area", "smram", "code_base", "host",
 )  # fmt: skip
 """What of pauses is told apart: many have it in common."""
 
 
-class _Told:
-    """One text in the making. Whatever is told often is told once and has a number then."""
-
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
-        self._notes = opened.machine.notes
-        self._program = opened.machine.program
-        self._leafs: dict[Note, int] = {}
-        self._nodes: dict[int, int] = {}
-        self._node_lines: list[Any] = []
-        self._states: dict[State, int] = {}
-        self._state_lines: list[Any] = []
-        self._ends: dict[Any, int] = {}
-        self._functions: dict[str, list[int]] = {}
-        for number, block in enumerate(self._program.blocks):
-            self._functions.setdefault(block.name, []).append(number)
-        self._places = [0] * len(self._program.blocks)
-        for place, number in enumerate(number for blocks in self._functions.values() for number in blocks):
-            self._places[number] = place
-
-    def all(self, steps: Memo[Found], read: Mapping[str, str]) -> bytes:
-        keys, index, lines = Keys(), dict[str, list[Any]](), list[Any]()
-        for (asked, schedule), looked, values, found in steps.all():
-            if found.way is None or not _is_plain(found.pause):
-                continue
-            index.setdefault(keys.of(asked, schedule), []).append([looked, values, len(lines)])
-            lines.append(self._step(asked[0], found))
-        if not lines or self._program.space.displaced:
-            return b""
-        notes = self._notes.reached([self._opened.opening], but=Lowered)
-        opening = [self._leaf(note) for note in notes if isinstance(note, Query) and note.words[0] != "function"]
-        functions = [self._function(name, blocks) for name, blocks in self._functions.items()]
-        queries = {SEPARATOR.join(note.words) for note in self._leafs if isinstance(note, Query)}
-        header = {
-            "setting": self._opened.setting,
-            "read": read,
-            "opening": opening,
-            "objects": [told for told in self._program.space.all() if told[0].partition("\t")[0] not in KINDS],
-            "addresses": self._program.addresses(),
-            "functions": functions,
-            "leafs": [_told_note(note) for note in self._leafs],
-            "definitions": {name: self._opened.machine.definitions.find(name) for name in sorted(queries)},
-            "steps": index,
-            "counts": [len(self._node_lines), len(self._state_lines), len(self._ends)],
-        }
-        parts = (header, *self._node_lines, *self._state_lines, *self._ends, *lines)
-        text = "\n".join(json.dumps(part) for part in parts)
-        return zlib.compress(text.encode(), 1)
-
-    def _function(self, name: str, blocks: Sequence[int]) -> Any:
-        """A function: its names, what lowering it has looked at, the places of its blocks."""
-        infos = [self._program.blocks[block] for block in blocks]
-        rests_on = [note for note in self._notes.reached([Lowered(name)]) if isinstance(note, Query | Row | Traced)]
-        places = [[(pos.path, pos.line) for pos in info.statements] for info in infos]
-        return [name, infos[0].function, infos[0].path, sorted(map(self._leaf, rests_on)), places]
-
-    def _leaf(self, note: Note) -> int:
-        return self._leafs.setdefault(note, len(self._leafs))
-
-    def _node(self, note: Note) -> int:
-        """The number of a node: a Uses as it is, any other with all that it is made of."""
-        known = self._nodes.get(id(note))
-        if known is None:
-            notes: Iterable[Note]
-            if isinstance(note, Uses):
-                blocks, notes = note.blocks(), note.notes
-            else:
-                notes = self._notes.reached([note], but=Lowered)
-                blocks, notes = self._program.executed(notes), [one for one in notes if _is_leaf(one)]
-            parts = [self._node(part) for part in notes if not _is_leaf(part)]
-            line = [
-                sorted({self._places[block] for block in blocks}),
-                sorted(parts),
-                sorted(self._leaf(leaf) for leaf in notes if _is_leaf(leaf)),
-            ]
-            known = self._nodes[id(note)] = len(self._node_lines)
-            self._node_lines.append(line)
-        return known
-
-    def _state(self, state: State) -> int:
-        known = self._states.get(state)
-        if known is None:
-            known = self._states[state] = len(self._state_lines)
-            words = [number for word in state.words for number in word]
-            self._state_lines.append([words, state.frames, state.interrupts, state.gif, state.sp])
-        return known
-
-    def _step(self, start: State, found: Found) -> Any:
-        pause = found.pause
-        assert isinstance(pause.private, State)
-        frames: Any = start.frames
-        end = (*[getattr(pause, name) for name in ENDS], found.moved, tuple(sorted(found.looked)))
-        return [
-            [self._node(uses) for uses in found.uses],
-            [self._leaf(Lowered(name)) for name, _, _ in frames],
-            self._ends.setdefault(end, len(self._ends)),
-            self._state(pause.private),
-            pause.vmcb,
-            pause.openings,
-            [(turn.place.hex(), turn.senders, turn.log) for turn in pause.turns if isinstance(turn, Turn)],
-            [self._node(self._program.uses(blocks)) for blocks in found.landed],
-        ]
-
-
-def _is_plain(pause: Pause) -> bool:
-    """Whether it names no line and does not begin a run."""
-    return not (pause.defects or pause.unmodelled or pause.sev_features or pause.launched[0] or pause.efer_passes)
-
-
-def _is_leaf(note: Note) -> bool:
-    return isinstance(note, Query | Row | Traced | Lowered)
-
-
-def _told_note(note: Note) -> list[str]:
-    match note:
-        case Query():
-            return ["query", *note.words]
-        case Row():
-            return ["row", note.table, note.name]
-        case Traced():
-            return ["traced", note.name]
-        case Lowered():
-            return ["function", note.name]
-    raise TypeError(f"no leaf: {note}")
-
-
-# Taking. ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
 class _Header:
-    """See _Told.all."""
+    """See linux.told."""
 
     setting: str
     read: dict[str, str]
@@ -237,7 +119,8 @@ class _Header:
     leafs: list[list[str]]
     definitions: dict[str, tuple[str, str, list[int]]]
     steps: dict[str, list[tuple[list[int], list[int], int]]]
-    counts: tuple[int, int, int]
+    verdicts: dict[str, tuple[Any, str, int]]
+    counts: tuple[int, int, int, int]
 
 
 class Kept:
@@ -251,15 +134,16 @@ class Kept:
         self._header = header = _Header(**json.loads(lines[0]))
         if header.setting != opened.setting:
             raise ValueError("other states")
-        nodes, states, ends = header.counts
         rest = iter(lines[1:])
-        self._node_lines, self._state_lines, self._end_lines = (
-            list(islice(rest, count)) for count in (nodes, states, ends)
+        self._node_lines, self._state_lines, self._end_lines, self._ask_lines = (
+            list(islice(rest, count)) for count in header.counts
         )
         self._step_lines = list(rest)
         self._nodes: dict[int, Uses | None] = {}
         self._states: dict[int, State] = {}
         self._ends: dict[int, tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]] = {}
+        self._same: dict[int, tuple[Uses, ...] | None] = {}
+        self._places = Renamed()
         self._look_at_definitions(bodies_of(header.read))
         if any(leaf in self._changed for leaf in header.opening):
             raise ValueError("other types")
@@ -322,12 +206,69 @@ class Kept:
             pass
         return None
 
-    def _step(self, line: Any) -> Found | None:
-        uses, frames, end, state, vmcb, openings, turns, landed = line
-        nodes = [self._node(number) for number in (*landed, *uses)]
-        if None in nodes or not self._changed.isdisjoint(frames):
+    def recall(self, name: str, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> Recalled | None:
+        """What was told of a verdict, and what it rests on, if it stands here. execute: works a step out."""
+        try:
+            told, bits, rests_on = self._header.verdicts[name]
+            others = self._node(rests_on)
+            if others is None:
+                return None
+            uses = {others}
+            for number, bit in enumerate(reversed(f"{int(bits, 16):b}")):
+                if bit == "1":
+                    same = self._is_same(number, execute)
+                    if same is None:
+                        return None
+                    uses.update(same)
+        except UNREADABLE:
             return None
-        known = [node for node in nodes if node is not None]
+        return Recalled(told, uses)
+
+    def _is_same(self, number: int, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
+        """On what a step rests that comes to the same here; None if it does not."""
+        if number not in self._same:
+            line = json.loads(self._step_lines[number])
+            uses = self._uses(line)
+            if uses is None:
+                uses = self._executed(line, execute)
+            elif not all(self._places.alike(place, place) for place, _, _ in line[6]):
+                uses = None
+            self._same[number] = uses
+        return self._same[number]
+
+    def _executed(self, line: Any, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
+        *_, start, vmcb, ask, schedule = line
+        ghcb, cause, senders, debug = _tupled(json.loads(self._ask_lines[ask]))
+        asked = Asked(self._state(start), tuple(vmcb), ghcb, Cause(cause), _senders(senders), Debug(*debug))
+        here, there = execute(asked, _tupled(schedule)), self._found(line, ())
+        if (here.moved, here.looked) != (there.moved, there.looked):
+            return None
+        return here.uses if self._alike(here.of(asked.vmcb), there.of(asked.vmcb)) else None
+
+    def _alike(self, here: Pause, there: Pause) -> bool:
+        """Whether two pauses are the same but for the names of places."""
+        if len(here.turns) != len(there.turns) or replace(here, turns=()) != replace(there, turns=()):
+            return False
+        for one, other in zip(here.turns, there.turns, strict=True):
+            assert isinstance(one, Turn) and isinstance(other, Turn)
+            if one[1:] != other[1:] or not self._places.alike(one.place.hex(), other.place.hex()):
+                return False
+        return True
+
+    def _step(self, line: Any) -> Found | None:
+        uses = self._uses(line)
+        return None if uses is None else self._found(line, uses)
+
+    def _uses(self, line: Any) -> tuple[Uses, ...] | None:
+        """On what a step rests; None if that is not as it was."""
+        uses, frames, *_, landed, _, _, _, _ = line
+        nodes = [self._node(number) for number in uses]
+        if None in nodes or None in map(self._node, landed) or not self._changed.isdisjoint(frames):
+            return None
+        return tuple([node for node in nodes if node is not None])
+
+    def _found(self, line: Any, uses: tuple[Uses, ...]) -> Found:
+        _, _, end, state, vmcb, openings, turns, landed, *_ = line
         shared, moved, looked = self._end(end)
         pause = replace(
             shared,
@@ -336,8 +277,9 @@ class Kept:
             openings=tuple([tuple(landing) for landing in openings]),
             turns=tuple([Turn(bytes.fromhex(place), _senders(who), _tupled(log)) for place, who, log in turns]),
         )
-        blocks = tuple([tuple(array(BLOCKS, node.trace)) for node in known[: len(landed)]])
-        return Found(pause, moved, looked, blocks, tuple(known[len(landed) :]))
+        nodes = [self._node(node) for node in landed]
+        blocks = tuple([tuple(array(BLOCKS, node.trace)) for node in nodes if node is not None])
+        return Found(pause, moved, looked, blocks, uses)
 
     def _end(self, number: int) -> tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]:
         known = self._ends.get(number)
@@ -373,6 +315,26 @@ class Kept:
             pairs = tuple(zip(words[::2], words[1::2], strict=True))
             known = self._states[number] = self._opened.states.intern(pairs, _tupled(frames), interrupts, gif, sp)
         return known
+
+
+class Recalled(NamedTuple):
+    """What was told of a verdict that stands, and what it rests on here."""
+
+    told: Any
+    rests_on: set[Uses]
+
+
+class Renamed:
+    """The names of places (Turn) here and there. Only which places are the same counts: in a function that has changed
+    they have other names."""
+
+    def __init__(self) -> None:
+        self._here: dict[str, str] = {}
+        self._there: dict[str, str] = {}
+
+    def alike(self, here: str, there: str) -> bool:
+        """Whether two names can be those of one place: neither was that of another one before."""
+        return self._here.setdefault(here, there) == there and self._there.setdefault(there, here) == here
 
 
 def _lines(text: bytes) -> list[str]:

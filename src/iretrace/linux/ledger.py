@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from iretrace.linux.machine import Machine
 from iretrace.linux.notes import Lowered, Note, Uses
+from iretrace.linux.registers import Found
 from iretrace.linux.used import Used
 from iretrace.verdict import Assumption
 
@@ -21,17 +22,19 @@ class Basis(NamedTuple):
 
 
 class Ledger:
-    """What was noted since begin(), and what opening a hypervisor has taken (`opened`)."""
+    """What was noted since begin(), and what opening a hypervisor has taken (`opened`). asked: the host steps since."""
 
-    def __init__(self, machine: Machine, opened: Uses) -> None:
+    def __init__(self, machine: Machine, opened: Uses, asked: dict[int, Found]) -> None:
         self._machine = machine
         self._opened = opened
+        self._asked = asked
         self._opening: tuple[set[Note], Used] | None = None
         self._basis: Basis | None = None
         self.begin()
 
     def begin(self) -> None:
         """Begin anew."""
+        self._asked.clear()
         self._machine.notes.begin()
         self._machine.notes.note(self._opened)
 
@@ -56,7 +59,7 @@ class Ledger:
         return [*parts, opening, self._machine.definitions.used(basis.notes - notes)]
 
     def _found(self) -> Basis:
-        noted = self._machine.notes.noted()
+        noted = self._machine.notes.noted().union(*(found.uses for found in self._asked.values()))
         if self._basis is None or self._basis.noted != noted:
             notes = self._machine.notes.reached(noted, but=Lowered)
             blocks = self._machine.program.executed(notes)

@@ -10,7 +10,7 @@ from iretrace.linux import memory
 from iretrace.linux.handover import HandOver
 from iretrace.linux.host import HostRun, KernelRun
 from iretrace.linux.initial import Places
-from iretrace.linux.kept import Kept, Keys
+from iretrace.linux.kept import Kept, Keys, Recalled
 from iretrace.linux.legs import Base, Milestone
 from iretrace.linux.models.findings import Bug
 from iretrace.linux.physical import DebugRegisters
@@ -47,7 +47,8 @@ class HostSteps:
     """The host steps of one vCPU. first, places: its first state, and what is where in it. sender: see `settle`.
 
     blocks: the basic blocks that were executed so far. known: what steps came to; kept: what they came to in earlier
-    runs. cells, in_order: the addresses of shared words."""
+    runs; asked: those of them that were asked for since the ledger began. cells, in_order: the addresses of shared
+    words."""
 
     sender: Senders
 
@@ -70,6 +71,7 @@ class HostSteps:
         self._notes = vm.machine.notes
         self.known: Memo[Found] = Memo()
         self.kept: list[Kept] = []
+        self.asked: dict[int, Found] = {}
         self._keys = Keys()
 
     def setting(self) -> tuple[Any, ...]:
@@ -98,12 +100,25 @@ class HostSteps:
         if found is None:
             found = self._find_kept(start, asked.vmcb, schedule)
         if found is None:
-            parent = self.known.find((start, schedule[:-1]), asked.vmcb) if schedule else None
-            found = self._found(asked, schedule, parent)
-            self.known.add((start, schedule), asked.vmcb, found.looked, found)
-        for uses in found.uses:
-            self._notes.note(uses)
+            found = self._work_out(start, asked, schedule)
+        self.asked[id(found)] = found
         return found.of(asked.vmcb)
+
+    def recall(self, name: str) -> Recalled | None:
+        """What was kept of a verdict, if it stands here."""
+        recalled = (kept.recall(name, self._again) for kept in self.kept)
+        return next((one for one in recalled if one is not None), None)
+
+    def _again(self, asked: Asked, schedule: tuple[Landing, ...]) -> Found:
+        """What a step comes to that is not as it was kept."""
+        start = (*asked[:1], general(asked.vmcb), *asked[2:])
+        return self.known.find((start, schedule), asked.vmcb) or self._work_out(start, asked, schedule)
+
+    def _work_out(self, start: tuple[Any, ...], asked: Asked, schedule: tuple[Landing, ...]) -> Found:
+        parent = self.known.find((start, schedule[:-1]), asked.vmcb) if schedule else None
+        found = self._found(asked, schedule, parent)
+        self.known.add((start, schedule), asked.vmcb, found.looked, found)
+        return found
 
     def _find_kept(self, start: tuple[Any, ...], vmcb: Packed, schedule: tuple[Landing, ...]) -> Found | None:
         """What an earlier run has found."""

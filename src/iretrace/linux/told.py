@@ -1,0 +1,170 @@
+"""The text of what host steps came to, and of which verdicts rest on them: see linux.kept."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from iretrace.linux.kept import ENDS, Asking, Keys, Opened, Remembered
+from iretrace.linux.notes import Lowered, Note, Uses
+from iretrace.linux.registers import Found, Memo
+from iretrace.linux.rules import Row, Traced
+from iretrace.linux.states import State
+from iretrace.linux.turning import Turn
+from iretrace.linux.used import SEPARATOR, Query
+from iretrace.linux.vm import KINDS
+from iretrace.world.protocol import Pause
+
+
+def told(opened: Opened, steps: Memo[Found], verdicts: Mapping[str, Remembered], read: Mapping[str, str]) -> bytes:
+    """The text of all steps that this process has asked for; empty if it has worked out none. verdicts: those that rest
+    on them, by name. read: what was read of the tree."""
+    if opened.machine.program.space.displaced or all(found.way is None for _, _, _, found in steps.all()):
+        return b""
+    return _Told(opened).all(steps, verdicts, read)
+
+
+class _Told:
+    """One text in the making. Whatever is told often is told once and has a number then."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._notes = opened.machine.notes
+        self._program = opened.machine.program
+        self._leafs: dict[Note, int] = {}
+        self._nodes: dict[int, int] = {}
+        self._node_lines: list[Any] = []
+        self._states: dict[State, int] = {}
+        self._state_lines: list[Any] = []
+        self._ends: dict[Any, int] = {}
+        self._asks: dict[Any, int] = {}
+        self._functions: dict[str, list[int]] = {}
+        for number, block in enumerate(self._program.blocks):
+            self._functions.setdefault(block.name, []).append(number)
+        self._places = [0] * len(self._program.blocks)
+        for place, number in enumerate(number for blocks in self._functions.values() for number in blocks):
+            self._places[number] = place
+
+    def all(self, steps: Memo[Found], verdicts: Mapping[str, Remembered], read: Mapping[str, str]) -> bytes:
+        keys, index, lines, numbers = Keys(), dict[str, list[Any]](), list[Any](), dict[int, int]()
+        for (asked, schedule), looked, values, found in steps.all():
+            if not _is_plain(found.pause):
+                continue
+            index.setdefault(keys.of(asked, schedule), []).append([looked, values, len(lines)])
+            numbers[id(found)] = len(lines)
+            lines.append(self._step(asked, schedule, dict(zip(looked, values, strict=True)), found))
+        judged = {
+            name: self._verdict(one, numbers)
+            for name, one in verdicts.items()
+            if all(id(found) in numbers for found in one.steps)
+        }
+        notes = self._notes.reached([self._opened.opening], but=Lowered)
+        opening = [self._leaf(note) for note in notes if isinstance(note, Query) and note.words[0] != "function"]
+        functions = [self._function(name, blocks) for name, blocks in self._functions.items()]
+        queries = {SEPARATOR.join(note.words) for note in self._leafs if isinstance(note, Query)}
+        header = {
+            "setting": self._opened.setting,
+            "read": read,
+            "opening": opening,
+            "objects": [told for told in self._program.space.all() if told[0].partition("\t")[0] not in KINDS],
+            "addresses": self._program.addresses(),
+            "functions": functions,
+            "leafs": [_told_note(note) for note in self._leafs],
+            "definitions": {name: self._opened.machine.definitions.find(name) for name in sorted(queries)},
+            "steps": index,
+            "verdicts": judged,
+            "counts": [len(self._node_lines), len(self._state_lines), len(self._ends), len(self._asks)],
+        }
+        parts = (header, *self._node_lines, *self._state_lines, *self._ends, *self._asks, *lines)
+        text = "\n".join(json.dumps(part) for part in parts)
+        return zlib.compress(text.encode(), 1)
+
+    def _function(self, name: str, blocks: Sequence[int]) -> Any:
+        """A function: its names, what lowering it has looked at, the places of its blocks."""
+        infos = [self._program.blocks[block] for block in blocks]
+        rests_on = [note for note in self._notes.reached([Lowered(name)]) if isinstance(note, Query | Row | Traced)]
+        places = [[(pos.path, pos.line) for pos in info.statements] for info in infos]
+        return [name, infos[0].function, infos[0].path, sorted(map(self._leaf, rests_on)), places]
+
+    def _leaf(self, note: Note) -> int:
+        return self._leafs.setdefault(note, len(self._leafs))
+
+    def _node(self, note: Note) -> int:
+        """The number of a node: a Uses as it is, any other with all that it is made of."""
+        known = self._nodes.get(id(note))
+        if known is None:
+            notes: Iterable[Note]
+            if isinstance(note, Uses):
+                blocks, notes = note.blocks(), note.notes
+            else:
+                notes = self._notes.reached([note], but=Lowered)
+                blocks, notes = self._program.executed(notes), [one for one in notes if _is_leaf(one)]
+            parts = [self._node(part) for part in notes if not _is_leaf(part)]
+            line = [
+                sorted({self._places[block] for block in blocks}),
+                sorted(parts),
+                sorted(self._leaf(leaf) for leaf in notes if _is_leaf(leaf)),
+            ]
+            known = self._nodes[id(note)] = len(self._node_lines)
+            self._node_lines.append(line)
+        return known
+
+    def _state(self, state: State) -> int:
+        known = self._states.get(state)
+        if known is None:
+            known = self._states[state] = len(self._state_lines)
+            words = [number for word in state.words for number in word]
+            self._state_lines.append([words, state.frames, state.interrupts, state.gif, state.sp])
+        return known
+
+    def _verdict(self, verdict: Remembered, numbers: Mapping[int, int]) -> Any:
+        """What is remembered, the steps as bits of a number, and a node of what else it rests on."""
+        steps = sum(1 << number for number in {numbers[id(found)] for found in verdict.steps})
+        return [verdict.told, f"{steps:x}", self._node(self._program.uses((), verdict.rests_on))]
+
+    def _step(self, asked: Asking, schedule: Any, looked: Mapping[int, int], found: Found) -> Any:
+        start, vmcb, ghcb, cause, senders, debug = asked
+        pause = found.pause
+        assert isinstance(start, State) and isinstance(pause.private, State)
+        frames: Any = start.frames
+        registers = [looked.get(field, value) for field, value in enumerate(vmcb)]
+        ask = ghcb, cause, senders, debug
+        end = (*[getattr(pause, name) for name in ENDS], found.moved, tuple(sorted(found.looked)))
+        return [
+            [self._node(uses) for uses in found.uses],
+            [self._leaf(Lowered(name)) for name, _, _ in frames],
+            self._ends.setdefault(end, len(self._ends)),
+            self._state(pause.private),
+            pause.vmcb,
+            pause.openings,
+            [(turn.place.hex(), turn.senders, turn.log) for turn in pause.turns if isinstance(turn, Turn)],
+            [self._node(self._program.uses(blocks)) for blocks in found.landed],
+            self._state(start),
+            registers,
+            self._asks.setdefault(ask, len(self._asks)),
+            schedule,
+        ]
+
+
+def _is_plain(pause: Pause) -> bool:
+    """Whether it names no line and does not begin a run."""
+    return not (pause.defects or pause.unmodelled or pause.sev_features or pause.launched[0] or pause.efer_passes)
+
+
+def _is_leaf(note: Note) -> bool:
+    return isinstance(note, Query | Row | Traced | Lowered)
+
+
+def _told_note(note: Note) -> list[str]:
+    match note:
+        case Query():
+            return ["query", *note.words]
+        case Row():
+            return ["row", note.table, note.name]
+        case Traced():
+            return ["traced", note.name]
+        case Lowered():
+            return ["function", note.name]
+    raise TypeError(f"no leaf: {note}")
