@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from iretrace.check import KNOB, check
 from iretrace.cli.known import mark_known
-from iretrace.cli.moved import PLACE
+from iretrace.cli.moved import relocated
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
-from iretrace.cli.stored import UNREADABLE, Lookup, Origin, Shared, Shelf, Stored, key, read_as, same_of
+from iretrace.cli.stored import UNREADABLE, Lookup, Origin, Shared, Shelf, Stored, keeps, key, read_as, same_of
 from iretrace.cli.workers import Work, results
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import shipped, source_text
@@ -220,22 +220,23 @@ def _say_states(say: Callable[[str], None], task: Task, count: int) -> None:
 
 
 def _remember(source: Source, hypervisor: Hypervisor, name: str, result: Result) -> None:
-    """A result that names no line is one for other trees, too, in which all host steps come to the same. What its
-    ledger says of the hypervisor is asked there."""
+    """For other trees in which all host steps come to the same. What the ledger says of the hypervisor is asked
+    there."""
     knobs = tuple([used for used in result.ledger.assumptions if used.kind == KNOB])
-    told = json.dumps(replace(result, ledger=Ledger(0, knobs)), default=record)
-    if not PLACE.search(told):
-        source.remember(hypervisor, name, told)
+    source.remember(hypervisor, name, json.dumps(replace(result, ledger=Ledger(0, knobs)), default=record))
 
 
 def _recalled(source: Source, hypervisor: Hypervisor, name: str) -> Result | None:
     """The result that was remembered, if it is the one here."""
     began = time.monotonic()
-    told = source.recall(hypervisor, name)
-    if told is None:
+    recalled = source.recall(hypervisor, name)
+    if recalled is None:
         return None
+    told, moves = recalled
     with suppress(*UNREADABLE):
-        result = read_as(Result, json.loads(told))
+        result = relocated(read_as(Result, json.loads(told)), moves)
+        if result is None:
+            return None
         ledger = Ledger(hypervisor.statements(), (*hypervisor.assumptions(), *result.ledger.assumptions))
         return replace(result, ledger=ledger, seconds=time.monotonic() - began)
     return None
@@ -278,7 +279,7 @@ def _work(
         if result is None:
             say_states = partial(_say_states, say, task)
             result = check(task.test, task.vcpu, task.host, hypervisor, request.limits, say_states)
-        if stored is not None and result.verdict is Verdict.HOLDS:
+        if stored is not None and keeps(result):
             _remember(source, hypervisor, begun.names[number], result)
         used = [shelf.used(part) for part in source.used_by(hypervisor)]
         return Found(result, shelf.read(source.read_so_far()), used, same_of(used))

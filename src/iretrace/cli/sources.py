@@ -73,13 +73,13 @@ class Source(Protocol):
         ...
 
     def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
-        """Let `steps_of` tell of a verdict: all that it rests on is what a hypervisor from here was asked since its last
+        """Let `steps_of` tell of a verdict. All that it rests on: what a hypervisor from here was asked since its last
         new_ledger()."""
         ...
 
-    def recall(self, hypervisor: Hypervisor, name: str) -> str | None:
-        """What was told of a verdict, if all that it rests on comes to the same for a hypervisor from here. The ledger
-        is of that then."""
+    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
+        """What was told of a verdict, if all that it rests on comes to the same for a hypervisor from here, and where
+        the lines stand that it may name. The ledger is of that then."""
         ...
 
     def read_so_far(self) -> dict[str, str]:
@@ -264,13 +264,13 @@ class TreeSource:
         assert isinstance(hypervisor, TreeHypervisor)
         hypervisor.remember(name, told)
 
-    def recall(self, hypervisor: Hypervisor, name: str) -> str | None:
+    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
         """See linux.kept."""
         from iretrace.linux.hypervisor import TreeHypervisor
 
         assert isinstance(hypervisor, TreeHypervisor)
-        told = hypervisor.recall(name)
-        return told if isinstance(told, str) else None
+        recalled = hypervisor.recall(name)
+        return None if recalled is None else (str(recalled.told), recalled.moves)
 
     def _bodies_since(self, digests: Mapping[str, str]) -> Bodies | None:
         """The bodies that have changed since all this was read; None: perhaps more has."""
@@ -372,7 +372,7 @@ class BuiltinSource:
     def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
         """Nothing."""
 
-    def recall(self, hypervisor: Hypervisor, name: str) -> str | None:
+    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
         """Nothing."""
         return None
 

@@ -18,7 +18,7 @@ from iretrace.linux.debugger import Debugger
 from iretrace.linux.events import EVENTS, senders_of
 from iretrace.linux.host import KernelRun
 from iretrace.linux.ioctls import Ioctls
-from iretrace.linux.kept import Kept, Opened, Remembered, setting_of
+from iretrace.linux.kept import Kept, Opened, Recalled, Remembered, setting_of
 from iretrace.linux.ledger import Ledger
 from iretrace.linux.machine import RUN, Machine, exit_handlers
 from iretrace.linux.notes import Later
@@ -296,7 +296,7 @@ class TreeHypervisor:
         """What was asked since new_ledger() is all that a verdict rests on: to be told by told_steps()."""
         self._verdicts[name] = Remembered(told, tuple(self._steps.asked.values()), frozenset(self._notes.noted()))
 
-    def recall(self, name: str) -> Any:
+    def recall(self, name: str) -> Recalled | None:
         """What another one has remembered of a verdict that stands here, too: of that the ledger is then. Else None."""
         self.new_ledger()
         recalled = self._steps.recall(name)
@@ -305,7 +305,7 @@ class TreeHypervisor:
             return None
         for uses in recalled.rests_on:
             self._notes.note(uses)
-        return recalled.told
+        return recalled
 
     # Host steps. ------------------------------------------------------------------------------------------------
 

@@ -222,7 +222,7 @@ class Kept:
                     uses.update(same)
         except UNREADABLE:
             return None
-        return Recalled(told, uses)
+        return Recalled(told, self._moves, uses)
 
     def _is_same(self, number: int, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
         """On what a step rests that comes to the same here; None if it does not."""
@@ -318,9 +318,10 @@ class Kept:
 
 
 class Recalled(NamedTuple):
-    """What was told of a verdict that stands, and what it rests on here."""
+    """What was told of a verdict that stands, where the lines are now that it may name, and what it rests on here."""
 
     told: Any
+    moves: Moves
     rests_on: set[Uses]
 
 
