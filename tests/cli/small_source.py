@@ -50,6 +50,20 @@ class SmallSource:
         """A fresh one."""
         return Small(self.mistake)
 
+    def steps_of(self, hypervisor: Hypervisor) -> bytes:
+        """Nothing."""
+        return b""
+
+    def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
+        """Nothing."""
+
+    def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
+        """Nothing."""
+
+    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
+        """Nothing."""
+        return None
+
     def read_so_far(self) -> dict[str, str]:
         """As it was told."""
         return self.reads
