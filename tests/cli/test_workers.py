@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,23 @@ def test_a_process_aside_that_is_killed_does_not_leave_us_waiting() -> None:
     aside = Aside(lambda: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(WorkerDied):
         aside.result()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_was_opened_is_closed_when_there_is_no_more_to_do(processes: int, tmp_path: Path) -> None:
+    def close(name: str, opened: int) -> None:
+        (tmp_path / f"{name}-{os.getpid()}").write_text(str(opened))
+
+    work = Work({"a": [0, 1], "b": [2]}, start, double, processes, close)
+    assert len(list(results(work, quiet))) == 3
+    closed = sorted(path.name[0] for path in tmp_path.iterdir())
+    assert closed == ["a", "b"] or (processes == 2 and set(closed) == {"a", "b"})
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"100"}
+
+
+def test_an_error_of_a_closing_is_raised() -> None:
+    def fail(_name: str, _opened: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(results(Work({"a": [0, 1]}, start, double, 2, fail), quiet))

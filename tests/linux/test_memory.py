@@ -100,9 +100,9 @@ def test_the_last_bytes_of_an_object_can_be_read_misaligned() -> None:
 
 def test_objects_lie_apart_and_are_aligned() -> None:
     space = Space()
-    first, second = space.allocate("first", 100), space.allocate("second", 4096, 4096)
+    first, second = space.allocate("first", 100), space.allocate("second", 4096)
     assert second.address % 4096 == 0
-    assert second.address >= first.address + 164
+    assert abs(second.address - first.address) >= 164
     assert space.find(first.address + 99) is first
     assert space.find(first.address + 100) is None
 
@@ -130,3 +130,54 @@ def test_a_frame_that_is_left_is_as_if_never_written() -> None:
     memory.store(run, frame + 4, 0, 32, 9)
     memory.leave(run, frame, 16)
     assert run.m == {}
+
+
+def test_addresses_come_of_names_and_not_of_the_order() -> None:
+    one, other = Space(), Space()
+    names = ["svm", "vcpu", "x", "x"]
+    here = [one.allocate(name, 64).address for name in names]
+    there = [other.allocate(name, 64).address for name in reversed(names)]
+    assert here[:2] == there[:1:-1]
+    assert sorted(here) == sorted(there)
+    assert len({*here, one.allocate("x", 64, "a.c").address}) == 5
+    assert one.address_of_function("f a.c") == other.address_of_function("f a.c")
+    assert not one.displaced
+
+
+def test_of_two_names_with_one_number_the_second_has_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "number_of", lambda name: int(name.endswith("1")))
+    space = Space()
+    first, second = space.allocate("first", 64), space.allocate("second", 64)
+    assert first.address != second.address
+    assert space.displaced
+    functions = Space()
+    assert functions.address_of_function("f") != functions.address_of_function("g")
+    assert functions.displaced
+
+
+def test_an_object_of_another_process_is_made_when_it_is_looked_for() -> None:
+    there, here = Space(), Space()
+    wanted = [there.allocate("a", 64), there.allocate('"text\t1"', 8), there.allocate("gone", 8, "a.c")]
+    made: list[tuple[str, str]] = []
+
+    def make(name: str, owner: str) -> None:
+        made.append((name, owner))
+        if name != "gone":
+            here.allocate(name, 64)
+
+    here.make = make
+    for told in there.all():
+        here.foresee(*told)
+    assert made == []
+    names = [found.name if (found := here.find(one.address)) is not None else None for one in wanted]
+    assert names == ["a", '"text\t1"', None]
+    assert made == [("a", ""), ('"text\t1"', ""), ("gone", "a.c")]
+    assert here.find(wanted[0].address) is here.find(wanted[0].address + 63)
+
+
+def test_an_object_where_another_one_is_cannot_be_foreseen() -> None:
+    space = Space()
+    taken = space.allocate("a", 4096)
+    space.foresee(taken.own, taken.address, 4096)
+    with pytest.raises(ValueError, match="another object"):
+        space.foresee("\tb\t1", taken.address + 64, 8)

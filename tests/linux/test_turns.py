@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,3 +138,27 @@ def test_what_is_kept_is_found() -> None:
     text = "def f(run):\n    return g(1) + run.shared() or run.a + run.shared() if run.b else run.shared() + 1\n"
     known = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
     assert kept(known, {"shared"}) == ["g(1)", "run.a"]
+
+
+def test_how_large_the_numbers_in_code_are_is_no_part_of_a_place() -> None:
+    """Numbers of basic blocks differ from process to process; instructions with larger ones are longer."""
+    places = []
+    for values in (range(300), [0] * 300):
+        text = "def f(here):\n" + "".join(f" a={value}\n" for value in values) + " a=299\n here()\n"
+        scope: dict[str, Any] = {}
+        exec(compile(text, "<f>", "exec"), scope)
+        stacks: list[list[Any]] = []
+        scope["f"](lambda stacks=stacks: stacks.append(stack(sys._getframe().f_back, nowhere.__code__, name_of)))
+        places.append((stacks[0][:4], len(scope["f"].__code__.co_code)))
+    assert places[0][0] == places[1][0]
+    assert places[0][1] > places[1][1]
+
+
+def test_what_lowers_a_function_is_no_part_of_a_place() -> None:
+    def beside(call: Callable[[], list[Any]]) -> list[Any]:
+        return call()
+
+    def here() -> list[Any]:
+        return stack(sys._getframe(), test_what_lowers_a_function_is_no_part_of_a_place.__code__, int, beside.__code__)
+
+    assert beside(here) == here()
