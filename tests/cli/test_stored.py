@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 
 from iretrace.cli.driver import Request, run
 from iretrace.cli.moved import relocated
-from iretrace.cli.stored import MAX_BYTES, Lookup, Shelf, Stored, Used, cache_directory, key, read_as
+from iretrace.cli.stored import MAX_BYTES, Lookup, Shelf, Stored, Used, cache_directory, key
+from iretrace.cli.told import Teller, read_as, read_rows
 from iretrace.cli.workers import Work
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
@@ -48,7 +49,9 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
 @settings(max_examples=30)
 @given(ANY_RESULTS)
 def test_any_result_survives_json(result: Result) -> None:
-    assert read_as(Result, json.loads(json.dumps(asdict(result)))) == result
+    tell = Teller()
+    told, rows = json.loads(json.dumps([result, tell], default=tell))
+    assert read_as(Result, told, read_rows(rows, {})) == result
 
 
 def test_a_result_whose_files_have_changed_is_not_reused(tmp_path: Path) -> None:
