@@ -249,3 +249,11 @@ def lines_of(result: Result) -> list[CLine]:
     steps = (*result.trace.stem, *result.trace.loop)
     lines = [line for step in steps for line in (step.where, *step.executed)]
     return [line for line in lines if isinstance(line, CLine) and line.line]
+
+
+def test_what_is_remembered_is_recalled_if_it_is_of_its_kind(tmp_path: Path) -> None:
+    stored = Stored(tmp_path / "new")
+    stored.remember(NAME, {"a": ["1"]})
+    assert stored.recall(dict[str, tuple[str, ...]], NAME) == {"a": ("1",)}
+    assert stored.recall(dict[str, str], NAME) is None
+    assert stored.recall(dict[str, str], "b" * 64) is None

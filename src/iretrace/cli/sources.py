@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iretrace.cli.moved import Moves
-from iretrace.cli.stored import Patches, Used
+from iretrace.cli.stored import Patches, Stored, Used, key
 from iretrace.report.summary import WITH_PATCHES
 from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor
 
 if TYPE_CHECKING:
     from iretrace.linux.bodies import Bodies
+    from iretrace.linux.closure import Closure, Known
     from iretrace.linux.machine import Machine
     from iretrace.linux.tree import Tree
 
@@ -103,8 +104,15 @@ class Patchable(Source, Protocol):
         """The same with patches (name, text). InputError: one does not apply."""
         ...
 
-    def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
-        """What to say of its patches; the first `since` hunks are left out."""
+    def about_patches(
+        self, progress: Callable[[str], None], since: int = 0, stored: Stored | None = None
+    ) -> AboutPatches:
+        """What to say of its patches; the first `since` hunks are left out. stored: where what is known of the tree
+        without patches is."""
+        ...
+
+    def is_quick(self, stored: Stored | None) -> bool:
+        """Whether `about_patches` takes no time. After `read`."""
         ...
 
 
@@ -142,6 +150,7 @@ class TreeSource:
         if patches:
             self.tree = with_patches(self.tree, patches, path)
         self._machine: Machine | None = None
+        self._known: Known | None = None
 
     def patched(self, patches: Sequence[tuple[str, str]]) -> TreeSource:
         """The same tree with patches (name, text). InputError: one does not apply."""
@@ -180,15 +189,16 @@ class TreeSource:
             with unreadable_is_input_error():
                 self._machine = Machine(self.tree, self._rules, self._options)
 
-    def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
+    def about_patches(
+        self, progress: Callable[[str], None], since: int = 0, stored: Stored | None = None
+    ) -> AboutPatches:
         """Which hunks had moved, and which are not looked at. since: hunks of earlier patches, left out."""
         from iretrace.linux.scope import Scope, not_looked_at
 
         progress(f"looking for what the patches change in {self.name}")
         self.read()
-        assert self._machine is not None
         with unreadable_is_input_error():
-            closure = self._machine.closure()
+            closure = self._closure(stored)
             scope = Scope(self.tree, closure)
         record = self.tree.record
         touches = record.touches[since:]
@@ -203,6 +213,39 @@ class TreeSource:
                 " missing, or rule rows (--rules FILE; --dry prints them)"
             )
         return AboutPatches(in_scope, tuple(remarks), len(record.touches), tuple(rows.values()))
+
+    def is_quick(self, stored: Stored | None) -> bool:
+        """Whether what the event path reaches is known, but for what the patches change."""
+        return stored is not None and self._kept_closure(stored) is not None
+
+    def _closure(self, stored: Stored | None) -> Closure:
+        """Where a tree without patches is known, only what these change is looked up, if they change bodies only."""
+        from iretrace.linux.bodies import left_alone
+
+        assert self._machine is not None
+        if stored is None or self._bodies is None:
+            return self._machine.closure()
+        kept = self._kept_closure(stored)
+        if kept is None:
+            closure = self._machine.closure()
+            if not closure.missing:
+                stored.remember(self._closure_name, left_alone(closure.known(), self._bodies))
+            return closure
+        closure = self._machine.closure(left_alone(kept, self._bodies))
+        return self._machine.closure() if closure.missing else closure
+
+    def _kept_closure(self, stored: Stored) -> Known | None:
+        from iretrace.linux.closure import Known
+
+        if self._known is None and self._bodies is not None:
+            self._known = stored.recall(Known, self._closure_name)
+        return self._known
+
+    @cached_property
+    def _closure_name(self) -> str:
+        assert self._machine is not None
+        before = self.tree.unpatched or self.tree
+        return key("closure", self.identity(), [(path, before.digest(path)) for path in self._machine.index.paths])
 
     def missing(self) -> Collection[str]:
         """The names that the event path may need and that nothing answers."""

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import iretrace
 from iretrace.cli.moved import Moves, Relocation
 from iretrace.cli.told import UNREADABLE, Teller, read_as, read_rows
-from iretrace.report.summary import result_id
+from iretrace.report.summary import record, result_id
 from iretrace.verdict import Result, Verdict
 
 MAX_BYTES = 32 << 20
@@ -227,6 +227,18 @@ class Stored:
             self._listing = None
         except OSError:
             return
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a value that is no result, by a name of `key`."""
+        with suppress(OSError):
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._write(name, json.dumps(value, default=record))
+
+    def recall(self, kind: type[T], name: str) -> T | None:
+        """It, if it is of this kind."""
+        with suppress(*NOT_OURS):
+            return read_as(kind, self._read(name))
+        return None
 
     def _share_patches(self, patches: Patches) -> str:
         """Keep them; their name, "" for none. All results of a tree have one object: it is looked through once."""

@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 
 from iretrace.linux import ctree
 from iretrace.linux.bodies import Bodies
+from iretrace.linux.closure import SEPARATOR
 from iretrace.linux.ctree import CType, Pos
 from iretrace.linux.index import Index
 from iretrace.linux.notes import Note, Notes
 from iretrace.linux.parse import ParseError
 from iretrace.verdict import field_names
-
-SEPARATOR = "\t"
-"""Between a query's words in its name; neither C names nor paths that are read hold it."""
 
 
 class Definition(NamedTuple):
