@@ -294,11 +294,8 @@ class TreeSource:
 
     def still_uses(self, used: Used, before: bool = False) -> Moves | None:
         """Looked up in the index, where patches may have changed them."""
-        from iretrace.linux.used import Definition
-
         assert self._machine is not None, "nothing was read"
-        definitions = {name: Definition(*found) for name, found in used.items()}
-        return self._machine.definitions.moves(definitions, self._bodies if before else None)
+        return self._machine.definitions.moves(used, self._bodies if before else None)
 
     def unanswered(self) -> str:
         """The rows that the event path needs and that neither tree nor rules have; empty if none is missing."""

@@ -43,9 +43,11 @@ NOT_OURS = (OSError, *UNREADABLE)
 Patches = Sequence[tuple[str, str]]
 """(name, text) of each patch that a tree has, in order."""
 
-KeptUsed = dict[str, tuple[str, str, tuple[int, ...]]]
 Used = Mapping[str, tuple[str, str, tuple[int, ...]]]
 """The definitions that a verdict used, by name: digest, and for functions their file and the lines that count."""
+
+SEPARATOR = "\t"
+"""Between these three in a file, where a definition is one word: most are in many files."""
 
 T = TypeVar("T")
 
@@ -134,7 +136,8 @@ class Shelf:
         told = self._told(part)
         if told is None:
             same = digest_of(sorted((name, found[0]) for name, found in part.items()))
-            told = self._tell(part, Shared(digest_of(part), part, same))
+            content = {name: SEPARATOR.join((*found[:2], " ".join(map(str, found[2])))) for name, found in part.items()}
+            told = self._tell(part, Shared(digest_of(content), content, same))
         return told
 
     def read(self, digests: dict[str, str]) -> Shared:
@@ -358,7 +361,8 @@ class Lookup:
         relocation = self._relocations.setdefault(entry.read, Relocation({}))
         for part in entry.told["uses"]:
             if part not in self._moves:
-                used = self._stored.shared(KeptUsed, part)
+                told = self._stored.shared(dict[str, str], part)
+                used = {name: _definition(one) for name, one in told.items()}
                 self._moves[part] = self._still_uses(used, self._read_before(entry.read))
             here = self._moves[part]
             if here is None:
@@ -367,6 +371,13 @@ class Lookup:
                 self._taken.add((entry.read, part))
                 relocation.moves.update(here)
         return _kept(entry, relocation) if entry.told["uses"] else None
+
+
+@cache
+def _definition(told: str) -> tuple[str, str, tuple[int, ...]]:
+    """One of Used, and one object for each. ValueError: it is none."""
+    digest, path, lines = told.split(SEPARATOR)
+    return digest, path, tuple(map(int, lines.split()))
 
 
 def _kept(entry: Entry, relocation: Relocation | None) -> Kept | None:

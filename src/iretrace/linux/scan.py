@@ -15,10 +15,7 @@ from iretrace.linux.cursor import ANNOTATION_CALLS, ANNOTATIONS, STORAGE_WORDS
 _ITEM = re.compile(r"\n(?:#[ \t]*define[ \t]+(\w+)|([A-Za-z_][\w\s*]{0,400}+)([(\[=;,{]))")
 _ATTRIBUTES = r"(?:__\w++\s*+(?:\((?:[^(){};]|\((?:[^(){};]|\([^(){};]*+\))*+\))*+\))?+\s*+)*+"
 # One pattern for each word: a literal beginning is what makes a search fast.
-_TAGS = {
-    kind: re.compile(rf"{kind}\s++({_ATTRIBUTES})(\w*)\s*+{_ATTRIBUTES}\{{")
-    for kind in ("struct", "union")
-}
+_TAGS = {kind: re.compile(rf"{kind}\s++({_ATTRIBUTES})(\w*)\s*+{_ATTRIBUTES}\{{") for kind in ("struct", "union")}
 _ENUM = re.compile(r"enum(?<!\wenum)\b\s*(?:__\w+\s+)?(\w*)\s*\{([^}]*)\}")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\n[ \t]*#[^\n]*", re.DOTALL)
 _ENUMERATOR = re.compile(r"(?:^|,)\s*(\w+)")
