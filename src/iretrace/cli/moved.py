@@ -41,13 +41,15 @@ class Relocation:
         return moved
 
     def _moved(self, value: Any) -> Any:
-        if type(value) is str:
+        kind: Any = type(value)
+        if kind is int:
+            return value
+        if kind is str:
             return PLACE.sub(self._place, value) if ".c:" in value or ".h:" in value else value
-        if isinstance(value, tuple):
+        if kind is tuple:
             known = self._here
             parts = [known.get(id(part)) or self._moved(part) for part in value]
             return value if all(map(is_, parts, value)) else tuple(parts)
-        kind: Any = type(value)
         if kind not in ONCE:
             return self._with_parts(value, kind)
         moved = self._line(value) if kind is CLine else self._with_parts(value, kind)

@@ -58,7 +58,7 @@ class Tree:
         """The paths of the C sources and headers below the directory `prefix`, patched-in ones included, sorted."""
         directory = prefix.strip("/")
         self._listed.add((directory, recursive))
-        found = set(self._walk(directory, recursive))
+        found = set((self.unpatched or self)._walk(directory, recursive))  # who reads the texts knows what is inside
         for path, patched in self.patched.items():
             if not path.startswith(directory + "/") or not path.endswith((".c", ".h")):
                 continue
