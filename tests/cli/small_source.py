@@ -79,6 +79,9 @@ class SmallSource:
         """No: another process says it."""
         return False
 
+    def look_ahead(self, stored: Stored) -> None:
+        """At nothing."""
+
     def unanswered(self) -> str:
         """None."""
         return ""

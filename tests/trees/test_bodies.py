@@ -80,10 +80,18 @@ NO_SUCH_CALL = (Edit(SVM, "nmi_interception", "return 1;", "kvm_make_no_request(
 
 @pytest.fixture(scope="module")
 def stored(tree_6_12: Path, tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    """What a patch left behind that changes another body."""
+    """Where a patch that changes another body has left what the event path reaches."""
     stored = Stored(tmp_path_factory.mktemp("stored"))
     look(tree_6_12, UNUSED, stored)
     return stored
+
+
+def test_the_tree_alone_leaves_as_much_behind(tree_6_12: Path, tmp_path: Path) -> None:
+    tree = TreeSource(tree_6_12)
+    tree.read()
+    tree.look_ahead(Stored(tmp_path))
+    patched, _ = look(tree_6_12, UNUSED, None)
+    assert patched.is_quick(Stored(tmp_path))
 
 
 def look(path: Path, edits: Sequence[Edit], stored: Stored | None) -> tuple[TreeSource, AboutPatches]:

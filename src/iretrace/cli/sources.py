@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -86,6 +86,9 @@ class Source(Protocol):
         """Where these definitions stand; None if one of them has changed. After `read`. before: they are so in what it
         was made of by patches."""
         ...
+
+    def look_ahead(self, stored: Stored) -> None:
+        """Keep what will be asked when there are patches for it. After `read`."""
 
     def unanswered(self) -> str:
         """The rule rows that are missing for every vCPU kind; empty if none is."""
@@ -297,6 +300,11 @@ class TreeSource:
         assert self._machine is not None, "nothing was read"
         return self._machine.definitions.moves(used, self._bodies if before else None)
 
+    def look_ahead(self, stored: Stored) -> None:
+        """Keep what the event path reaches, if it can be told."""
+        with suppress(InputError), unreadable_is_input_error():
+            self._closure(stored)
+
     def unanswered(self) -> str:
         """The rows that the event path needs and that neither tree nor rules have; empty if none is missing."""
         from iretrace.linux.machine import dry_run
@@ -365,6 +373,9 @@ class BuiltinSource:
     def still_uses(self, used: Used, before: bool = False) -> Moves | None:
         """Only nothing is still the same nothing."""
         return None if used else {}
+
+    def look_ahead(self, stored: Stored) -> None:
+        """There are no patches for it."""
 
     def unanswered(self) -> str:
         """None: nothing is left open."""
