@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from iretrace.report.summary import record
-from iretrace.verdict import Assumption, CLine, field_names
+from iretrace.verdict import Assumption, CLine, reader_of
 
 ONCE: tuple[type, ...] = (CLine, Assumption)
 """What is told in rows."""
@@ -39,10 +39,7 @@ class Teller:
     def __call__(self, value: Any) -> Any:
         """One level of a value."""
         if value is self:
-            return {
-                kind.__name__: [[getattr(one, name) for name in field_names(kind)] for one in numbers]
-                for kind, numbers in self._numbers.items()
-            }
+            return {kind.__name__: list(map(reader_of(kind), numbers)) for kind, numbers in self._numbers.items()}
         numbers = self._numbers.get(type(value))
         return record(value) if numbers is None else numbers.setdefault(value, len(numbers))
 
