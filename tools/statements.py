@@ -42,9 +42,9 @@ def there_are(root: Path) -> tuple[dict[tuple[str, str], set[CLine]], list[str]]
     machine = Machine(open_tree(root))
     found: dict[tuple[str, str], set[CLine]] = {}
     failed = []
-    for name, function in machine.closure().functions.items():
+    for name, path in machine.closure().functions.items():
         try:
-            found[function.pos.path, name] = set(machine.program.statements_of(name, function.pos.path))
+            found[path, name] = set(machine.program.statements_of(name, path))
         except Unmodelled:
             failed.append(name)
     return found, failed

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 
@@ -12,6 +15,12 @@ from typing import Any
 def field_names(kind: Any) -> tuple[str, ...]:
     """The fields of a kind of dataclass, worked out once; none of anything else."""
     return tuple(part.name for part in fields(kind)) if is_dataclass(kind) else ()
+
+
+@cache
+def reader_of(kind: Any) -> Callable[[Any], tuple[Any, ...]]:
+    """What reads the fields of such a value, all at once; there are at least two."""
+    return attrgetter(*field_names(kind))
 
 
 class Verdict(StrEnum):
@@ -117,3 +126,12 @@ class Result:
     states: int = 0
     edges: int = 0
     seconds: float = 0.0
+
+
+def _reduced(value: Any) -> tuple[Any, tuple[Any, ...]]:
+    kind: Any = type(value)
+    return kind, reader_of(kind)(value)
+
+
+for _kind in (CLine, Step, Assumption):
+    copyreg.pickle(_kind, _reduced)  # most of a result; dataclasses would look for their fields each time

@@ -8,7 +8,7 @@ from typing import Any
 
 from iretrace.cli.moved import Moves
 from iretrace.cli.sources import AboutPatches
-from iretrace.cli.stored import Patches, Used
+from iretrace.cli.stored import Patches, Stored, Used
 from iretrace.world.protocol import Hypervisor
 from tests.world.small import Small
 
@@ -83,9 +83,18 @@ class SmallSource:
         after.patches = patches
         return after
 
-    def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
+    def about_patches(
+        self, progress: Callable[[str], None], since: int = 0, stored: Stored | None = None
+    ) -> AboutPatches:
         """As it was told."""
         return self.about
+
+    def is_quick(self, stored: Stored | None) -> bool:
+        """No: another process says it."""
+        return False
+
+    def look_ahead(self, stored: Stored) -> None:
+        """At nothing."""
 
     def unanswered(self) -> str:
         """None."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,18 @@ from hypothesis import given, settings
 
 from iretrace.cli.driver import Request, run
 from iretrace.cli.moved import relocated
-from iretrace.cli.stored import MAX_BYTES, Lookup, Shelf, Stored, Used, cache_directory, key, read_as
+from iretrace.cli.stored import (
+    MAX_BYTES,
+    Lookup,
+    Shared,
+    Shelf,
+    Stored,
+    Used,
+    cache_directory,
+    digest_of,
+    key,
+)
+from iretrace.cli.told import Teller, read_as, read_rows
 from iretrace.cli.workers import Work
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import select
@@ -48,7 +59,9 @@ def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
 @settings(max_examples=30)
 @given(ANY_RESULTS)
 def test_any_result_survives_json(result: Result) -> None:
-    assert read_as(Result, json.loads(json.dumps(asdict(result)))) == result
+    tell = Teller()
+    told, rows = json.loads(json.dumps([result, tell], default=tell))
+    assert read_as(Result, told, read_rows(rows, {})) == result
 
 
 def test_a_result_whose_files_have_changed_is_not_reused(tmp_path: Path) -> None:
@@ -89,6 +102,24 @@ def entry(tmp_path: Path) -> tuple[Path, Any]:
 def test_a_result_of_another_form_is_not_believed(field: str, value: object, tmp_path: Path) -> None:
     path, content = entry(tmp_path)
     content["result"][field] = value
+    path.write_text(json.dumps(content))
+    assert Lookup(Stored(tmp_path), same).find(NAME) is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"CLine": [], "Assumption": []},
+        {"CLine": [["a.c", 1, "f", "x;"]] * 99},
+        {"CLine": [["a.c", "1", "f", "x;"]] * 99, "Assumption": []},
+        {"CLine": [["a.c", 1, "f"]] * 99, "Assumption": []},
+        {"CLine": [[["a.c"], 1, "f", "x;"]] * 99, "Assumption": []},
+        [],
+    ],
+)
+def test_a_result_without_the_lines_that_it_numbers_is_not_believed(rows: object, tmp_path: Path) -> None:
+    path, content = entry(tmp_path)
+    content["rows"] = rows
     path.write_text(json.dumps(content))
     assert Lookup(Stored(tmp_path), same).find(NAME) is None
 
@@ -246,3 +277,23 @@ def lines_of(result: Result) -> list[CLine]:
     steps = (*result.trace.stem, *result.trace.loop)
     lines = [line for step in steps for line in (step.where, *step.executed)]
     return [line for line in lines if isinstance(line, CLine) and line.line]
+
+
+@pytest.mark.parametrize(
+    ("told", "is_one"),
+    [("1\ta.c\t1 2", True), ("1", False), ("1\ta.c", False), ("1\ta.c\tone", False), (1, False), (["1", "a.c"], False)],
+)
+def test_a_definition_of_another_form_is_not_believed(told: object, is_one: bool, tmp_path: Path) -> None:
+    name = digest_of({"function f": told})
+    Stored(tmp_path).keep(NAME, LASSO, Shelf().read(READ), [Shared(name, {"function f": told})])
+    moves = {(line.path, line.line): line.line for line in lines_of(LASSO)}
+    kept = Lookup(Stored(tmp_path), same, lambda _used, _before: moves).find_moved(NAME)
+    assert (kept is not None) == is_one
+
+
+def test_what_is_remembered_is_recalled_if_it_is_of_its_kind(tmp_path: Path) -> None:
+    stored = Stored(tmp_path / "new")
+    stored.remember(NAME, {"a": ["1"]})
+    assert stored.recall(dict[str, tuple[str, ...]], NAME) == {"a": ("1",)}
+    assert stored.recall(dict[str, str], NAME) is None
+    assert stored.recall(dict[str, str], "b" * 64) is None

@@ -118,6 +118,13 @@ def test_an_error_of_what_is_worked_out_aside_is_raised_where_it_is_asked_for() 
         aside.result()
 
 
+def test_what_is_worked_out_aside_can_be_stopped() -> None:
+    aside = Aside(lambda: time.sleep(60))
+    aside.stop()
+    with pytest.raises(WorkerDied):
+        aside.result()
+
+
 def test_a_process_aside_that_is_killed_does_not_leave_us_waiting() -> None:
     aside = Aside(lambda: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(WorkerDied):

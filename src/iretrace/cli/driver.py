@@ -17,8 +17,9 @@ from iretrace.check import KNOB, check
 from iretrace.cli.known import mark_known
 from iretrace.cli.moved import relocated
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
-from iretrace.cli.stored import UNREADABLE, Lookup, Origin, Shared, Shelf, Stored, keeps, key, read_as, same_of
-from iretrace.cli.workers import Work, results
+from iretrace.cli.stored import Lookup, Origin, Shared, Shelf, Stored, keeps, key, same_of
+from iretrace.cli.told import UNREADABLE, read_as
+from iretrace.cli.workers import Aside, Work, results
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import shipped, source_text
 from iretrace.litmus.grammar import VCPUS
@@ -121,9 +122,19 @@ class Ran(NamedTuple):
 def run(
     request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None, anew: bool = False
 ) -> Report:
-    """A result for every task, known bugs shown as known; else as `verdicts`."""
+    """A result for every task, known bugs shown as known; else as `verdicts`. Meanwhile the source looks ahead."""
     request, remarks = scoped(request, source)
-    ran = verdicts(request, source, progress, stored, anew)
+    one = begun(request, source, progress, stored, anew)
+    if stored is None or not one.missing():
+        ran = finished(one, progress)
+    else:
+        progress(f"reading {source.name}")
+        source.read()
+        ahead = Aside(partial(source.look_ahead, stored))
+        try:
+            ran = finished(one, progress)
+        finally:
+            ahead.stop()
     return Report(mark_known(ran.results), reused=ran.reused, remarks=remarks)
 
 

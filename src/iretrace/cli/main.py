@@ -170,7 +170,7 @@ def diff_patches(arguments: argparse.Namespace, request: Request, tree: Patchabl
 
     with progress_of(arguments) as progress:
         patched = tree.patched(request.patches)
-        about = patched.about_patches(progress)
+        about = patched.about_patches(progress, stored=None if arguments.all else stored)
         if not about.in_scope:
             return nothing_in_scope(about.remarks, UNTOUCHED, "")
         names = (tree.name, patched.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from iretrace.cli.driver import Begun, Ran, Request, begun, finished
 from iretrace.cli.known import mark_known
@@ -56,19 +57,24 @@ def review(
     patches = list(request.patches)
     counts = range(1, len(patches) + 1) if each else [len(patches)]
     sources = [tree.patched(patches[:count]) for count in counts]
-    looked = Aside(lambda: _about(sources))
+    for source in sources:
+        progress(f"reading {source.name}")
+        source.read()
+    kept = None if anew else stored
+    look = partial(_about, sources, kept)
+    looked = look if all(source.is_quick(kept) for source in sources) else Aside(look).result
     ran: list[Ran | None] = []
     abouts: list[AboutPatches] = []
     for number, source in enumerate((tree, *sources)):
         one = begun(request, source, progress, stored, anew)
         if one.missing() and not _is_touched(one, ran):
-            abouts = abouts or looked.result()
+            abouts = abouts or looked()
             judged = abouts[number - 1 : number] if number else abouts
             if not any(about.in_scope for about in judged):
                 ran.append(None)
                 continue
         ran.append(finished(one, progress))
-    abouts = abouts or looked.result()
+    abouts = abouts or looked()
     stages = [Stage("", tree, ran[0])]
     for count, source, about, one_ran in zip(counts, sources, abouts, ran[1:], strict=True):
         name = f"{tree.result_name} + {count} of {len(patches)}" if each else source.name
@@ -86,11 +92,11 @@ def _is_touched(begun: Begun, ran: Sequence[Ran | None]) -> bool:
     return any(keeps(before.results[number]) for number in begun.missing())
 
 
-def _about(sources: Sequence[Patchable]) -> list[AboutPatches]:
+def _about(sources: Sequence[Patchable], stored: Stored | None) -> list[AboutPatches]:
     """Of each source what its patches change that are not those of the one before it."""
     found: list[AboutPatches] = []
     for source in sources:
-        found.append(source.about_patches(lambda _text: None, found[-1].hunks if found else 0))
+        found.append(source.about_patches(lambda _text: None, found[-1].hunks if found else 0, stored))
     return found
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from iretrace.cli.moved import Moves
-from iretrace.cli.stored import UNREADABLE, Patches, Used
+from iretrace.cli.stored import NOT_OURS, Patches, Stored, Used, key
 from iretrace.report.summary import WITH_PATCHES
 from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor
 
 if TYPE_CHECKING:
     from iretrace.linux.bodies import Bodies
+    from iretrace.linux.closure import Closure, Known
     from iretrace.linux.machine import Machine
     from iretrace.linux.tree import Tree
 
@@ -104,6 +105,9 @@ class Source(Protocol):
         was made of by patches."""
         ...
 
+    def look_ahead(self, stored: Stored) -> None:
+        """Keep what will be asked when there are patches for it. After `read`."""
+
     def unanswered(self) -> str:
         """The rule rows that are missing for every vCPU kind; empty if none is."""
         ...
@@ -121,8 +125,15 @@ class Patchable(Source, Protocol):
         """The same with patches (name, text). InputError: one does not apply."""
         ...
 
-    def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
-        """What to say of its patches; the first `since` hunks are left out."""
+    def about_patches(
+        self, progress: Callable[[str], None], since: int = 0, stored: Stored | None = None
+    ) -> AboutPatches:
+        """What to say of its patches; the first `since` hunks are left out. stored: where what is known of the tree
+        without patches is."""
+        ...
+
+    def is_quick(self, stored: Stored | None) -> bool:
+        """Whether `about_patches` takes no time. After `read`."""
         ...
 
 
@@ -160,6 +171,7 @@ class TreeSource:
         if patches:
             self.tree = with_patches(self.tree, patches, path)
         self._machine: Machine | None = None
+        self._known: Known | None = None
 
     def patched(self, patches: Sequence[tuple[str, str]]) -> TreeSource:
         """The same tree with patches (name, text). InputError: one does not apply."""
@@ -198,15 +210,16 @@ class TreeSource:
             with unreadable_is_input_error():
                 self._machine = Machine(self.tree, self._rules, self._options)
 
-    def about_patches(self, progress: Callable[[str], None], since: int = 0) -> AboutPatches:
+    def about_patches(
+        self, progress: Callable[[str], None], since: int = 0, stored: Stored | None = None
+    ) -> AboutPatches:
         """Which hunks had moved, and which are not looked at. since: hunks of earlier patches, left out."""
         from iretrace.linux.scope import Scope, not_looked_at
 
         progress(f"looking for what the patches change in {self.name}")
         self.read()
-        assert self._machine is not None
         with unreadable_is_input_error():
-            closure = self._machine.closure()
+            closure = self._closure(stored)
             scope = Scope(self.tree, closure)
         record = self.tree.record
         touches = record.touches[since:]
@@ -221,6 +234,39 @@ class TreeSource:
                 " missing, or rule rows (--rules FILE; --dry prints them)"
             )
         return AboutPatches(in_scope, tuple(remarks), len(record.touches), tuple(rows.values()))
+
+    def is_quick(self, stored: Stored | None) -> bool:
+        """Whether what the event path reaches is known, but for what the patches change."""
+        return stored is not None and self._kept_closure(stored) is not None
+
+    def _closure(self, stored: Stored | None) -> Closure:
+        """Where a tree without patches is known, only what these change is looked up, if they change bodies only."""
+        from iretrace.linux.bodies import left_alone
+
+        assert self._machine is not None
+        if stored is None or self._bodies is None:
+            return self._machine.closure()
+        kept = self._kept_closure(stored)
+        if kept is None:
+            closure = self._machine.closure()
+            if not closure.missing:
+                stored.remember(self._closure_name, left_alone(closure.known(), self._bodies))
+            return closure
+        closure = self._machine.closure(left_alone(kept, self._bodies))
+        return self._machine.closure() if closure.missing else closure
+
+    def _kept_closure(self, stored: Stored) -> Known | None:
+        from iretrace.linux.closure import Known
+
+        if self._known is None and self._bodies is not None:
+            self._known = stored.recall(Known, self._closure_name)
+        return self._known
+
+    @cached_property
+    def _closure_name(self) -> str:
+        assert self._machine is not None
+        before = self.tree.unpatched or self.tree
+        return key("closure", self.identity(), [(path, before.digest(path)) for path in self._machine.index.paths])
 
     def missing(self) -> Collection[str]:
         """The names that the event path may need and that nothing answers."""
@@ -254,7 +300,7 @@ class TreeSource:
         from iretrace.linux.hypervisor import TreeHypervisor
 
         assert isinstance(hypervisor, TreeHypervisor)
-        with suppress(*UNREADABLE):
+        with suppress(*NOT_OURS):
             hypervisor.take_steps(text, self._bodies_since)
 
     def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
@@ -307,11 +353,13 @@ class TreeSource:
 
     def still_uses(self, used: Used, before: bool = False) -> Moves | None:
         """Looked up in the index, where patches may have changed them."""
-        from iretrace.linux.used import Definition
-
         assert self._machine is not None, "nothing was read"
-        definitions = {name: Definition(*found) for name, found in used.items()}
-        return self._machine.definitions.moves(definitions, self._bodies if before else None)
+        return self._machine.definitions.moves(used, self._bodies if before else None)
+
+    def look_ahead(self, stored: Stored) -> None:
+        """Keep what the event path reaches, if it can be told."""
+        with suppress(InputError), unreadable_is_input_error():
+            self._closure(stored)
 
     def unanswered(self) -> str:
         """The rows that the event path needs and that neither tree nor rules have; empty if none is missing."""
@@ -395,6 +443,9 @@ class BuiltinSource:
     def still_uses(self, used: Used, before: bool = False) -> Moves | None:
         """Only nothing is still the same nothing."""
         return None if used else {}
+
+    def look_ahead(self, stored: Stored) -> None:
+        """There are no patches for it."""
 
     def unanswered(self) -> str:
         """None: nothing is left open."""

@@ -15,15 +15,13 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar
 
 import iretrace
-from iretrace.cli.moved import Moves, relocated
+from iretrace.cli.moved import Moves, Relocation
+from iretrace.cli.told import UNREADABLE, Teller, read_as, read_rows
 from iretrace.report.summary import record, result_id
 from iretrace.verdict import Result, Verdict
 
@@ -42,19 +40,19 @@ MAX_STEPS = 4
 
 USED_DIGITS = 16
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+NOT_OURS = (OSError, *UNREADABLE)
 """What reading a file that is not ours comes to."""
 
 Patches = Sequence[tuple[str, str]]
 """(name, text) of each patch that a tree has, in order."""
 
-KeptUsed = dict[str, tuple[str, str, tuple[int, ...]]]
 Used = Mapping[str, tuple[str, str, tuple[int, ...]]]
 """The definitions that a verdict used, by name: digest, and for functions their file and the lines that count."""
 
-T = TypeVar("T")
+SEPARATOR = "\t"
+"""Between these three in a file, where a definition is one word: most are in many files."""
 
-Reader = Callable[[Any], Any]
+T = TypeVar("T")
 
 
 def cache_directory() -> Path:
@@ -141,7 +139,8 @@ class Shelf:
         told = self._told(part)
         if told is None:
             same = digest_of(sorted((name, found[0]) for name, found in part.items()))
-            told = self._tell(part, Shared(digest_of(part), part, same))
+            content = {name: SEPARATOR.join((*found[:2], " ".join(map(str, found[2])))) for name, found in part.items()}
+            told = self._tell(part, Shared(digest_of(content), content, same))
         return told
 
     def read(self, digests: dict[str, str]) -> Shared:
@@ -170,6 +169,7 @@ class Stored:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._entries: dict[str, Entry] = {}
+        self._records: dict[Any, Any] = {}
         self._listing: dict[str, list[str]] | None = None
         self._by_time: list[str] = []
         self._patches: tuple[Patches, str] = ((), "")
@@ -180,7 +180,7 @@ class Stored:
         for file in self._files():
             identity = file.rpartition("-")[2]
             if identity.startswith(start) and identity not in found:
-                with suppress(*UNREADABLE):
+                with suppress(*NOT_OURS):
                     found[identity] = self._remembered(file)
         return list(found.values())
 
@@ -188,7 +188,7 @@ class Stored:
         """The newest result of a test of this name, those that are no pass first; none or one."""
         found: list[Remembered] = []
         for file in self._files():
-            with suppress(*UNREADABLE):
+            with suppress(*NOT_OURS):
                 if self._read(file)["result"]["test"] == test:
                     found.append(self._remembered(file))
         return sorted(found, key=lambda one: one.result.verdict is Verdict.HOLDS)[:1]
@@ -226,9 +226,11 @@ class Stored:
             if not keeps(result):
                 return
             parts = sorted(part.name for part in used)
-            entry = {"uses": parts, "same": same_of(used), "result": result}
+            tell = Teller()
+            entry: dict[str, Any] = {"result": result, "rows": tell, "uses": parts, "same": same_of(used)}
             entry |= origin._asdict() | {"patches": self._share_patches(origin.patches)}
-            self._write(f"{name}-{read.name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}", entry)
+            file = f"{name}-{read.name}-{digest_of(parts)[:USED_DIGITS]}-{result_id(result)}"
+            self._write(file, json.dumps(entry, default=tell))
             self._listing = None
         except OSError:
             return
@@ -248,6 +250,18 @@ class Stored:
                 if size <= MAX_BYTES:
                     texts.append(path.read_bytes())
         return texts
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a value that is no result, by a name of `key`."""
+        with suppress(OSError):
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._write(name, json.dumps(value, default=record))
+
+    def recall(self, kind: type[T], name: str) -> T | None:
+        """It, if it is of this kind."""
+        with suppress(*NOT_OURS):
+            return read_as(kind, self._read(name))
+        return None
 
     def _share_patches(self, patches: Patches) -> str:
         """Keep them; their name, "" for none. All results of a tree have one object: it is looked through once."""
@@ -277,7 +291,7 @@ class Stored:
         """Of the results of that name the first, newest first, of which `look` makes something. reads: whether to look
         at one, by the name of what was read for it."""
         for file in self._names().get(name, ())[:MAX_OF_ONE_NAME]:
-            with suppress(*UNREADABLE):
+            with suppress(*NOT_OURS):
                 if not reads(file.split("-")[1]):
                     continue
                 kept = look(self._entry(file))
@@ -308,12 +322,15 @@ class Stored:
     def _entry(self, file: str) -> Entry:
         if file not in self._entries:
             told = self._read(file)
-            self._entries[file] = Entry(told, cache(lambda: read_as(Result, told["result"])), file.split("-")[1])
+            self._entries[file] = Entry(told, cache(lambda: self._result(told)), file.split("-")[1])
         return self._entries[file]
+
+    def _result(self, told: Any) -> Result:
+        return read_as(Result, told["result"], read_rows(told["rows"], self._records))
 
     def _share(self, name: str, value: Any) -> None:
         if not (self._directory / f"{name}.json").exists():
-            self._write(name, value)
+            self._write(name, json.dumps(value, sort_keys=True))
 
     def _read(self, name: str) -> Any:
         return json.loads(self._content(name))
@@ -325,8 +342,8 @@ class Stored:
             raise ValueError("too large")
         return content
 
-    def _write(self, name: str, value: Any) -> None:
-        self._put(f"{name}.json", json.dumps(value, sort_keys=True, default=record).encode("ascii"))
+    def _write(self, name: str, text: str) -> None:
+        self._put(f"{name}.json", text.encode("ascii"))
 
     def _put(self, name: str, content: bytes) -> None:
         """In one go: another process sees the old file or the new one."""
@@ -349,7 +366,7 @@ class Lookup:
         self._stored = stored
         self._still_uses = still_uses
         self._moves: dict[str, Moves | None] = {}
-        self._moves_from: dict[str, Moves] = {}
+        self._relocations: dict[str, Relocation] = {}
         """From each tree, by the name of what was read of it: all that is known, for a line there is one line."""
         self._taken: set[tuple[str, str]] = set()
         self._reads = cache(lambda read: still_reads(stored.shared(dict[str, str], read)))
@@ -365,22 +382,30 @@ class Lookup:
         return self._stored.first(name, self._as_it_is)
 
     def _as_it_is(self, entry: Entry) -> Kept | None:
-        moves = self._moves_from.setdefault(entry.read, {})
+        relocation = self._relocations.setdefault(entry.read, Relocation({}))
         for part in entry.told["uses"]:
             if part not in self._moves:
-                used = self._stored.shared(KeptUsed, part)
+                told = self._stored.shared(dict[str, str], part)
+                used = {name: _definition(one) for name, one in told.items()}
                 self._moves[part] = self._still_uses(used, self._read_before(entry.read))
             here = self._moves[part]
             if here is None:
                 return None
             if (entry.read, part) not in self._taken:
                 self._taken.add((entry.read, part))
-                moves.update(here)
-        return _kept(entry, moves) if entry.told["uses"] else None
+                relocation.moves.update(here)
+        return _kept(entry, relocation) if entry.told["uses"] else None
 
 
-def _kept(entry: Entry, moves: Moves | None) -> Kept | None:
-    result = entry.result() if moves is None else relocated(entry.result(), moves)
+@cache
+def _definition(told: str) -> tuple[str, str, tuple[int, ...]]:
+    """One of Used, and one object for each. ValueError: it is none."""
+    digest, path, lines = told.split(SEPARATOR)
+    return digest, path, tuple(map(int, lines.split()))
+
+
+def _kept(entry: Entry, relocation: Relocation | None) -> Kept | None:
+    result = entry.result() if relocation is None else relocation.of(entry.result())
     return None if result is None else Kept(result, read_as(str, entry.told["same"]))
 
 
@@ -392,91 +417,3 @@ def same_of(used: Sequence[Shared]) -> str:
 def keeps(result: Result) -> bool:
     """Whether a result is worth keeping: a search that was stopped by a limit may come further next time."""
     return result.verdict is not Verdict.UNDETERMINED or not result.reason.startswith("stopped by")
-
-
-def read_as(kind: type[T], value: Any) -> T:
-    """What `dataclasses.asdict` and JSON made of a value of this kind. ValueError if they cannot have made it."""
-    named: Any = kind
-    made: T = _reader(named)(value)
-    return made
-
-
-@cache
-def _reader(kind: Any) -> Reader:
-    """Reads values of this kind. ValueError for any other."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return _record_reader(kind)
-    if origin is UnionType:
-        return _union_reader([_reader(one) for one in arguments])
-    if origin is tuple and arguments[-1] is Ellipsis:
-        return _list_reader(_reader(arguments[0]))
-    if origin is tuple:
-        return _tuple_reader([_reader(one) for one in arguments])
-    if origin is dict:
-        return _dict_reader(_reader(arguments[0]), _reader(arguments[1]))
-    if issubclass(kind, Enum):
-        return lambda value: kind(value)
-    return _plain_reader(kind)
-
-
-def _plain_reader(kind: type) -> Reader:
-    def read(value: Any) -> Any:
-        if type(value) is not kind:
-            raise ValueError(f"no {kind}")
-        return value
-
-    return read
-
-
-def _list_reader(one: Reader) -> Reader:
-    def read(value: Any) -> Any:
-        return tuple([one(item) for item in _plain_list(value)])
-
-    return read
-
-
-def _tuple_reader(each: Sequence[Reader]) -> Reader:
-    def read(value: Any) -> Any:
-        return tuple([one(item) for one, item in zip(each, _plain_list(value), strict=True)])
-
-    return read
-
-
-def _dict_reader(name: Reader, one: Reader) -> Reader:
-    def read(value: Any) -> Any:
-        if type(value) is not dict:
-            raise ValueError("no object")
-        return {name(key): one(item) for key, item in value.items()}
-
-    return read
-
-
-def _union_reader(each: Sequence[Reader]) -> Reader:
-    def read(value: Any) -> Any:
-        for one in each:
-            try:
-                return one(value)
-            except ValueError:
-                continue
-        raise ValueError("none of these kinds")
-
-    return read
-
-
-def _record_reader(kind: Any) -> Reader:
-    hints = get_type_hints(kind)
-    readers = [(field.name, _reader(hints[field.name])) for field in fields(kind)]
-
-    def read(value: Any) -> Any:
-        if type(value) is not dict or len(value) != len(readers):
-            raise ValueError(f"no {kind.__name__}")
-        return kind(*[one(value[name]) for name, one in readers])
-
-    return read
-
-
-def _plain_list(value: Any) -> list[Any]:
-    if type(value) is not list:
-        raise ValueError("no list")
-    return value

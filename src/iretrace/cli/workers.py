@@ -93,8 +93,9 @@ class Aside(Generic[Done]):
 
     def __init__(self, compute: Callable[[], Done]) -> None:
         self._reader, writer = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=_compute, args=(compute, _Line(writer, CONTEXT.Lock())), daemon=True)
-        process.start()
+        line = _Line(writer, CONTEXT.Lock())
+        self._process = CONTEXT.Process(target=_compute, args=(compute, line), daemon=True)
+        self._process.start()
         writer.close()
 
     def result(self) -> Done:
@@ -107,6 +108,11 @@ class Aside(Generic[Done]):
             raise value
         done: Done = value
         return done
+
+    def stop(self) -> None:
+        """Whether it is done or not: nobody waits for it."""
+        self._process.terminate()
+        self._process.join()
 
 
 def _compute(compute: Callable[[], Any], line: _Line) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from iretrace.linux.closure import SEPARATOR, Known
 from iretrace.linux.scope import Extent, layout
 from iretrace.linux.tree import Tree
 
@@ -42,6 +43,16 @@ def changed_bodies(tree: Tree) -> Bodies | None:
             return None
         names |= found
     return Bodies(frozenset(tree.patched), frozenset(names))
+
+
+def left_alone(known: Known, bodies: Bodies) -> Known:
+    """What is known of a tree, without what the patches that change bodies may change in it: no lines are in it."""
+
+    def is_left_alone(looked_up: str) -> bool:
+        return bodies.names.isdisjoint(looked_up.split(SEPARATOR))
+
+    functions = {name: found for name, found in known.functions.items() if is_left_alone(name)}
+    return replace(known, functions=functions, values=tuple(filter(is_left_alone, known.values)))
 
 
 def changed_in(before: str, after: str) -> frozenset[str] | None:

@@ -95,6 +95,11 @@ class Index:
     def _defining(self, name: str) -> Iterator[Source]:
         return (self.sources[number] for number in self.names.macros.get(name, ()))
 
+    @property
+    def paths(self) -> Iterable[str]:
+        """The files in which definitions are looked for."""
+        return self._numbers
+
     def covers(self, path: str) -> bool:
         """Whether definitions are looked for in the file `path`."""
         return path in self._numbers

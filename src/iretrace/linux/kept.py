@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from iretrace.explore.turns import WITHOUT_REFERENCES, plain
 from iretrace.linux.bodies import Bodies
+from iretrace.linux.closure import SEPARATOR
 from iretrace.linux.ctree import Pos
 from iretrace.linux.machine import Machine
 from iretrace.linux.notes import BLOCKS, Lowered, Note, Uses
@@ -34,7 +35,7 @@ from iretrace.linux.rules import Traced
 from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State, States
 from iretrace.linux.turning import Asked, Turn
-from iretrace.linux.used import SEPARATOR, Definition, Moves, Query
+from iretrace.linux.used import Definition, Moves, Query
 from iretrace.verdict import field_names
 from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, PauseKind, SenderState
 

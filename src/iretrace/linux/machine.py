@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iretrace.linux.answers import ConditionId
-from iretrace.linux.closure import Closure, vendor_targets
+from iretrace.linux.closure import Closure, Known, vendor_targets
 from iretrace.linux.ctree import Pos
 from iretrace.linux.layout import Layout
 from iretrace.linux.models.table import MODELS
@@ -157,17 +157,17 @@ class Machine:
             raise Unmodelled(f"svm_x86_ops of this tree has no {operation}")
         return name, function.pos.path
 
-    def closure(self) -> Closure:
+    def closure(self, known: Known | None = None) -> Closure:
         """Everything that the event path reaches, found without running it. No run used what only this looked at."""
         with self.notes.collecting():
-            return self._closure()
+            return self._closure(known)
 
-    def _closure(self) -> Closure:
+    def _closure(self, known: Known | None) -> Closure:
         roots = [RUN, ACCEPT, SET_GUEST_DEBUG, VCPU_NMI, SET_EVENTS]
         roots += [row.name for row in self.rules.table("initial") if "call" in row.keys]
         targets = vendor_targets(self.index, "svm_x86_ops")
         roots += sorted(exit_handlers(self.index))
-        return Closure(self.index, self.rules, targets, roots)
+        return Closure(self.index, self.rules, targets, roots, known)
 
 
 def exit_handlers(index: NotingIndex) -> set[str]:

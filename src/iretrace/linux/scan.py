@@ -14,12 +14,9 @@ from iretrace.linux.cursor import ANNOTATION_CALLS, ANNOTATIONS, STORAGE_WORDS
 # Quantifiers are bounded or possessive wherever a hostile text could make a search take for ever.
 _ITEM = re.compile(r"\n(?:#[ \t]*define[ \t]+(\w+)|([A-Za-z_][\w\s*]{0,400}+)([(\[=;,{]))")
 _ATTRIBUTES = r"(?:__\w++\s*+(?:\((?:[^(){};]|\((?:[^(){};]|\([^(){};]*+\))*+\))*+\))?+\s*+)*+"
-_TAGS = {
-    # One pattern each: a literal beginning is what makes a search fast.
-    kind: re.compile(rf"{kind}\s++({_ATTRIBUTES})(\w*)\s*+{_ATTRIBUTES}\{{")
-    for kind in ("struct", "union")
-}
-_ENUM = re.compile(r"\benum\b\s*(?:__\w+\s+)?(\w*)\s*\{([^}]*)\}")
+# One pattern for each word: a literal beginning is what makes a search fast.
+_TAGS = {kind: re.compile(rf"{kind}\s++({_ATTRIBUTES})(\w*)\s*+{_ATTRIBUTES}\{{") for kind in ("struct", "union")}
+_ENUM = re.compile(r"enum(?<!\wenum)\b\s*(?:__\w+\s+)?(\w*)\s*\{([^}]*)\}")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\n[ \t]*#[^\n]*", re.DOTALL)
 _ENUMERATOR = re.compile(r"(?:^|,)\s*(\w+)")
 _AFTER_ATTRIBUTE = re.compile(r"[^()]*(?:\([^()]*\)[^()]*)*\)\s*([A-Za-z_][\w\s*]*)([(\[=;,{])")

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from iretrace.linux.closure import Closure
 from iretrace.linux.patch import Touch
@@ -117,37 +117,32 @@ class Scope:
 
     def __init__(self, tree: Tree, closure: Closure) -> None:
         self._functions = frozenset(closure.functions)
-        self._paths = frozenset(function.pos.path for function in closure.functions.values())
-        self._covers = closure.index.covers
-        self._used = self._words(tree)
-        self._used |= self._words_of_macros(closure)
+        self._paths = frozenset(closure.functions.values())
+        self._tree = tree
+        self._index = closure.index
 
-    def _words(self, tree: Tree) -> set[str]:
-        """The names in the text of the functions, their own among them."""
+    @cached_property
+    def _used(self) -> set[str]:
+        """The names in the text of the functions, their own among them, and in the macros that they use."""
         words = set(self._functions)
         for path in self._paths:
-            found = layout(tree.text(path) or "")
+            found = layout(self._tree.text(path) or "")
             for function in found.functions:
                 if function.names & self._functions:
                     words.update(*(_WORD.findall(line) for line in found.lines[function.first : function.last + 1]))
-        return words
-
-    def _words_of_macros(self, closure: Closure) -> set[str]:
-        """The names in the macros that are used, and in those that these use."""
-        words: set[str] = set()
-        waiting = list(self._used)
+        waiting = list(words)
         while waiting:
             name = waiting.pop()
-            for number in closure.index.names.macros.get(name, ()):
-                for macro in closure.index.sources[number].directives.macros.get(name, ()):
-                    fresh = set(_WORD.findall(macro.body or "")) - words - self._used
+            for number in self._index.names.macros.get(name, ()):
+                for macro in self._index.sources[number].directives.macros.get(name, ()):
+                    fresh = set(_WORD.findall(macro.body or "")) - words
                     words |= fresh
                     waiting += fresh
         return words
 
     def looks_at(self, touch: Touch) -> bool:
         """Whether a hunk changes something that is modelled."""
-        if not self._covers(touch.path) and not touch.before:
+        if not self._index.covers(touch.path) and not touch.before:
             return False
         if touch.path.endswith(".c") and touch.path not in self._paths:
             return False

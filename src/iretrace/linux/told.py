@@ -7,13 +7,14 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from iretrace.linux.closure import SEPARATOR
 from iretrace.linux.kept import ENDS, Asking, Keys, Opened, Remembered
 from iretrace.linux.notes import Lowered, Note, Uses
 from iretrace.linux.registers import Found, Memo
 from iretrace.linux.rules import Row, Traced
 from iretrace.linux.states import State
 from iretrace.linux.turning import Turn
-from iretrace.linux.used import SEPARATOR, Query
+from iretrace.linux.used import Query
 from iretrace.linux.vm import KINDS
 from iretrace.world.protocol import Pause
 

@@ -58,7 +58,7 @@ class Tree:
         """The paths of the C sources and headers below the directory `prefix`, patched-in ones included, sorted."""
         directory = prefix.strip("/")
         self._listed.add((directory, recursive))
-        found = set(self._walk(directory, recursive))
+        found = set((self.unpatched or self)._walk(directory, recursive))  # who reads the texts knows what is inside
         for path, patched in self.patched.items():
             if not path.startswith(directory + "/") or not path.endswith((".c", ".h")):
                 continue
@@ -72,22 +72,23 @@ class Tree:
         """Everything that was read, patches included, as digests: of texts by path ("" where there is no such file),
         and of the directories that were listed by path and "/*" or, with what is below, "/**"."""
         listings = {f"{directory}/{'**' if recursive else '*'}" for directory, recursive in self._listed}
-        return {name: self._digest(name) for name in (*self._texts, *sorted(listings))}
+        return {name: self.digest(name) for name in (*self._texts, *sorted(listings))}
 
     def still_reads(self, digests: Mapping[str, str]) -> bool:
         """Whether all this would be read again, just so. A name that leads out of the tree is never read."""
         try:
-            return all(".." not in name and self._digest(name) == digest for name, digest in digests.items())
+            return all(".." not in name and self.digest(name) == digest for name, digest in digests.items())
         except InputError:
             return False
 
-    def _digest(self, name: str) -> str:
+    def digest(self, name: str) -> str:
+        """Of a text or a listing, as read_so_far tells it."""
         known = self._digests.get(name)
         if known is None:
             directory, _, pattern = name.rpartition("/")
             listing = pattern.startswith("*")
             if self.unpatched is not None and not listing and name not in self.patched:
-                return self.unpatched._digest(name)
+                return self.unpatched.digest(name)
             text = "\n".join(self.files(directory, pattern == "**")) if listing else self.text(name)
             known = "" if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
             self._digests[name] = known

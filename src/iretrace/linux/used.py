@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 
 from iretrace.linux import ctree
 from iretrace.linux.bodies import Bodies
+from iretrace.linux.closure import SEPARATOR
 from iretrace.linux.ctree import CType, Pos
 from iretrace.linux.index import Index
 from iretrace.linux.notes import Note, Notes
 from iretrace.linux.parse import ParseError
 from iretrace.verdict import field_names
-
-SEPARATOR = "\t"
-"""Between a query's words in its name; neither C names nor paths that are read hold it."""
 
 
 class Definition(NamedTuple):
@@ -31,6 +29,9 @@ class Definition(NamedTuple):
     path: str = ""
     lines: tuple[int, ...] = ()
 
+
+Told = tuple[str, str, tuple[int, ...]]
+"""A Definition, as it was kept."""
 
 Used = dict[str, Definition]
 """By the name of their query."""
@@ -123,6 +124,7 @@ class Definitions:
         self._index = index
         self._known: dict[str, Definition] = {name: Definition(_digest([repr(value)])) for name, value in facts.items()}
         self._facts = tuple(facts)
+        self._moves: dict[str, tuple[Told, Moves | None]] = {}
 
     def facts(self) -> tuple[str, ...]:
         """The digests of the facts."""
@@ -139,21 +141,29 @@ class Definitions:
             self._known[name] = self._answer(*name.split(SEPARATOR))
         return self._known[name]
 
-    def moves(self, uses: Mapping[str, Definition], bodies: Bodies | None = None) -> Moves | None:
+    def moves(self, uses: Mapping[str, Told], bodies: Bodies | None = None) -> Moves | None:
         """Where the lines of these definitions of another tree stand here; None if one of them is not the same.
 
         bodies: the other tree is this one without its patches, and they change no more than this."""
         moves: Moves = {}
         for name, there in uses.items():
-            if bodies is not None and not bodies.concern(tuple(name.split(SEPARATOR)), there.path):
-                self._known.setdefault(name, there)
-                moves.update({(there.path, line): line for line in there.lines})
-                continue
-            here = self.find(name)
-            if here.digest != there.digest or len(here.lines) != len(there.lines):
+            asked, here = self._moves.get(name, (None, None))
+            if asked is not there:
+                here = self._moved(name, Definition(*there), bodies)
+                self._moves[name] = there, here
+            if here is None:
                 return None
-            moves.update({(there.path, old): new for old, new in zip(there.lines, here.lines, strict=True)})
+            moves.update(here)
         return moves
+
+    def _moved(self, name: str, there: Definition, bodies: Bodies | None) -> Moves | None:
+        if bodies is not None and not bodies.concern(tuple(name.split(SEPARATOR)), there.path):
+            self._known.setdefault(name, there)
+            return {(there.path, line): line for line in there.lines}
+        here = self.find(name)
+        if here.digest != there.digest or len(here.lines) != len(there.lines):
+            return None
+        return {(there.path, old): new for old, new in zip(there.lines, here.lines, strict=True)}
 
     def _answer(self, kind: str, *arguments: str) -> Definition:
         ask: Callable[..., Any] | None = getattr(Index, kind, None) if kind in LOOKUPS else None

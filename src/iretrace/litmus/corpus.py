@@ -26,11 +26,16 @@ def shipped() -> tuple[Test, ...]:
 def source_text(test: Test) -> str:
     """The text of a test as its author wrote it. InputError: its file is gone."""
     if test in shipped():
-        return resources.files("iretrace.litmus").joinpath("corpus", Path(test.path).name).read_text("utf-8")
+        return _shipped_text(Path(test.path).name)
     try:
         return Path(test.path).read_text("utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{printable(test.path)}: cannot be read: {error.strerror}") from None
+
+
+@cache
+def _shipped_text(name: str) -> str:
+    return resources.files("iretrace.litmus").joinpath("corpus", name).read_text("utf-8")
 
 
 def select(wanted: Iterable[str]) -> tuple[Test, ...]:
