@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -18,13 +17,13 @@ from iretrace.cli.known import mark_known
 from iretrace.cli.moved import relocated
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
 from iretrace.cli.stored import Lookup, Origin, Shared, Shelf, Stored, keeps, key, same_of
-from iretrace.cli.told import UNREADABLE, read_as
+from iretrace.cli.told import UNREADABLE, read_told, tell
 from iretrace.cli.workers import Aside, Work, results
 from iretrace.explore.graph import Limits
 from iretrace.litmus.corpus import shipped, source_text
 from iretrace.litmus.grammar import VCPUS
 from iretrace.litmus.test import Test
-from iretrace.report.summary import Report, record
+from iretrace.report.summary import Report
 from iretrace.verdict import InputError, Ledger, Result, Verdict
 from iretrace.world.protocol import Hypervisor
 
@@ -234,7 +233,7 @@ def _remember(source: Source, hypervisor: Hypervisor, name: str, result: Result)
     """For other trees in which all host steps come to the same. What the ledger says of the hypervisor is asked
     there."""
     knobs = tuple([used for used in result.ledger.assumptions if used.kind == KNOB])
-    source.remember(hypervisor, name, json.dumps(replace(result, ledger=Ledger(0, knobs)), default=record))
+    source.remember(hypervisor, name, tell(replace(result, ledger=Ledger(0, knobs))))
 
 
 def _recalled(source: Source, hypervisor: Hypervisor, name: str) -> Result | None:
@@ -245,7 +244,7 @@ def _recalled(source: Source, hypervisor: Hypervisor, name: str) -> Result | Non
         return None
     told, moves = recalled
     with suppress(*UNREADABLE):
-        result = relocated(read_as(Result, json.loads(told)), moves)
+        result = relocated(read_told(Result, told), moves)
         if result is None:
             return None
         ledger = Ledger(hypervisor.statements(), (*hypervisor.assumptions(), *result.ledger.assumptions))
