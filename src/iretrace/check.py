@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 
 from iretrace.explore.fair import Ending, endings, loop_of
 from iretrace.explore.graph import Edge, Graph, Limits, explore
@@ -56,6 +57,19 @@ KNOB = "knob"
 """The kind of assumption that a value of a disputed rule is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The way that a trace tells, as the number of each edge among those that leave its state: from the first state on,
+    and round the loop at its end. knobs: for which values of the knobs."""
+
+    knobs: int = 0
+    stem: tuple[int, ...] = ()
+    loop: tuple[int, ...] = ()
+
+
+NOWHERE = Walk()
+
+
 @dataclass(slots=True)
 class Explored:
     """One exploration, for one value of the knobs."""
@@ -63,15 +77,18 @@ class Explored:
     product: Product
     graph: Graph
     endings: list[Ending]
+    walk: Walk = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came out for one value of the knobs. consulted: those that mattered. unmet: why it may show nothing."""
+    """What came out for one value of the knobs. consulted: those that mattered. unmet: why it may show nothing. walk:
+    what its trace tells."""
 
     result: Result
     consulted: int
     unmet: tuple[str, ...] = ()
+    walk: Walk = NOWHERE
 
 
 def check(
@@ -82,10 +99,12 @@ def check(
     limits: Limits | None = None,
     progress: Callable[[int], None] | None = None,
     at_once: bool = True,
+    walked: Callable[[Walk], None] = lambda _walk: None,
 ) -> Result:
     """The verdict of a test on a hypervisor, the same for every value of the knobs that mattered, or undetermined.
 
-    at_once: see world.product.Product; False is for tests of that."""
+    at_once: see world.product.Product; False is for tests of that. walked: is told of the way that the trace tells, if
+    there is one."""
     began = time.monotonic()
     limits = limits or Limits()
     hypervisor.new_ledger()
@@ -99,7 +118,44 @@ def check(
         if any(run.consulted >> number & 1 for run in runs.values())
     )
     ledger = Ledger(hypervisor.statements(), (*hypervisor.assumptions(), *used))
-    return replace(_settle(runs), ledger=ledger, seconds=time.monotonic() - began)
+    settled = _settle(runs)
+    for knobs, run in runs.items():
+        if settled.trace is not None and run.result.trace is settled.trace:
+            walked(replace(run.walk, knobs=knobs))
+            break
+    return replace(settled, ledger=ledger, seconds=time.monotonic() - began)
+
+
+def told_again(test: Test, vcpu: str, host: str, hypervisor: Hypervisor, result: Result, walk: Walk) -> Result:
+    """A result with its trace told by a hypervisor on which the same way leads to the same, through other C."""
+    assert result.trace is not None
+    product = Product(test, vcpu, host, hypervisor, walk.knobs, at_once=True)
+    first = product.initial()
+    stem: Path = [(None, first), *_followed(product, first.target, walk.stem)]
+    loop = _followed(product, stem[-1][1].target, walk.loop)
+    told = _violated(result, Explored(product, Graph(), []), stem, loop, result.trace.cause)
+    return replace(result, trace=told.trace)
+
+
+def _followed(product: Product, state: Hashable, walk: Sequence[int]) -> Path:
+    path: Path = []
+    for number in walk:
+        edge = next(islice(product.edges(state), number, None))
+        assert isinstance(state, Point)
+        path.append((state, edge))
+        state = edge.target
+    return path
+
+
+def _walk(graph: Graph, stem: Path, loop: Path) -> Walk:
+    """What `told_again` can follow."""
+    numbers = [
+        [one is edge for one, _ in graph.out[graph.number[state]]].index(True)
+        for state, edge in (*stem, *loop)
+        if state is not None
+    ]
+    length = len(numbers) - len(loop)
+    return Walk(0, tuple(numbers[:length]), tuple(numbers[length:]))
 
 
 def _settle(runs: dict[int, Run]) -> Result:
@@ -157,13 +213,15 @@ def _run(
     )
     if graph.defects:
         at, edge = graph.defects[0]
-        result = _violated(result, explored, _path_to(explored, at, edge), [], edge.defect)
+        stem = _path_to(explored, at, edge)
+        explored.walk = _walk(graph, stem, [])
+        result = _violated(result, explored, stem, [], edge.defect)
     elif graph.gave_up:
         result = replace(result, verdict=Verdict.UNDETERMINED, reason=f"stopped by {graph.gave_up}")
     else:
         explored.endings = endings(graph, product)
         result = _judged(replace(result, outcomes=_outcomes(explored)), explored)
-    return Run(result, product.consulted(), _unmet(explored))
+    return Run(result, product.consulted(), _unmet(explored), explored.walk)
 
 
 def _judged(result: Result, explored: Explored) -> Result:
@@ -283,6 +341,7 @@ def _path_to(explored: Explored, at: int, last: Edge | None) -> Path:
 def _lasso(result: Result, explored: Explored, ending: Ending, cause: str) -> Result:
     stem = _path_to(explored, ending.entry, None)
     loop: Path = [(_point(explored, number), edge) for number, edge in loop_of(explored.graph, ending)]
+    explored.walk = _walk(explored.graph, stem, loop)
     return _violated(result, explored, stem, loop, cause)
 
 

@@ -7,7 +7,7 @@ from copy import copy
 from typing import Any
 
 from iretrace.cli.moved import Moves
-from iretrace.cli.sources import AboutPatches
+from iretrace.cli.sources import AboutPatches, Recalled
 from iretrace.cli.stored import Patches, Stored, Used
 from iretrace.world.protocol import Hypervisor
 from tests.world.small import Small
@@ -60,7 +60,7 @@ class SmallSource:
     def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
         """Nothing."""
 
-    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
+    def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
         """Nothing."""
         return None
 

@@ -12,6 +12,7 @@ from iretrace.check import check
 from iretrace.cli import driver
 from iretrace.cli.driver import Ran, Request, verdicts
 from iretrace.cli.moved import Moves
+from iretrace.cli.sources import Recalled
 from iretrace.cli.stored import MAX_STEPS, Stored
 from iretrace.litmus.corpus import select
 from iretrace.verdict import Assumption, Result, Verdict
@@ -55,10 +56,10 @@ class Telling(SmallSource):
         self.note("remember")
         self.verdicts[name] = told
 
-    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
+    def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
         """What was taken."""
         self.note("recall")
-        return (self.taken[name], self.moves) if name in self.taken else None
+        return Recalled(self.taken[name], self.moves) if name in self.taken else None
 
     def asked(self) -> list[str]:
         """What it was asked since the last time."""
@@ -101,7 +102,7 @@ def test_what_the_ledger_says_of_the_hypervisor_is_asked_anew(
     knob = Assumption("knob", "a", "machine", "consulted")
     asked = Assumption("stub", "b", "rules", "of before")
 
-    def with_knob(*args: object) -> Result:
+    def with_knob(*args: object, **named: object) -> Result:
         result = check(*args)  # type: ignore[arg-type]
         return replace(result, ledger=replace(result.ledger, assumptions=(asked, knob)))
 
@@ -123,7 +124,7 @@ def test_a_verdict_that_names_a_line_which_is_gone_is_found_again(stored: Stored
 def test_what_was_told_wrongly_is_not_believed(stored: Stored, tmp_path: Path) -> None:
     (before,) = ran(stored, source(tmp_path)).results
     second = source(tmp_path, "2")
-    second.recall = lambda hypervisor, name: ('{"verdict": 1}', {})  # type: ignore[method-assign]
+    second.recall = lambda hypervisor, name: Recalled('{"verdict": 1}', {})  # type: ignore[method-assign]
     (after,) = ran(stored, second).results
     assert replace(after, seconds=0) == replace(before, seconds=0)
 

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from iretrace.check import KNOB, check
+from iretrace.check import KNOB, Walk, check, told_again
 from iretrace.cli.known import mark_known
 from iretrace.cli.moved import relocated
-from iretrace.cli.sources import BuiltinSource, Source, TreeSource
+from iretrace.cli.sources import BuiltinSource, Recalled, Source, TreeSource
 from iretrace.cli.stored import Lookup, Origin, Shared, Shelf, Stored, keeps, key, same_of
 from iretrace.cli.told import UNREADABLE, read_told, tell
 from iretrace.cli.workers import Aside, Work, results
@@ -229,27 +229,46 @@ def _say_states(say: Callable[[str], None], task: Task, count: int) -> None:
     say(f"{task}: {count:,} states")
 
 
-def _remember(source: Source, hypervisor: Hypervisor, name: str, result: Result) -> None:
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A result, and the way that its trace tells."""
+
+    result: Result
+    walk: Walk | None = None
+
+
+def _remember(source: Source, hypervisor: Hypervisor, name: str, memory: Memory) -> None:
     """For other trees in which all host steps come to the same. What the ledger says of the hypervisor is asked
     there."""
-    knobs = tuple([used for used in result.ledger.assumptions if used.kind == KNOB])
-    source.remember(hypervisor, name, tell(replace(result, ledger=Ledger(0, knobs))))
+    knobs = tuple([used for used in memory.result.ledger.assumptions if used.kind == KNOB])
+    result = replace(memory.result, ledger=Ledger(0, knobs))
+    source.remember(hypervisor, name, tell(replace(memory, result=result)))
 
 
-def _recalled(source: Source, hypervisor: Hypervisor, name: str) -> Result | None:
+def _recalled(source: Source, hypervisor: Hypervisor, name: str, task: Task) -> Memory | None:
     """The result that was remembered, if it is the one here."""
     began = time.monotonic()
     recalled = source.recall(hypervisor, name)
     if recalled is None:
         return None
-    told, moves = recalled
     with suppress(*UNREADABLE):
-        result = relocated(read_told(Result, told), moves)
+        memory = read_told(Memory, recalled.told)
+        result = _here(memory, recalled, hypervisor, task)
         if result is None:
             return None
         ledger = Ledger(hypervisor.statements(), (*hypervisor.assumptions(), *result.ledger.assumptions))
-        return replace(result, ledger=ledger, seconds=time.monotonic() - began)
+        return Memory(replace(result, ledger=ledger, seconds=time.monotonic() - began), memory.walk)
     return None
+
+
+def _here(memory: Memory, recalled: Recalled, hypervisor: Hypervisor, task: Task) -> Result | None:
+    """The result with the lines of this tree, its trace told again if it may show others."""
+    result = memory.result
+    if recalled.as_shown or memory.walk is None or result.trace is None:
+        return relocated(result, recalled.moves)
+    bare = replace(result.trace, stem=(), loop=(), cited=None)
+    moved = relocated(replace(result, trace=bare), recalled.moves)
+    return None if moved is None else told_again(*task, hypervisor, moved, memory.walk)
 
 
 def _steps_key(source: Source, vcpu: str) -> str:
@@ -285,12 +304,16 @@ def _work(
     def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> Found:
         task = todo[number]
         say(str(task))
-        result = _recalled(source, hypervisor, begun.names[number]) if stored is not None else None
-        if result is None:
+        memory = _recalled(source, hypervisor, begun.names[number], task) if stored is not None else None
+        if memory is None:
+            walks: list[Walk] = []
             say_states = partial(_say_states, say, task)
-            result = check(task.test, task.vcpu, task.host, hypervisor, request.limits, say_states)
+            limits = request.limits
+            found = check(*task, hypervisor, limits, say_states, walked=walks.append)
+            memory = Memory(found, walks[0] if walks else None)
+        result = memory.result
         if stored is not None and keeps(result):
-            _remember(source, hypervisor, begun.names[number], result)
+            _remember(source, hypervisor, begun.names[number], memory)
         used = [shelf.used(part) for part in source.used_by(hypervisor)]
         return Found(result, shelf.read(source.read_so_far()), used, same_of(used))
 

@@ -32,6 +32,15 @@ class AboutPatches(NamedTuple):
     rows: tuple[str, ...] = ()
 
 
+class Recalled(NamedTuple):
+    """What was told of a verdict that stands. moves: where the lines are now that it may name. as_shown: what its trace
+    shows has not changed; if it has, the trace is to be told again."""
+
+    told: str
+    moves: Moves
+    as_shown: bool = True
+
+
 class Source(Protocol):
     """Hypervisors of one kind of origin."""
 
@@ -78,9 +87,9 @@ class Source(Protocol):
         new_ledger()."""
         ...
 
-    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
-        """What was told of a verdict, if all that it rests on comes to the same for a hypervisor from here, and where
-        the lines stand that it may name. The ledger is of that then."""
+    def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
+        """What was told of a verdict, if all that it rests on comes to the same for a hypervisor from here. The ledger
+        is of that then."""
         ...
 
     def read_so_far(self) -> dict[str, str]:
@@ -310,13 +319,13 @@ class TreeSource:
         assert isinstance(hypervisor, TreeHypervisor)
         hypervisor.remember(name, told)
 
-    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
+    def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
         """See linux.kept."""
         from iretrace.linux.hypervisor import TreeHypervisor
 
         assert isinstance(hypervisor, TreeHypervisor)
-        recalled = hypervisor.recall(name)
-        return None if recalled is None else (str(recalled.told), recalled.moves)
+        found = hypervisor.recall(name)
+        return None if found is None else Recalled(str(found.told), found.moves, found.as_shown)
 
     def _bodies_since(self, digests: Mapping[str, str]) -> Bodies | None:
         """The bodies that have changed since all this was read; None: perhaps more has."""
@@ -420,7 +429,7 @@ class BuiltinSource:
     def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
         """Nothing."""
 
-    def recall(self, hypervisor: Hypervisor, name: str) -> tuple[str, Moves] | None:
+    def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
         """Nothing."""
         return None
 

@@ -21,7 +21,7 @@ from iretrace.linux.ioctls import Ioctls
 from iretrace.linux.kept import Kept, Opened, Recalled, Remembered, setting_of
 from iretrace.linux.ledger import Ledger
 from iretrace.linux.machine import RUN, Machine, exit_handlers
-from iretrace.linux.notes import Later
+from iretrace.linux.notes import Later, Uses
 from iretrace.linux.physical import DebugRegisters
 from iretrace.linux.program import PAUSE
 from iretrace.linux.registers import Hidden
@@ -93,6 +93,7 @@ class TreeHypervisor:
         opening = self.program.uses(self._steps.blocks, noted | self.machine.noted)
         self._ledger = Ledger(self.machine, opening, self._steps.asked)
         self._verdicts: dict[str, Remembered] = {}
+        self._shown: set[Uses] = set()
         setting = setting_of((vcpu, self.machine.definitions.facts(), self._steps.setting()), self._start)
         self._opened = Opened(self.machine, self._steps.states, setting, opening)
 
@@ -233,7 +234,9 @@ class TreeHypervisor:
                 seen = partial(_refused, refusals, waits)
                 watching.enter_context(self.program.watched(*self.machine.target(operation), seen))
             pause, _, run = self._steps.execute(asked, schedule, Hidden({}, ()), note)
-        self._notes.note(self.program.uses(run.trace, {*run.noted, *run.behind, *(leg.uses for leg in run.legs)}))
+        uses = self.program.uses(run.trace, {*run.noted, *run.behind, *(leg.uses for leg in run.legs)})
+        self._notes.note(uses)
+        self._shown.add(uses)
         lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private))
         handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
@@ -262,6 +265,7 @@ class TreeHypervisor:
         """What statements(), assumptions() and definitions() tell is about what is asked from now on, and about what
         opening it has taken."""
         self._ledger.begin()
+        self._shown.clear()
 
     def statements(self) -> int:
         """Distinct C statements executed."""
@@ -294,10 +298,12 @@ class TreeHypervisor:
 
     def remember(self, name: str, told: Any) -> None:
         """What was asked since new_ledger() is all that a verdict rests on: to be told by told_steps()."""
-        self._verdicts[name] = Remembered(told, tuple(self._steps.asked.values()), frozenset(self._notes.noted()))
+        steps, shown = tuple(self._steps.asked.values()), frozenset(self._shown)
+        self._verdicts[name] = Remembered(told, steps, frozenset(self._notes.noted()) - shown, shown)
 
     def recall(self, name: str) -> Recalled | None:
-        """What another one has remembered of a verdict that stands here, too: of that the ledger is then. Else None."""
+        """What another one has remembered of a verdict that stands here, too, else None. The ledger is of that then,
+        but where the trace has to be told again (Recalled) without what it shows."""
         self.new_ledger()
         recalled = self._steps.recall(name)
         self.new_ledger()

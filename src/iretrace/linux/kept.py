@@ -57,11 +57,13 @@ class Opened:
 
 
 class Remembered(NamedTuple):
-    """A verdict: what is to be told of it, the steps that it rests on, and what else it rests on."""
+    """A verdict: what is to be told of it, the steps that it rests on, what else it rests on, and what its trace shows
+    (TreeHypervisor.explain)."""
 
     told: Any
     steps: Sequence[Found]
     rests_on: frozenset[Note]
+    shown: frozenset[Uses]
 
 
 Asking = tuple[Any, ...]
@@ -120,7 +122,7 @@ class _Header:
     leafs: list[list[str]]
     definitions: dict[str, tuple[str, str, list[int]]]
     steps: dict[str, list[tuple[list[int], list[int], int]]]
-    verdicts: dict[str, tuple[Any, str, int]]
+    verdicts: dict[str, tuple[Any, str, int, int]]
     counts: tuple[int, int, int, int]
 
 
@@ -210,7 +212,7 @@ class Kept:
     def recall(self, name: str, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> Recalled | None:
         """What was told of a verdict, and what it rests on, if it stands here. execute: works a step out."""
         try:
-            told, bits, rests_on = self._header.verdicts[name]
+            told, bits, rests_on, trace = self._header.verdicts[name]
             others = self._node(rests_on)
             if others is None:
                 return None
@@ -223,7 +225,8 @@ class Kept:
                     uses.update(same)
         except UNREADABLE:
             return None
-        return Recalled(told, self._moves, uses)
+        shown = self._node(trace)
+        return Recalled(told, self._moves, uses if shown is None else uses | {shown}, shown is not None)
 
     def _is_same(self, number: int, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
         """On what a step rests that comes to the same here; None if it does not."""
@@ -319,11 +322,13 @@ class Kept:
 
 
 class Recalled(NamedTuple):
-    """What was told of a verdict that stands, where the lines are now that it may name, and what it rests on here."""
+    """What was told of a verdict that stands, where the lines are now that it may name, and what it rests on here.
+    as_shown: its trace shows nothing that has changed."""
 
     told: Any
     moves: Moves
     rests_on: set[Uses]
+    as_shown: bool
 
 
 class Renamed:

@@ -121,9 +121,10 @@ class _Told:
         return known
 
     def _verdict(self, verdict: Remembered, numbers: Mapping[int, int]) -> Any:
-        """What is remembered, the steps as bits of a number, and a node of what else it rests on."""
+        """What is remembered, the steps as bits of a number, and nodes: what else it rests on, what its trace shows."""
         steps = sum(1 << number for number in {numbers[id(found)] for found in verdict.steps})
-        return [verdict.told, f"{steps:x}", self._node(self._program.uses((), verdict.rests_on))]
+        nodes = [self._node(self._program.uses((), notes)) for notes in (verdict.rests_on, verdict.shown)]
+        return [verdict.told, f"{steps:x}", *nodes]
 
     def _step(self, asked: Asking, schedule: Any, looked: Mapping[int, int], found: Found) -> Any:
         start, vmcb, ghcb, cause, senders, debug = asked
