@@ -245,7 +245,7 @@ class Kept:
         ghcb, cause, senders, debug = _tupled(json.loads(self._ask_lines[ask]))
         asked = Asked(self._state(start), tuple(vmcb), ghcb, Cause(cause), _senders(senders), Debug(*debug))
         here, there = execute(asked, _tupled(schedule)), self._found(line, ())
-        if (here.moved, here.looked) != (there.moved, there.looked):
+        if here.moved != there.moved or not here.looked <= there.looked:
             return None
         return here.uses if self._alike(here.of(asked.vmcb), there.of(asked.vmcb)) else None
 

@@ -70,6 +70,7 @@ class HostSteps:
         self._how = how
         self._notes = vm.machine.notes
         self.known: Memo[Found] = Memo()
+        self._own: Memo[Found] = Memo()
         self.kept: list[Kept] = []
         self.asked: dict[int, Found] = {}
         self._keys = Keys()
@@ -100,7 +101,7 @@ class HostSteps:
         if found is None:
             found = self._find_kept(start, asked.vmcb, schedule)
         if found is None:
-            found = self._work_out(start, asked, schedule)
+            found = self._worked_out(start, asked, schedule)
         self.asked[id(found)] = found
         return found.of(asked.vmcb)
 
@@ -111,13 +112,16 @@ class HostSteps:
 
     def _again(self, asked: Asked, schedule: tuple[Landing, ...]) -> Found:
         """What a step comes to that is not as it was kept."""
-        start = (*asked[:1], general(asked.vmcb), *asked[2:])
-        return self.known.find((start, schedule), asked.vmcb) or self._work_out(start, asked, schedule)
+        return self._worked_out((*asked[:1], general(asked.vmcb), *asked[2:]), asked, schedule)
 
-    def _work_out(self, start: tuple[Any, ...], asked: Asked, schedule: tuple[Landing, ...]) -> Found:
-        parent = self.known.find((start, schedule[:-1]), asked.vmcb) if schedule else None
-        found = self._found(asked, schedule, parent)
-        self.known.add((start, schedule), asked.vmcb, found.looked, found)
+    def _worked_out(self, start: tuple[Any, ...], asked: Asked, schedule: tuple[Landing, ...]) -> Found:
+        """What a step comes to, worked out here, as all with fewer of its landings are."""
+        found = self._own.find((start, schedule), asked.vmcb)
+        if found is None:
+            parent = self._worked_out(start, asked, schedule[:-1]) if schedule else None
+            found = self._found(asked, schedule, parent)
+            self._own.add((start, schedule), asked.vmcb, found.looked, found)
+            self.known.add((start, schedule), asked.vmcb, found.looked, found)
         return found
 
     def _find_kept(self, start: tuple[Any, ...], vmcb: Packed, schedule: tuple[Landing, ...]) -> Found | None:
