@@ -168,7 +168,7 @@ def changed(text: bytes, change: Callable[[list[str]], None]) -> bytes:
 
 
 def _cut_steps(lines: list[str]) -> None:
-    lines[1:] = ["[1, 2"] * (len(lines) - 1)
+    lines[2:] = ["[1, 2"] * (len(lines) - 2)
 
 
 def _other_setting(lines: list[str]) -> None:
@@ -215,13 +215,13 @@ hypervisor = TreeHypervisor(open_tree(Path(tree)))
 for name in names:
     (test,) = select([name])
     check(test, "sev-es", "tickless", hypervisor)
-header, *lines = zlib.decompress(hypervisor.told_steps({})).decode().split("\\n")
+header, index, *lines = zlib.decompress(hypervisor.told_steps({})).decode().split("\\n")
+counts = json.loads(header)["counts"]
 ends = {}
-nodes, states, *_ = json.loads(header)["counts"]
-for key, found in json.loads(header)["steps"].items():
+for key, found in json.loads(index).items():
     for looked, values, number in found:
-        _, _, _, state, _, openings, turns, *_ = json.loads(lines[sum(json.loads(header)["counts"]) + number])
-        ends[key + str(looked) + str(values)] = lines[nodes + state], openings, turns
+        _, _, _, state, _, openings, turns, *_ = json.loads(lines[sum(counts) + number])
+        ends[key + str(looked) + str(values)] = lines[counts[0] + state], openings, turns
 print(hashlib.sha256(json.dumps(sorted(ends.items())).encode()).hexdigest(), len(ends))
 """
 

@@ -195,12 +195,12 @@ def _do_jobs(work: Work[Any, Any], orders: Connection, line: _Line) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     opened: dict[str, Any] = {}
+    gc.disable()  # a search keeps what it makes and makes no circles: it would be looked through again and again
     try:
         while (order := orders.recv()) != NO_JOB:
             name, number = order
             if name not in opened:
                 opened[name] = work.open(name)
-                gc.freeze()  # what was opened stays, and need not be looked through again
             line.send("done", number, work.do(opened[name], number, lambda text: line.send("progress", -1, text)))
         for name, one in opened.items():
             work.close(name, one)

@@ -7,9 +7,9 @@ changes a few functions. Addresses, names and digests are the same in every proc
 And a verdict that is reached by exploring steps stands where all its steps come to the same. For steps that do not hold
 any more it is seen by executing them: fewer than there are, and nothing has to be explored.
 
-A text of all this (linux.told writes it) is compressed lines of JSON: a header (_Header), then nodes, states, ends
-(ENDS), asks (ASKS) and steps. It was perhaps not written by us: what does not read as we would have written it is not
-there.
+A text of all this (linux.told writes it) is compressed lines of JSON: a header (_Header), an index of steps by their
+keys, verdicts, nodes, states, ends (ENDS), what is asked, and steps. It was perhaps not written by us: what does not
+read as we would have written it is not there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple
@@ -121,8 +122,7 @@ class _Header:
     functions: list[tuple[str, str, str, list[int], list[list[tuple[str, int]]]]]
     leafs: list[list[str]]
     definitions: dict[str, tuple[str, str, list[int]]]
-    steps: dict[str, list[tuple[list[int], list[int], int]]]
-    verdicts: dict[str, tuple[Any, str, int, int]]
+    verdicts: list[str]
     counts: tuple[int, int, int, int]
 
 
@@ -137,11 +137,13 @@ class Kept:
         self._header = header = _Header(**json.loads(lines[0]))
         if header.setting != opened.setting:
             raise ValueError("other states")
-        rest = iter(lines[1:])
+        rest = iter(lines[2:])
+        self._verdicts = dict(zip(header.verdicts, islice(rest, len(header.verdicts)), strict=True))
         self._node_lines, self._state_lines, self._end_lines, self._ask_lines = (
             list(islice(rest, count)) for count in header.counts
         )
         self._step_lines = list(rest)
+        self._index_line = lines[1]
         self._nodes: dict[int, Uses | None] = {}
         self._states: dict[int, State] = {}
         self._ends: dict[int, tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]] = {}
@@ -199,10 +201,16 @@ class Kept:
             self._opened.machine.notes.parts.setdefault(Lowered(name), {self._leafs[leaf] for leaf in rests_on})
         self._changed |= {number for number, note in enumerate(self._leafs) if note in gone}
 
+    @cached_property
+    def _index(self) -> dict[str, list[tuple[list[int], list[int], int]]]:
+        """By the key of a step: registers that it has looked at, their values, number of the step."""
+        index: dict[str, list[tuple[list[int], list[int], int]]] = json.loads(self._index_line)
+        return index
+
     def find(self, key: str, vmcb: Packed) -> Found | None:
         """What a step of a key (Keys) came to, for the registers of a VMCB, if that holds here."""
         try:
-            for looked, values, number in self._header.steps.get(key, ()):
+            for looked, values, number in self._index.get(key, ()):
                 if [vmcb[register] for register in looked] == values:
                     return self._step(json.loads(self._step_lines[number]))
         except UNREADABLE:
@@ -212,7 +220,7 @@ class Kept:
     def recall(self, name: str, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> Recalled | None:
         """What was told of a verdict, and what it rests on, if it stands here. execute: works a step out."""
         try:
-            told, bits, rests_on, trace = self._header.verdicts[name]
+            told, bits, rests_on, trace = json.loads(self._verdicts[name])
             others = self._node(rests_on)
             if others is None:
                 return None

@@ -74,11 +74,11 @@ class _Told:
             "functions": functions,
             "leafs": [_told_note(note) for note in self._leafs],
             "definitions": {name: self._opened.machine.definitions.find(name) for name in sorted(queries)},
-            "steps": index,
-            "verdicts": judged,
+            "verdicts": list(judged),
             "counts": [len(self._node_lines), len(self._state_lines), len(self._ends), len(self._asks)],
         }
-        parts = (header, *self._node_lines, *self._state_lines, *self._ends, *self._asks, *lines)
+        tables = (*self._node_lines, *self._state_lines, *self._ends, *self._asks)
+        parts = (header, index, *judged.values(), *tables, *lines)
         text = "\n".join(json.dumps(part) for part in parts)
         return zlib.compress(text.encode(), 1)
 
