@@ -127,7 +127,9 @@ def check(
 
 
 def told_again(test: Test, vcpu: str, host: str, hypervisor: Hypervisor, result: Result, walk: Walk) -> Result:
-    """A result with its trace told by a hypervisor on which the same way leads to the same, through other C."""
+    """A result with its trace told by a hypervisor on which the same way leads to the same, through other C.
+
+    ValueError: there is no such way."""
     assert result.trace is not None
     product = Product(test, vcpu, host, hypervisor, walk.knobs, at_once=True)
     first = product.initial()
@@ -140,8 +142,9 @@ def told_again(test: Test, vcpu: str, host: str, hypervisor: Hypervisor, result:
 def _followed(product: Product, state: Hashable, walk: Sequence[int]) -> Path:
     path: Path = []
     for number in walk:
-        edge = next(islice(product.edges(state), number, None))
-        assert isinstance(state, Point)
+        edge = next(islice(product.edges(state), number, None), None) if isinstance(state, Point) else None
+        if edge is None or not isinstance(state, Point):
+            raise ValueError("no such way")
         path.append((state, edge))
         state = edge.target
     return path

@@ -151,10 +151,11 @@ def test_of_many_texts_the_longest_are_read(stored: Stored) -> None:
     assert stored.steps("nobody") == []
 
 
-def test_texts_that_are_too_long_are_not_read(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_are_too_long_are_neither_kept_nor_read(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     stored.keep_steps("name", b"x" * 11)
-    stored.keep_steps("name", b"x" * 9)
     monkeypatch.setattr("iretrace.cli.stored.MAX_BYTES", 10)
+    stored.keep_steps("name", b"x" * 9)
+    stored.keep_steps("name", b"x" * 12)
     assert [len(text) for text in stored.steps("name")] == [9]
 
 

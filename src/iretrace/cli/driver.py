@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -272,8 +273,9 @@ def _here(memory: Memory, recalled: Recalled, hypervisor: Hypervisor, task: Task
 
 
 def _steps_key(source: Source, vcpu: str) -> str:
-    """Everything that a host step depends on, but for what it is asked and what it reads of the tree."""
-    return key("steps", source.identity(), vcpu)
+    """Everything that a host step depends on, but for what it is asked and what it reads of the tree. Where functions
+    of Python stand is told in numbers of instructions, which differ from version to version."""
+    return key("steps", sys.hexversion, source.identity(), vcpu)
 
 
 def _work(
@@ -312,7 +314,7 @@ def _work(
             found = check(*task, hypervisor, limits, say_states, walked=walks.append)
             memory = Memory(found, walks[0] if walks else None)
         result = memory.result
-        if stored is not None and keeps(result):
+        if stored is not None and keeps(result) and not source.patches:
             _remember(source, hypervisor, begun.names[number], memory)
         used = [shelf.used(part) for part in source.used_by(hypervisor)]
         return Found(result, shelf.read(source.read_so_far()), used, same_of(used))

@@ -237,6 +237,8 @@ class Stored:
 
     def keep_steps(self, name: str, text: bytes) -> None:
         """Keep what host steps came to, under a name that says of which hypervisors."""
+        if len(text) > MAX_BYTES:
+            return
         with suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._put(f"{name}-{hashlib.sha256(text).hexdigest()}.steps", text)
