@@ -43,6 +43,9 @@ from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pa
 MOST_BYTES = 256 << 20
 """A longer text is none of ours."""
 
+BEHIND = 2
+"""So many of the nodes that a step rests on are of what it does behind its last landing (turning.Passages.found)."""
+
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
 """What reading a text that is not ours comes to."""
 
@@ -193,6 +196,7 @@ class Kept:
         for name, function, path, rests_on, places in self._header.functions:
             if not self._changed.isdisjoint(rests_on):
                 gone.add(Lowered(name))
+                self._program.rename(name)
                 self._blocks += [-1] * len(places)
                 continue
             self._files[name] = function, path
@@ -242,14 +246,32 @@ class Kept:
             line = json.loads(self._step_lines[number])
             uses = self._uses(line)
             if uses is None:
+                uses = self._behind(line, execute)
+            if uses is None:
                 uses = self._executed(line, execute)
             elif not all(self._places.alike(place, place) for place, _, _ in line[6]):
                 uses = None
             self._same[number] = uses
         return self._same[number]
 
+    def _behind(self, line: Any, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
+        """On what a step rests that is the same up to its last landing and changes nowhere behind it; None if that is
+        not so. No function that has changed is on the stack there: they have other names (Program.rename)."""
+        uses, frames, *_, schedule, number = line
+        same = self._is_same(number, execute) if number >= 0 else None
+        if same is None or not self._changed.isdisjoint(frames):
+            return None
+        _, _, _, _, _, openings, turns, landed, *_ = json.loads(self._step_lines[number])
+        opening = openings.index(schedule[-1]) if schedule[-1] in openings else -1
+        if opening < 0 or not self._places.is_itself(turns[opening][0]):
+            return None
+        behind = [self._node(node) for node in (landed[opening], *uses[-BEHIND:])]
+        if None in behind or None in map(self._node, line[7]):
+            return None
+        return (*same, *[node for node in behind if node is not None])
+
     def _executed(self, line: Any, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
-        *_, start, vmcb, ask, schedule = line
+        *_, start, vmcb, ask, schedule, _ = line
         ghcb, cause, senders, debug = _tupled(json.loads(self._ask_lines[ask]))
         asked = Asked(self._state(start), tuple(vmcb), ghcb, Cause(cause), _senders(senders), Debug(*debug))
         here, there = execute(asked, _tupled(schedule)), self._found(line, ())
@@ -273,7 +295,7 @@ class Kept:
 
     def _uses(self, line: Any) -> tuple[Uses, ...] | None:
         """On what a step rests; None if that is not as it was."""
-        uses, frames, *_, landed, _, _, _, _ = line
+        uses, frames, _, _, _, _, _, landed, *_ = line
         nodes = [self._node(number) for number in uses]
         if None in nodes or None in map(self._node, landed) or not self._changed.isdisjoint(frames):
             return None
@@ -350,6 +372,10 @@ class Renamed:
     def alike(self, here: str, there: str) -> bool:
         """Whether two names can be those of one place: neither was that of another one before."""
         return self._here.setdefault(here, there) == there and self._there.setdefault(there, here) == here
+
+    def is_itself(self, name: str) -> bool:
+        """Whether a name is that of the same place here and there."""
+        return self._here.get(name) == name
 
 
 def _lines(text: bytes) -> list[str]:

@@ -9,6 +9,7 @@ A value is the C value as an int: signed types negative where C is negative, poi
 
 from __future__ import annotations
 
+import secrets
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,7 @@ class Program:
         self._functions: dict[str, Function] = {}
         self._names: dict[tuple[str, str], str] = {}
         self._by_definition: dict[int, str] = {}
+        self._renamed: dict[str, str] = {}
         self._by_code: dict[CodeType, Function] = {}
         self._models: dict[tuple[int, Site | None], tuple[str, Model]] = {}
         self._lines: dict[str, list[str]] = {}
@@ -381,6 +383,13 @@ class Program:
             self._add_block(BlockInfo(function, path, name, tuple(statements), ()))
         return range(first, len(self.blocks))
 
+    def rename(self, name: str) -> None:
+        """Frames and places of a function have a name from now on that they have in no other process: there it is
+        another one."""
+        self._renamed.setdefault(name, f"{name}_{secrets.token_hex(8)}")
+        if name in self._functions:
+            self.namespace[name] = self._stub(name)
+
     def ready(self, name: str, function: str, path: str) -> None:
         """Make sure that paused frames of a function can be resumed. ValueError: here they cannot."""
         if self.callee(function, Pos(path, 0)).name != name or not self._functions[name].resumable:
@@ -437,13 +446,15 @@ class Program:
             path = definition.pos.path
             return self._add_block(BlockInfo(definition.name, path, function.name, tuple(statements), ids))
 
-        emitted = emit(lowered, function.name, function.resumable, Context(enter, self._fail, self._may_pause))
+        known_as = self._renamed.get(name, name)
+        emitted = emit(lowered, known_as, function.resumable, Context(enter, self._fail, self._may_pause))
         function.params = lowered.params
         function.source = emitted.source
         function.positions = emitted.positions
-        module = compile(emitted.source, f"<{function.name}{' again' * function.resumable}>", "exec")
+        module = compile(emitted.source, f"<{known_as}{' again' * function.resumable}>", "exec")
         exec(module, self.namespace)  # generated from basic blocks; holds no text of the tree
-        code = self.namespace[function.name].__code__
+        self.namespace[name], self._functions[known_as] = self.namespace[known_as], function
+        code = self.namespace[name].__code__
         function.code = code
         self._by_code[code] = function
 

@@ -16,7 +16,7 @@ from iretrace.linux.states import State
 from iretrace.linux.turning import Turn
 from iretrace.linux.used import Query
 from iretrace.linux.vm import KINDS
-from iretrace.world.protocol import Pause
+from iretrace.world.protocol import Packed, Pause
 
 
 def told(opened: Opened, steps: Memo[Found], verdicts: Mapping[str, Remembered], read: Mapping[str, str]) -> bytes:
@@ -49,13 +49,14 @@ class _Told:
             self._places[number] = place
 
     def all(self, steps: Memo[Found], verdicts: Mapping[str, Remembered], read: Mapping[str, str]) -> bytes:
-        keys, index, lines, numbers = Keys(), dict[str, list[Any]](), list[Any](), dict[int, int]()
-        for (asked, schedule), looked, values, found in steps.all():
-            if not _is_plain(found.pause):
-                continue
+        plain = [one for one in steps.all() if _is_plain(one[-1].pause)]
+        numbers = {id(found): number for number, (_, _, _, found) in enumerate(plain)}
+        keys, index, lines = Keys(), dict[str, list[Any]](), list[Any]()
+        for (asked, schedule), looked, values, found in plain:
             index.setdefault(keys.of(asked, schedule), []).append([looked, values, len(lines)])
-            numbers[id(found)] = len(lines)
-            lines.append(self._step(asked, schedule, dict(zip(looked, values, strict=True)), found))
+            registers = _registers(asked[1], dict(zip(looked, values, strict=True)))
+            parent = steps.find((asked, schedule[:-1]), registers) if schedule else None
+            lines.append([*self._step(asked, schedule, registers, found), numbers.get(id(parent), -1)])
         judged = {
             name: self._verdict(one, numbers)
             for name, one in verdicts.items()
@@ -126,12 +127,11 @@ class _Told:
         nodes = [self._node(self._program.uses((), notes)) for notes in (verdict.rests_on, verdict.shown)]
         return [verdict.told, f"{steps:x}", *nodes]
 
-    def _step(self, asked: Asking, schedule: Any, looked: Mapping[int, int], found: Found) -> Any:
-        start, vmcb, ghcb, cause, senders, debug = asked
+    def _step(self, asked: Asking, schedule: Any, registers: Packed, found: Found) -> list[Any]:
+        start, _, ghcb, cause, senders, debug = asked
         pause = found.pause
         assert isinstance(start, State) and isinstance(pause.private, State)
         frames: Any = start.frames
-        registers = [looked.get(field, value) for field, value in enumerate(vmcb)]
         ask = ghcb, cause, senders, debug
         end = (*[getattr(pause, name) for name in ENDS], found.moved, tuple(sorted(found.looked)))
         return [
@@ -148,6 +148,11 @@ class _Told:
             self._asks.setdefault(ask, len(self._asks)),
             schedule,
         ]
+
+
+def _registers(vmcb: Packed, looked: Mapping[int, int]) -> Packed:
+    """A VMCB whose registers are told apart (registers.general), with the values of those that were looked at."""
+    return tuple([looked.get(field, value) for field, value in enumerate(vmcb)])
 
 
 def _is_plain(pause: Pause) -> bool:
