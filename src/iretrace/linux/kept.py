@@ -70,6 +70,9 @@ class Remembered(NamedTuple):
     shown: frozenset[Uses]
 
 
+Execute = Callable[[Asked, tuple[Landing, ...]], Found]
+"""Works a step out."""
+
 Asking = tuple[Any, ...]
 """A turning.Asked whose registers may be told apart (registers.general)."""
 
@@ -211,17 +214,20 @@ class Kept:
         index: dict[str, list[tuple[list[int], list[int], int]]] = json.loads(self._index_line)
         return index
 
-    def find(self, key: str, vmcb: Packed) -> Found | None:
-        """What a step of a key (Keys) came to, for the registers of a VMCB, if that holds here."""
+    def find(self, key: str, vmcb: Packed, execute: Execute) -> Found | None:
+        """What a step of a key (Keys) came to, for the registers of a VMCB, if that holds here. execute: works out one
+        with fewer landings."""
         try:
             for looked, values, number in self._index.get(key, ()):
                 if [vmcb[register] for register in looked] == values:
-                    return self._step(json.loads(self._step_lines[number]))
+                    line = json.loads(self._step_lines[number])
+                    uses = self._uses(line) or self._behind(line, execute)
+                    return None if uses is None else self._found(line, uses)
         except UNREADABLE:
             pass
         return None
 
-    def recall(self, name: str, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> Recalled | None:
+    def recall(self, name: str, execute: Execute) -> Recalled | None:
         """What was told of a verdict, and what it rests on, if it stands here. execute: works a step out."""
         try:
             told, bits, rests_on, trace = json.loads(self._verdicts[name])
@@ -240,7 +246,7 @@ class Kept:
         shown = self._node(trace)
         return Recalled(told, self._moves, uses if shown is None else uses | {shown}, shown is not None)
 
-    def _is_same(self, number: int, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
+    def _is_same(self, number: int, execute: Execute) -> tuple[Uses, ...] | None:
         """On what a step rests that comes to the same here; None if it does not."""
         if number not in self._same:
             line = json.loads(self._step_lines[number])
@@ -254,7 +260,7 @@ class Kept:
             self._same[number] = uses
         return self._same[number]
 
-    def _behind(self, line: Any, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
+    def _behind(self, line: Any, execute: Execute) -> tuple[Uses, ...] | None:
         """On what a step rests that is the same up to its last landing and changes nowhere behind it; None if that is
         not so. No function that has changed is on the stack there: they have other names (Program.rename)."""
         uses, frames, *_, schedule, number = line
@@ -270,7 +276,7 @@ class Kept:
             return None
         return (*same, *[node for node in behind if node is not None])
 
-    def _executed(self, line: Any, execute: Callable[[Asked, tuple[Landing, ...]], Found]) -> tuple[Uses, ...] | None:
+    def _executed(self, line: Any, execute: Execute) -> tuple[Uses, ...] | None:
         *_, start, vmcb, ask, schedule, _ = line
         ghcb, cause, senders, debug = _tupled(json.loads(self._ask_lines[ask]))
         asked = Asked(self._state(start), tuple(vmcb), ghcb, Cause(cause), _senders(senders), Debug(*debug))
@@ -288,10 +294,6 @@ class Kept:
             if one[1:] != other[1:] or not self._places.alike(one.place.hex(), other.place.hex()):
                 return False
         return True
-
-    def _step(self, line: Any) -> Found | None:
-        uses = self._uses(line)
-        return None if uses is None else self._found(line, uses)
 
     def _uses(self, line: Any) -> tuple[Uses, ...] | None:
         """On what a step rests; None if that is not as it was."""

@@ -128,7 +128,7 @@ class HostSteps:
         """What an earlier run has found."""
         key = self._keys.of(start, schedule) if self.kept else ""
         for kept in self.kept:
-            found = kept.find(key, vmcb)
+            found = kept.find(key, vmcb, self._again)
             if found is not None:
                 self.known.add((start, schedule), vmcb, found.looked, found)
                 return found
