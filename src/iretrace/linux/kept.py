@@ -153,6 +153,7 @@ class Kept:
         self._nodes: dict[int, Uses | None] = {}
         self._states: dict[int, State] = {}
         self._ends: dict[int, tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]] = {}
+        self._openings: dict[int, dict[tuple[int, ...], tuple[str, int]]] = {}
         self._same: dict[int, tuple[Uses, ...] | None] = {}
         self._places = Renamed()
         self._look_at_definitions(bodies_of(header.read))
@@ -264,17 +265,24 @@ class Kept:
         """On what a step rests that is the same up to its last landing and changes nowhere behind it; None if that is
         not so. No function that has changed is on the stack there: they have other names (Program.rename)."""
         uses, frames, *_, schedule, number = line
-        same = self._is_same(number, execute) if number >= 0 else None
-        if same is None or not self._changed.isdisjoint(frames):
+        behind = [self._node(node) for node in uses[-BEHIND:]]
+        if number < 0 or None in behind or None in map(self._node, line[7]) or not self._changed.isdisjoint(frames):
             return None
-        _, _, _, _, _, openings, turns, landed, *_ = json.loads(self._step_lines[number])
-        opening = openings.index(schedule[-1]) if schedule[-1] in openings else -1
-        if opening < 0 or not self._places.is_itself(turns[opening][0]):
+        same = self._is_same(number, execute)
+        place, landed = self._landings(number).get(tuple(schedule[-1]), ("", -1))
+        sender = self._node(landed) if landed >= 0 else None
+        if same is None or sender is None or not self._places.is_itself(place):
             return None
-        behind = [self._node(node) for node in (landed[opening], *uses[-BEHIND:])]
-        if None in behind or None in map(self._node, line[7]):
-            return None
-        return (*same, *[node for node in behind if node is not None])
+        return (*same, sender, *[node for node in behind if node is not None])
+
+    def _landings(self, number: int) -> dict[tuple[int, ...], tuple[str, int]]:
+        """Where a step can go on: by the landing, the place behind it, and the node of what is executed in it."""
+        known = self._openings.get(number)
+        if known is None:
+            _, _, _, _, _, openings, turns, landed, *_ = json.loads(self._step_lines[number])
+            told = zip(openings, turns, landed, strict=True)
+            known = self._openings[number] = {tuple(at): (turn[0], node) for at, turn, node in told}
+        return known
 
     def _executed(self, line: Any, execute: Execute) -> tuple[Uses, ...] | None:
         *_, start, vmcb, ask, schedule, _ = line
