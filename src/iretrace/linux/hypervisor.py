@@ -18,7 +18,7 @@ from iretrace.linux.debugger import Debugger
 from iretrace.linux.events import EVENTS, senders_of
 from iretrace.linux.host import KernelRun
 from iretrace.linux.ioctls import Ioctls
-from iretrace.linux.kept import Kept, Opened, Recalled, Remembered, setting_of
+from iretrace.linux.kept import UNREADABLE, Kept, Opened, Recalled, Remembered, setting_of
 from iretrace.linux.ledger import Ledger
 from iretrace.linux.machine import RUN, Machine, exit_handlers
 from iretrace.linux.notes import Later, Uses
@@ -294,7 +294,10 @@ class TreeHypervisor:
 
     def take_steps(self, text: bytes, bodies_of: Callable[[Mapping[str, str]], Bodies | None]) -> None:
         """Take over what another one has told, as far as it holds here. ValueError, see Kept."""
-        self._steps.kept.append(Kept(text, self._opened, bodies_of))
+        try:
+            self._steps.kept.append(Kept(text, self._opened, bodies_of))
+        except UNREADABLE as error:
+            raise ValueError(f"no steps of this hypervisor: {error}") from error
 
     def remember(self, name: str, told: Any) -> None:
         """What was asked since new_ledger() is all that a verdict rests on: to be told by told_steps()."""

@@ -46,7 +46,7 @@ MOST_BYTES = 256 << 20
 BEHIND = 2
 """So many of the nodes that a step rests on are of what it does behind its last landing (turning.Passages.found)."""
 
-UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 """What reading a text that is not ours comes to."""
 
 
