@@ -219,7 +219,7 @@ def test_tests_that_failed_last_begin_first_then_those_that_took_longest(
 ) -> None:
     begun: list[str] = []
 
-    def check(test: Any, vcpu: str, host: str, *_rest: object) -> Result:
+    def check(test: Any, vcpu: str, host: str, *_rest: object, **_named: object) -> Result:
         begun.append(test.name)
         verdict = Verdict.VIOLATED if test.name == "nmi-complete-last" else Verdict.HOLDS
         seconds = {"maybe-nmi": 3.0, "three-nmis": 2.0}.get(test.name, 1.0)
