@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from iretrace.linux import kept
 from iretrace.linux.kept import Keys, Renamed, setting_of
+from iretrace.linux.notes import Uses
 from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State
 from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Cause, Pause, PauseKind
@@ -62,6 +64,53 @@ def test_the_setting_depends_on_the_first_pause_and_on_what_is_told() -> None:
         setting_of(("a", 1), replace(pause(STATE), vmcb=(3,))),
     ]
     assert first not in others
+
+
+UNDER, BEHIND, OFFERS, SENDER = (Uses(name, frozenset()) for name in (b"a", b"b", b"c", b"d"))
+
+
+def behind(
+    places: tuple[str, str] = ("p", "p"),
+    same: tuple[Uses, ...] | None = (UNDER,),
+    nodes: tuple[Uses | None, ...] = (UNDER, BEHIND, OFFERS, SENDER),
+    frames: tuple[int, ...] = (),
+    landing: tuple[int, int, int] = (1, 0, 2),
+) -> tuple[Uses, ...] | None:
+    """On what a step rests whose parent is step 5, where that goes on at place p behind a landing of a sender."""
+    one: Any = object.__new__(kept.Kept)
+    one._changed, one._nodes, one._same = {9}, dict(enumerate(nodes)), {5: same}
+    one._openings, one._places = {5: {(1, 0, 2): ("p", 3)}}, Renamed()
+    one._places.alike(*places)
+    line = [[0, 1, 2], list(frames), 0, 0, [], [], [], [], 0, [], 0, [list(landing)], 5]
+    found: tuple[Uses, ...] | None = one._behind(line, None)
+    return found
+
+
+def test_a_step_stands_that_changes_nowhere_behind_its_last_landing() -> None:
+    assert behind() == (UNDER, SENDER, BEHIND, OFFERS)
+
+
+def test_a_step_falls_whose_parent_falls() -> None:
+    assert behind(same=None) is None
+
+
+def test_a_step_falls_behind_a_place_that_has_another_name() -> None:
+    """A function that has changed is under way there."""
+    assert behind(places=("q", "p")) is None
+
+
+@pytest.mark.parametrize("node", [1, 2, 3])
+def test_a_step_falls_that_rests_on_a_change_behind_its_last_landing(node: int) -> None:
+    nodes = [UNDER, BEHIND, OFFERS, SENDER]
+    assert behind(nodes=(*nodes[:node], None, *nodes[node + 1 :])) is None
+
+
+def test_a_step_falls_that_begins_inside_of_a_function_that_has_changed() -> None:
+    assert behind(frames=(9,)) is None
+
+
+def test_a_step_falls_that_its_parent_does_not_offer() -> None:
+    assert behind(landing=(1, 1, 2)) is None
 
 
 def test_a_text_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,3 +139,18 @@ def test_an_error_in_a_model_is_not_taken_for_one_of_the_c() -> None:
     program = program_of("int m(void); int f(void) { return m(); }", DictRules({"m": Model(broken)}))
     with pytest.raises(UnboundLocalError):
         Run(program).call("f")
+
+
+def test_a_renamed_function_is_called_as_before_and_stands_elsewhere() -> None:
+    """Where it is another one than in some other process, its places must not be taken for those there."""
+    program = program_of(TEXT)
+    before = executed(program, 1, 1)
+    name = next(name for name in program.namespace if name.startswith("f_f_"))
+    file = program.namespace[name].__code__.co_filename
+    program.rename(name)
+    assert executed(program, 1, 1) == before
+    assert program.namespace[name].__code__.co_filename != file
+    other = program_of(TEXT)
+    other.rename(name)
+    executed(other, 1, 1)
+    assert other.namespace[name].__code__.co_filename not in (file, program.namespace[name].__code__.co_filename)

@@ -38,6 +38,16 @@ MORE_LINES = (Edit(X86, "kvm_inject_nmi", "atomic_inc", "/* one\n\t * more\n\t *
 OTHER_WORDS = (Edit(SEV, "sev_handle_vmgexit", "svm->nmi_masked = false;", "svm->nmi_masked = !true;"),)
 """The same in other words."""
 
+ONE_WORD = (
+    Edit(
+        SEV,
+        "sev_handle_vmgexit",
+        "svm->nmi_masked = false;",
+        "svm->nmi_masked = false;\n\t\tsvm->soft_int_old_rip = 7;",
+    ),
+)
+"""Of the state a word changes with which nobody does anything."""
+
 ANOTHER_STATE = (
     Edit(SVM, "svm_vcpu_run", "trace_kvm_entry(vcpu", "vcpu->arch.l1tf_flush_l1d = true;\n\ttrace_kvm_entry(vcpu"),
 )
@@ -119,14 +129,21 @@ def test_on_a_patched_tree_results_are_as_if_all_were_executed(
     kept: Kept, tree_6_12: Path, edits: Sequence[Edit], left: float, by_bodies: bool
 ) -> None:
     """However the patch is looked at: whether it changes bodies only, or all definitions one by one."""
+    text, before = kept
     tree = patched(tree_6_12, "a.patch", edits)
     fresh, taking = TreeHypervisor(tree), TreeHypervisor(tree)
     executed, fewer = count(fresh), count(taking)
     expected = results(fresh)
     try:
-        taking.take_steps(kept[0], lambda _read: changed_bodies(tree) if by_bodies else None)
+        taking.take_steps(text, lambda _read: changed_bodies(tree) if by_bodies else None)
     except ValueError:
         assert edits is ANOTHER_STATE
+    for name, (result, _) in before.items():
+        recalled = taking.recall(name) if result.trace is None else None
+        if recalled is not None:
+            ledger = replace(result.ledger, statements=taking.statements(), assumptions=taking.assumptions())
+            assert told(taking, replace(result, ledger=ledger))[1] == expected[name][1]
+            assert replace(result, ledger=ledger, seconds=0) == expected[name][0]
     assert results(taking) == expected
     assert len(fewer) <= left * len(executed)
 
@@ -144,9 +161,10 @@ def test_verdicts_stand_that_the_patch_cannot_change(kept: Kept, tree_6_12: Path
     assert executed
 
 
-def test_verdicts_fall_that_the_patch_changes(kept: Kept, tree_6_12: Path) -> None:
+@pytest.mark.parametrize("edits", [NO_EVENT_REQUEST, ONE_WORD])
+def test_verdicts_fall_where_steps_come_to_something_else(kept: Kept, tree_6_12: Path, edits: Sequence[Edit]) -> None:
     text, before = kept
-    tree = patched(tree_6_12, "a.patch", NO_EVENT_REQUEST)
+    tree = patched(tree_6_12, "a.patch", edits)
     hypervisor = TreeHypervisor(tree)
     hypervisor.take_steps(text, lambda _read: changed_bodies(tree))
     assert before["nmi-complete-then-spin"][0].verdict is Verdict.HOLDS
