@@ -7,7 +7,7 @@ from copy import copy
 from typing import Any
 
 from iretrace.cli.moved import Moves
-from iretrace.cli.sources import AboutPatches, Recalled
+from iretrace.cli.sources import AboutPatches, WithoutSteps
 from iretrace.cli.stored import Patches, Stored, Used
 from iretrace.world.protocol import Hypervisor
 from tests.world.small import Small
@@ -16,7 +16,7 @@ TEST = "nmi-complete-then-spin"
 """The test that most commands run."""
 
 
-class SmallSource:
+class SmallSource(WithoutSteps):
     """iretrace.cli.sources.Source of the small hypervisor with a mistake. reads: what it says that it has read."""
 
     name = "small"
@@ -49,20 +49,6 @@ class SmallSource:
     def open(self, vcpu: str) -> Hypervisor:
         """A fresh one."""
         return Small(self.mistake)
-
-    def steps_of(self, hypervisor: Hypervisor) -> bytes:
-        """Nothing."""
-        return b""
-
-    def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
-        """Nothing."""
-
-    def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
-        """Nothing."""
-
-    def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
-        """Nothing."""
-        return None
 
     def read_so_far(self) -> dict[str, str]:
         """As it was told."""

@@ -13,10 +13,11 @@ from iretrace.linux.kept import Keys, Renamed, setting_of
 from iretrace.linux.notes import Uses
 from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State
+from iretrace.linux.turning import Asked
 from iretrace.world.protocol import NO_HOST_DEBUG, NO_SENDER, Cause, Pause, PauseKind
 
 STATE = State(((8, 1),), (("f", 2, (3, 4)),), True, True, 5)
-ASKED = (STATE, (1, 2), (3,), Cause.VMEXIT, (NO_SENDER, EventSender("nmi", (1,))), NO_HOST_DEBUG)
+ASKED = Asked(STATE, (1, 2), (3,), Cause.VMEXIT, (NO_SENDER, EventSender("nmi", (1,))), NO_HOST_DEBUG)
 
 
 def pause(private: State) -> Pause:
@@ -49,10 +50,10 @@ def test_places_have_other_names_one_for_one() -> None:
     ],
 )
 def test_the_key_of_a_step_depends_on_all_that_it_is_asked(
-    asked: tuple[object, ...], schedule: tuple[tuple[int, int, int], ...]
+    asked: tuple[Any, ...], schedule: tuple[tuple[int, int, int], ...]
 ) -> None:
-    same = (replace(STATE), *ASKED[1:])
-    assert Keys().of(ASKED, ()) == Keys().of(same, ()) != Keys().of(asked, schedule)
+    same = Asked(replace(STATE), *ASKED[1:])
+    assert Keys().of(ASKED, ()) == Keys().of(same, ()) != Keys().of(Asked(*asked), schedule)
 
 
 def test_the_setting_depends_on_the_first_pause_and_on_what_is_told() -> None:
@@ -81,7 +82,7 @@ def behind(
     one._changed, one._nodes, one._same = {9}, dict(enumerate(nodes)), {5: same}
     one._openings, one._places = {5: {(1, 0, 2): ("p", 3)}}, Renamed()
     one._places.alike(*places)
-    line = [[0, 1, 2], list(frames), 0, 0, [], [], [], [], 0, [], 0, [list(landing)], 5]
+    line = kept.Line([0, 1, 2], frames, 0, 0, [], [], [], [], 0, [], 0, [landing], 5)
     found: tuple[Uses, ...] | None = one._behind(line, None)
     return found
 

@@ -62,6 +62,9 @@ FIX_IN_A_NEW_FUNCTION = (
 POINTLESS_SINGLE_STEP = (Edit(SVM, "svm_enable_nmi_window", "if (sev_es_guest(vcpu->kvm)) return;", ""),)
 """Arms a single-step that the processor ignores, because it reads no TF from outside of an encrypted save area."""
 
+MORE_LINES = (Edit(X86, "kvm_inject_nmi", "atomic_inc", "/* one\n\t * more\n\t */\n\tatomic_inc"),)
+"""All functions behind it stand on other lines."""
+
 # Other defects of the event path. ------------------------------------------------------------------------------------
 
 INTERCEPT_IRET = (Edit(SVM, "svm_set_iret_intercept", "if (!sev_es_guest(svm->vcpu.kvm))", ""),)

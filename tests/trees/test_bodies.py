@@ -11,15 +11,12 @@ from iretrace.check import check
 from iretrace.cli.sources import AboutPatches, TreeSource
 from iretrace.cli.stored import Stored, Used
 from iretrace.linux.bodies import changed_bodies
-from iretrace.linux.edits import SVM, X86, Edit, make_patch
+from iretrace.linux.edits import SVM, Edit, make_patch
 from iretrace.linux.tree import open_tree
 from iretrace.litmus.corpus import select
-from tests.trees.edits import FIX_IN_A_NEW_FUNCTION, POINTLESS_SINGLE_STEP, QUEUE_OF_ONE, REQUEST_IF_PENDING
+from tests.trees.edits import FIX_IN_A_NEW_FUNCTION, MORE_LINES, POINTLESS_SINGLE_STEP, QUEUE_OF_ONE, REQUEST_IF_PENDING
 
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
-
-MORE_LINES = (Edit(X86, "kvm_inject_nmi", "atomic_inc", "/* one\n\t * more\n\t */\n\tatomic_inc"),)
-"""All functions behind it stand on other lines."""
 
 UNUSED = (Edit(SVM, "svm_set_gif", "if (value)", "if (!!value)"),)
 

@@ -15,7 +15,7 @@ import pytest
 
 from iretrace.check import check
 from iretrace.linux.bodies import Bodies, changed_bodies
-from iretrace.linux.edits import SEV, SVM, X86, Edit
+from iretrace.linux.edits import SEV, SVM, Edit
 from iretrace.linux.hypervisor import TreeHypervisor
 from iretrace.linux.tree import open_tree
 from iretrace.linux.used import Used
@@ -23,6 +23,7 @@ from iretrace.litmus.corpus import select
 from iretrace.verdict import Result, Verdict
 from tests.trees.edits import (
     FIX_IN_A_NEW_FUNCTION,
+    MORE_LINES,
     NO_EVENT_REQUEST,
     QUEUE_OF_ONE,
     patched,
@@ -31,9 +32,6 @@ from tests.trees.edits import (
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
 TESTS = ("nmi-complete-then-spin", "nmi-at-hlt", "sev-es-irq-on-cold-stack")
-
-MORE_LINES = (Edit(X86, "kvm_inject_nmi", "atomic_inc", "/* one\n\t * more\n\t */\n\tatomic_inc"),)
-"""All functions behind it stand on other lines."""
 
 OTHER_WORDS = (Edit(SEV, "sev_handle_vmgexit", "svm->nmi_masked = false;", "svm->nmi_masked = !true;"),)
 """The same in other words."""

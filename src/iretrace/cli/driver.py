@@ -226,10 +226,6 @@ def _key(source: Source, request: Request, task: Task) -> str:
     return key(source.identity(), source_text(task.test), task.vcpu, task.host, request.limits.max_states)
 
 
-def _say_states(say: Callable[[str], None], task: Task, count: int) -> None:
-    say(f"{task}: {count:,} states")
-
-
 @dataclass(frozen=True, slots=True)
 class Memory:
     """A result, and the way that its trace tells."""
@@ -309,9 +305,9 @@ def _work(
         memory = _recalled(source, hypervisor, begun.names[number], task) if stored is not None else None
         if memory is None:
             walks: list[Walk] = []
-            say_states = partial(_say_states, say, task)
-            limits = request.limits
-            found = check(*task, hypervisor, limits, say_states, walked=walks.append)
+            found = check(
+                *task, hypervisor, request.limits, lambda count: say(f"{task}: {count:,} states"), walked=walks.append
+            )
             memory = Memory(found, walks[0] if walks else None)
         result = memory.result
         if stored is not None and keeps(result) and not source.patches:

@@ -18,6 +18,7 @@ from iretrace.world.protocol import Hypervisor
 if TYPE_CHECKING:
     from iretrace.linux.bodies import Bodies
     from iretrace.linux.closure import Closure, Known
+    from iretrace.linux.hypervisor import TreeHypervisor
     from iretrace.linux.machine import Machine
     from iretrace.linux.tree import Tree
 
@@ -299,32 +300,20 @@ class TreeSource:
 
     def steps_of(self, hypervisor: Hypervisor) -> bytes:
         """Those of a tree without patches: of one with patches there is no more than one run."""
-        from iretrace.linux.hypervisor import TreeHypervisor
-
-        assert isinstance(hypervisor, TreeHypervisor)
-        return b"" if self.patches else hypervisor.told_steps(self.tree.read_so_far())
+        return b"" if self.patches else _of_tree(hypervisor).told_steps(self.tree.read_so_far())
 
     def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
         """See linux.kept."""
-        from iretrace.linux.hypervisor import TreeHypervisor
-
-        assert isinstance(hypervisor, TreeHypervisor)
         with suppress(*NOT_OURS):
-            hypervisor.take_steps(text, self._bodies_since)
+            _of_tree(hypervisor).take_steps(text, self._bodies_since)
 
     def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
         """See linux.kept."""
-        from iretrace.linux.hypervisor import TreeHypervisor
-
-        assert isinstance(hypervisor, TreeHypervisor)
-        hypervisor.remember(name, told)
+        _of_tree(hypervisor).remember(name, told)
 
     def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
         """See linux.kept."""
-        from iretrace.linux.hypervisor import TreeHypervisor
-
-        assert isinstance(hypervisor, TreeHypervisor)
-        found = hypervisor.recall(name)
+        found = _of_tree(hypervisor).recall(name)
         return None if found is None else Recalled(str(found.told), found.moves, found.as_shown)
 
     def _bodies_since(self, digests: Mapping[str, str]) -> Bodies | None:
@@ -345,10 +334,7 @@ class TreeSource:
 
     def used_by(self, hypervisor: Hypervisor) -> Sequence[Used]:
         """What was looked up in the index."""
-        from iretrace.linux.hypervisor import TreeHypervisor
-
-        assert isinstance(hypervisor, TreeHypervisor)
-        return [part for part in hypervisor.definitions() if part]
+        return [part for part in _of_tree(hypervisor).definitions() if part]
 
     def read_before(self, digests: Mapping[str, str]) -> bool:
         """What the tree without patches reads now."""
@@ -379,7 +365,33 @@ class TreeSource:
         return "".join(f"{row}\n" for row in rows)
 
 
-class BuiltinSource:
+def _of_tree(hypervisor: Hypervisor) -> TreeHypervisor:
+    """One that a TreeSource has opened."""
+    from iretrace.linux.hypervisor import TreeHypervisor
+
+    assert isinstance(hypervisor, TreeHypervisor)
+    return hypervisor
+
+
+class WithoutSteps:
+    """The part of a source that keeps nothing of host steps, as its hypervisors are fast."""
+
+    def steps_of(self, hypervisor: Hypervisor) -> bytes:
+        """Nothing."""
+        return b""
+
+    def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
+        """Nothing."""
+
+    def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
+        """Nothing."""
+
+    def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
+        """Nothing."""
+        return None
+
+
+class BuiltinSource(WithoutSteps):
     """A revision of the KVM that is built in; "" is the newest. InputError: there is no such revision."""
 
     def __init__(self, revision: str = "", options: Mapping[str, str] | None = None) -> None:
@@ -418,20 +430,6 @@ class BuiltinSource:
         from iretrace.kvm.hypervisor import BuiltinHypervisor
 
         return BuiltinHypervisor(self._revision, vcpu, self._options)
-
-    def steps_of(self, hypervisor: Hypervisor) -> bytes:
-        """Nothing: it is fast."""
-        return b""
-
-    def take_steps(self, hypervisor: Hypervisor, text: bytes) -> None:
-        """Nothing."""
-
-    def remember(self, hypervisor: Hypervisor, name: str, told: str) -> None:
-        """Nothing."""
-
-    def recall(self, hypervisor: Hypervisor, name: str) -> Recalled | None:
-        """Nothing."""
-        return None
 
     def read_so_far(self) -> dict[str, str]:
         """Nothing."""

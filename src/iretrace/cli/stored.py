@@ -219,7 +219,6 @@ class Stored:
     ) -> None:
         """Keep a result that was reached by reading and using this. used: in parts, that others may share."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             for shared in (read, *used):
                 if shared.content is not None:
                     self._share(shared.name, shared.content)
@@ -240,7 +239,6 @@ class Stored:
         if len(text) > MAX_BYTES:
             return
         with suppress(OSError):
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._put(f"{name}-{hashlib.sha256(text).hexdigest()}.steps", text)
 
     def steps(self, name: str) -> list[bytes]:
@@ -256,7 +254,6 @@ class Stored:
     def remember(self, name: str, value: Any) -> None:
         """Keep a value that is no result, by a name of `key`."""
         with suppress(OSError):
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._write(name, json.dumps(value, default=record))
 
     def recall(self, kind: type[T], name: str) -> T | None:
@@ -349,6 +346,7 @@ class Stored:
 
     def _put(self, name: str, content: bytes) -> None:
         """In one go: another process sees the old file or the new one."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
             file.write(content)
         os.replace(file.name, self._directory / name)

@@ -23,7 +23,11 @@ def digest(place: list[Any], memory: Any, state: Any, special: Callable[[int], A
 
     memory: plain numbers in plain tuples. state: numbers, words and tuples of any type. special: what a number of a
     type of its own is told as."""
-    told = (memory, place, plain(state, special))
+    return digest_of_plain((memory, place, plain(state, special)))
+
+
+def digest_of_plain(told: Any) -> bytes:
+    """Of plain numbers, words, bytes, tuples and lists of these, and None."""
     return blake2b(marshal.dumps(told, WITHOUT_REFERENCES), digest_size=16).digest()
 
 
@@ -67,8 +71,8 @@ def _places(code: CodeType) -> tuple[CodeType, bytes, Mapping[int, int]]:
     for at, kind in enumerate(code.co_code[::2]):
         number += kind not in _PARTS
         numbers[2 * at] = number
-    told = marshal.dumps((code.co_filename.rpartition("iretrace")[2], code.co_qualname), WITHOUT_REFERENCES)
-    made = _PLACES[id(code)] = (code, blake2b(told, digest_size=8).digest(), numbers)
+    name = digest_of_plain((code.co_filename.rpartition("iretrace")[2], code.co_qualname))[:8]
+    made = _PLACES[id(code)] = (code, name, numbers)
     return made
 
 

@@ -15,17 +15,15 @@ read as we would have written it is not there.
 from __future__ import annotations
 
 import json
-import marshal
 import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple
 
-from iretrace.explore.turns import WITHOUT_REFERENCES, plain
+from iretrace.explore.turns import digest_of_plain, plain
 from iretrace.linux.bodies import Bodies
 from iretrace.linux.closure import SEPARATOR
 from iretrace.linux.ctree import Pos
@@ -73,24 +71,17 @@ class Remembered(NamedTuple):
 Execute = Callable[[Asked, tuple[Landing, ...]], Found]
 """Works a step out."""
 
-Asking = tuple[Any, ...]
-"""A turning.Asked whose registers may be told apart (registers.general)."""
-
 
 def setting_of(told: Any, start: Pause) -> str:
     """The digest of plain values and of the first pause."""
     state = start.private
     assert isinstance(state, State)
     values = [getattr(start, name) for name in field_names(Pause) if name != "private"]
-    return _digest(plain((told, _state_digest(state).hex(), tuple(values)))).hex()
-
-
-def _digest(value: Any) -> bytes:
-    return blake2b(marshal.dumps(value, WITHOUT_REFERENCES), digest_size=16).digest()
+    return digest_of_plain(plain((told, _state_digest(state).hex(), tuple(values)))).hex()
 
 
 def _state_digest(state: State) -> bytes:
-    return _digest((state.words, state.frames, state.interrupts, state.gif, state.sp))
+    return digest_of_plain((state.words, state.frames, state.interrupts, state.gif, state.sp))
 
 
 class Keys:
@@ -99,21 +90,41 @@ class Keys:
     def __init__(self) -> None:
         self._states: dict[State, bytes] = {}
 
-    def of(self, asked: Asking, schedule: tuple[Landing, ...]) -> str:
-        """Of a step."""
+    def of(self, asked: Asked, schedule: tuple[Landing, ...]) -> str:
+        """Of a step. asked: in general."""
         state = asked[0]
         assert isinstance(state, State)
         known = self._states.get(state)
         if known is None:
             known = self._states[state] = _state_digest(state)
         _, vmcb, ghcb, cause, senders, debug = asked
-        return _digest((known, vmcb, ghcb, int(cause), plain(senders), tuple(debug), schedule)).hex()
+        return digest_of_plain((known, vmcb, ghcb, int(cause), plain(senders), tuple(debug), schedule)).hex()
 
 
 ENDS = (
     "kind", "ghcb", "senders", "log", "ipi", "warm", "exit_reason", "debug", "host_area", "smram", "code_base", "host",
 )  # fmt: skip
 """What of pauses is told apart: many have it in common."""
+
+
+class Line(NamedTuple):
+    """A step as it is told. What it came to: nodes that it rests on, functions that it was inside of at its start (as
+    leafs), ENDS, state, VMCB, where a sender may land next, how it goes on then (Turn), nodes of what the sender
+    executes. What it was asked: state, VMCB, the rest, schedule. parent: the step without its last landing, or -1."""
+
+    uses: Sequence[int]
+    frames: Sequence[int]
+    end: int
+    state: int
+    vmcb: Sequence[int]
+    openings: Sequence[Sequence[int]]
+    turns: Sequence[tuple[str, Any, Any]]
+    landed: Sequence[int]
+    start: int
+    registers: Sequence[int]
+    ask: int
+    schedule: Sequence[Sequence[int]]
+    parent: int
 
 
 @dataclass(slots=True)
@@ -182,15 +193,16 @@ class Kept:
                     self._moves.update(found)
 
     def _note(self, kind: str, words: list[str]) -> Note:
-        if kind == "row":
-            table, name = words
-            return self._opened.machine.rules.rows[table, name]
-        kinds: dict[str, Callable[[], Note]] = {
-            "query": lambda: Query(tuple(words)),
-            "traced": lambda: Traced(words[0]),
-            "function": lambda: Lowered(words[0]),
-        }
-        return kinds[kind]()
+        match kind, words:
+            case "query", _:
+                return Query(tuple(words))
+            case "row", [table, name]:
+                return self._opened.machine.rules.rows[table, name]
+            case "traced", [name]:
+                return Traced(name)
+            case "function", [name]:
+                return Lowered(name)
+        raise ValueError(f"no leaf: {kind}")
 
     def _adopt(self) -> None:
         """Make the functions known that are here as they were there."""
@@ -221,7 +233,7 @@ class Kept:
         try:
             for looked, values, number in self._index.get(key, ()):
                 if [vmcb[register] for register in looked] == values:
-                    line = json.loads(self._step_lines[number])
+                    line = self._line(number)
                     uses = self._uses(line) or self._behind(line, execute)
                     return None if uses is None else self._found(line, uses)
         except UNREADABLE:
@@ -250,45 +262,44 @@ class Kept:
     def _is_same(self, number: int, execute: Execute) -> tuple[Uses, ...] | None:
         """On what a step rests that comes to the same here; None if it does not."""
         if number not in self._same:
-            line = json.loads(self._step_lines[number])
+            line = self._line(number)
             uses = self._uses(line)
             if uses is None:
                 uses = self._behind(line, execute)
             if uses is None:
                 uses = self._executed(line, execute)
-            elif not all(self._places.alike(place, place) for place, _, _ in line[6]):
+            elif not all(self._places.alike(place, place) for place, _, _ in line.turns):
                 uses = None
             self._same[number] = uses
         return self._same[number]
 
-    def _behind(self, line: Any, execute: Execute) -> tuple[Uses, ...] | None:
+    def _behind(self, line: Line, execute: Execute) -> tuple[Uses, ...] | None:
         """On what a step rests that is the same up to its last landing and changes nowhere behind it; None if that is
         not so. No function that has changed is on the stack there: they have other names (Program.rename)."""
-        uses, frames, *_, schedule, number = line
-        behind = [self._node(node) for node in uses[-BEHIND:]]
-        if number < 0 or None in behind or None in map(self._node, line[7]) or not self._changed.isdisjoint(frames):
+        behind = [self._node(node) for node in (*line.uses[-BEHIND:], *line.landed)]
+        if line.parent < 0 or None in behind or not self._changed.isdisjoint(line.frames):
             return None
-        same = self._is_same(number, execute)
-        place, landed = self._landings(number).get(tuple(schedule[-1]), ("", -1))
+        same = self._is_same(line.parent, execute)
+        place, landed = self._landings(line.parent).get(tuple(line.schedule[-1]), ("", -1))
         sender = self._node(landed) if landed >= 0 else None
         if same is None or sender is None or not self._places.is_itself(place):
             return None
-        return (*same, sender, *[node for node in behind if node is not None])
+        return (*same, sender, *[node for node in behind[:BEHIND] if node is not None])
 
     def _landings(self, number: int) -> dict[tuple[int, ...], tuple[str, int]]:
         """Where a step can go on: by the landing, the place behind it, and the node of what is executed in it."""
         known = self._openings.get(number)
         if known is None:
-            _, _, _, _, _, openings, turns, landed, *_ = json.loads(self._step_lines[number])
-            told = zip(openings, turns, landed, strict=True)
+            line = self._line(number)
+            told = zip(line.openings, line.turns, line.landed, strict=True)
             known = self._openings[number] = {tuple(at): (turn[0], node) for at, turn, node in told}
         return known
 
-    def _executed(self, line: Any, execute: Execute) -> tuple[Uses, ...] | None:
-        *_, start, vmcb, ask, schedule, _ = line
-        ghcb, cause, senders, debug = _tupled(json.loads(self._ask_lines[ask]))
-        asked = Asked(self._state(start), tuple(vmcb), ghcb, Cause(cause), _senders(senders), Debug(*debug))
-        here, there = execute(asked, _tupled(schedule)), self._found(line, ())
+    def _executed(self, line: Line, execute: Execute) -> tuple[Uses, ...] | None:
+        ghcb, cause, senders, debug = _tupled(json.loads(self._ask_lines[line.ask]))
+        start, vmcb = self._state(line.start), tuple(line.registers)
+        asked = Asked(start, vmcb, ghcb, Cause(cause), _senders(senders), Debug(*debug))
+        here, there = execute(asked, _tupled(line.schedule)), self._found(line, ())
         if here.moved != there.moved or not here.looked <= there.looked:
             return None
         return here.uses if self._alike(here.of(asked.vmcb), there.of(asked.vmcb)) else None
@@ -303,25 +314,26 @@ class Kept:
                 return False
         return True
 
-    def _uses(self, line: Any) -> tuple[Uses, ...] | None:
+    def _line(self, number: int) -> Line:
+        return Line(*json.loads(self._step_lines[number]))
+
+    def _uses(self, line: Line) -> tuple[Uses, ...] | None:
         """On what a step rests; None if that is not as it was."""
-        uses, frames, _, _, _, _, _, landed, *_ = line
-        nodes = [self._node(number) for number in uses]
-        if None in nodes or None in map(self._node, landed) or not self._changed.isdisjoint(frames):
+        nodes = [self._node(number) for number in line.uses]
+        if None in nodes or None in map(self._node, line.landed) or not self._changed.isdisjoint(line.frames):
             return None
         return tuple([node for node in nodes if node is not None])
 
-    def _found(self, line: Any, uses: tuple[Uses, ...]) -> Found:
-        _, _, end, state, vmcb, openings, turns, landed, *_ = line
-        shared, moved, looked = self._end(end)
+    def _found(self, line: Line, uses: tuple[Uses, ...]) -> Found:
+        shared, moved, looked = self._end(line.end)
         pause = replace(
             shared,
-            private=self._state(state),
-            vmcb=tuple(vmcb),
-            openings=tuple([tuple(landing) for landing in openings]),
-            turns=tuple([Turn(bytes.fromhex(place), _senders(who), _tupled(log)) for place, who, log in turns]),
+            private=self._state(line.state),
+            vmcb=tuple(line.vmcb),
+            openings=_tupled(line.openings),
+            turns=tuple([Turn(bytes.fromhex(place), _senders(who), _tupled(log)) for place, who, log in line.turns]),
         )
-        nodes = [self._node(node) for node in landed]
+        nodes = [self._node(node) for node in line.landed]
         blocks = tuple([tuple(array(BLOCKS, node.trace)) for node in nodes if node is not None])
         return Found(pause, moved, looked, blocks, uses)
 

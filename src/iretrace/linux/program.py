@@ -114,7 +114,6 @@ class Program:
         self.globals = Globals(self.layout, self.rules, self.space, self.initial, self)
         self.functions = Targets(self)
         self._functions: dict[str, Function] = {}
-        self._names: dict[tuple[str, str], str] = {}
         self._by_definition: dict[int, str] = {}
         self._renamed: dict[str, str] = {}
         self._by_code: dict[CodeType, Function] = {}

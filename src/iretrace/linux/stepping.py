@@ -96,7 +96,7 @@ class HostSteps:
 
     def step(self, asked: Asked, schedule: tuple[Landing, ...]) -> Pause:
         """See world.protocol.Hypervisor."""
-        start = (*asked[:1], general(asked.vmcb), *asked[2:])
+        start = asked.general()
         found = self.known.find((start, schedule), asked.vmcb)
         if found is None:
             found = self._find_kept(start, asked.vmcb, schedule)
@@ -112,9 +112,9 @@ class HostSteps:
 
     def _again(self, asked: Asked, schedule: tuple[Landing, ...]) -> Found:
         """What a step comes to that is not as it was kept."""
-        return self._worked_out((*asked[:1], general(asked.vmcb), *asked[2:]), asked, schedule)
+        return self._worked_out(asked.general(), asked, schedule)
 
-    def _worked_out(self, start: tuple[Any, ...], asked: Asked, schedule: tuple[Landing, ...]) -> Found:
+    def _worked_out(self, start: Asked, asked: Asked, schedule: tuple[Landing, ...]) -> Found:
         """What a step comes to, worked out here, as all with fewer of its landings are."""
         found = self._own.find((start, schedule), asked.vmcb)
         if found is None:
@@ -124,7 +124,7 @@ class HostSteps:
             self.known.add((start, schedule), asked.vmcb, found.looked, found)
         return found
 
-    def _find_kept(self, start: tuple[Any, ...], vmcb: Packed, schedule: tuple[Landing, ...]) -> Found | None:
+    def _find_kept(self, start: Asked, vmcb: Packed, schedule: tuple[Landing, ...]) -> Found | None:
         """What an earlier run has found."""
         key = self._keys.of(start, schedule) if self.kept else ""
         for kept in self.kept:

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from iretrace.linux.closure import SEPARATOR
-from iretrace.linux.kept import ENDS, Asking, Keys, Opened, Remembered
+from iretrace.linux.kept import ENDS, Keys, Line, Opened, Remembered
 from iretrace.linux.notes import Lowered, Note, Uses
 from iretrace.linux.registers import Found, Memo
 from iretrace.linux.rules import Row, Traced
 from iretrace.linux.states import State
-from iretrace.linux.turning import Turn
+from iretrace.linux.turning import Asked, Turn
 from iretrace.linux.used import Query
 from iretrace.linux.vm import KINDS
-from iretrace.world.protocol import Packed, Pause
+from iretrace.world.protocol import Landing, Packed, Pause
 
 
 def told(opened: Opened, steps: Memo[Found], verdicts: Mapping[str, Remembered], read: Mapping[str, str]) -> bytes:
@@ -56,7 +56,7 @@ class _Told:
             index.setdefault(keys.of(asked, schedule), []).append([looked, values, len(lines)])
             registers = _registers(asked[1], dict(zip(looked, values, strict=True)))
             parent = steps.find((asked, schedule[:-1]), registers) if schedule else None
-            lines.append([*self._step(asked, schedule, registers, found), numbers.get(id(parent), -1)])
+            lines.append(self._step(asked._replace(vmcb=registers), schedule, found, numbers.get(id(parent), -1)))
         judged = {
             name: self._verdict(one, numbers)
             for name, one in verdicts.items()
@@ -127,27 +127,28 @@ class _Told:
         nodes = [self._node(self._program.uses((), notes)) for notes in (verdict.rests_on, verdict.shown)]
         return [verdict.told, f"{steps:x}", *nodes]
 
-    def _step(self, asked: Asking, schedule: Any, registers: Packed, found: Found) -> list[Any]:
-        start, _, ghcb, cause, senders, debug = asked
+    def _step(self, asked: Asked, schedule: tuple[Landing, ...], found: Found, parent: int) -> Line:
+        start, registers, ghcb, cause, senders, debug = asked
         pause = found.pause
         assert isinstance(start, State) and isinstance(pause.private, State)
         frames: Any = start.frames
         ask = ghcb, cause, senders, debug
         end = (*[getattr(pause, name) for name in ENDS], found.moved, tuple(sorted(found.looked)))
-        return [
-            [self._node(uses) for uses in found.uses],
-            [self._leaf(Lowered(name)) for name, _, _ in frames],
-            self._ends.setdefault(end, len(self._ends)),
-            self._state(pause.private),
-            pause.vmcb,
-            pause.openings,
-            [(turn.place.hex(), turn.senders, turn.log) for turn in pause.turns if isinstance(turn, Turn)],
-            [self._node(self._program.uses(blocks)) for blocks in found.landed],
-            self._state(start),
-            registers,
-            self._asks.setdefault(ask, len(self._asks)),
-            schedule,
-        ]
+        return Line(
+            uses=[self._node(uses) for uses in found.uses],
+            frames=[self._leaf(Lowered(name)) for name, _, _ in frames],
+            end=self._ends.setdefault(end, len(self._ends)),
+            state=self._state(pause.private),
+            vmcb=pause.vmcb,
+            openings=pause.openings,
+            turns=[(turn.place.hex(), turn.senders, turn.log) for turn in pause.turns if isinstance(turn, Turn)],
+            landed=[self._node(self._program.uses(blocks)) for blocks in found.landed],
+            start=self._state(start),
+            registers=registers,
+            ask=self._asks.setdefault(ask, len(self._asks)),
+            schedule=schedule,
+            parent=parent,
+        )
 
 
 def _registers(vmcb: Packed, looked: Mapping[int, int]) -> Packed:

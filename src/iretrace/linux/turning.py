@@ -8,17 +8,15 @@ that it has passed. Its places are told by a digest of all that decides how the 
 
 from __future__ import annotations
 
-import marshal
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import blake2b
 from typing import NamedTuple
 
-from iretrace.explore.turns import WITHOUT_REFERENCES
+from iretrace.explore.turns import digest_of_plain
 from iretrace.linux.legs import Base, Leg, Milestone, Passed
 from iretrace.linux.notes import Later, Notes, Uses
-from iretrace.linux.registers import Found, Memo
+from iretrace.linux.registers import Found, Memo, general
 from iretrace.linux.sender import Access, EventSender, Path, Senders
 from iretrace.linux.unmodelled import Unmodelled, describe
 from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, PauseKind, Private, SenderState
@@ -47,6 +45,10 @@ class Asked(NamedTuple):
     cause: Cause
     senders: tuple[SenderState, ...]
     debug: Debug
+
+    def general(self) -> Asked:
+        """The same of any values of the registers (registers.general)."""
+        return self._replace(vmcb=general(self.vmcb))
 
 
 class Stale(Exception):
@@ -251,8 +253,7 @@ class Passages:
             if step.ipi:
                 ipi = here.deaf
         known = self._is_known(here, state, landing)
-        told = marshal.dumps((here.place, words, sorted(writes.items()), ipi, known), WITHOUT_REFERENCES)
-        place = blake2b(told, digest_size=16).digest()
+        place = digest_of_plain((here.place, words, sorted(writes.items()), ipi, known))
         events = (*(() if state.log else ("start",)), *(("end",) if done.after is None else ()))
         blocks = tuple([block for _, step in landing for block in step.blocks])
         return Offer(order, here.at, len(landing), here.rest, place, blocks, done.state(state.kind), events)
