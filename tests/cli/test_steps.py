@@ -13,7 +13,7 @@ from iretrace.cli import driver
 from iretrace.cli.driver import Ran, Request, verdicts
 from iretrace.cli.moved import Moves
 from iretrace.cli.sources import Recalled
-from iretrace.cli.stored import MAX_STEPS, Stored
+from iretrace.cli.stored import MAX_TEXTS, Stored
 from iretrace.litmus.corpus import select
 from iretrace.verdict import Assumption, Result, Verdict
 from iretrace.world.protocol import Hypervisor
@@ -144,30 +144,30 @@ def test_without_a_store_nothing_is_kept(tmp_path: Path) -> None:
 
 
 def test_of_many_texts_the_longest_are_read(stored: Stored) -> None:
-    for size in range(1, MAX_STEPS + 3):
-        stored.keep_steps("name", b"x" * size)
-    stored.keep_steps("other", b"y" * 100)
-    assert [len(text) for text in stored.steps("name")] == list(range(MAX_STEPS + 2, 2, -1))
-    assert stored.steps("nobody") == []
+    for size in range(1, MAX_TEXTS + 3):
+        stored.keep_text("name", b"x" * size)
+    stored.keep_text("other", b"y" * 100)
+    assert [len(text) for text in stored.texts("name")] == list(range(MAX_TEXTS + 2, 2, -1))
+    assert stored.texts("nobody") == []
 
 
 def test_texts_that_are_too_long_are_neither_kept_nor_read(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored.keep_steps("name", b"x" * 11)
+    stored.keep_text("name", b"x" * 11)
     monkeypatch.setattr("iretrace.cli.stored.MAX_BYTES", 10)
-    stored.keep_steps("name", b"x" * 9)
-    stored.keep_steps("name", b"x" * 12)
-    assert [len(text) for text in stored.steps("name")] == [9]
+    stored.keep_text("name", b"x" * 9)
+    stored.keep_text("name", b"x" * 12)
+    assert [len(text) for text in stored.texts("name")] == [9]
 
 
 def test_texts_are_tidied_away_with_the_rest(stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored.keep_steps("name", b"x" * 11)
+    stored.keep_text("name", b"x" * 11)
     monkeypatch.setattr("iretrace.cli.stored.MAX_TOTAL_BYTES", 10)
     stored.tidy()
-    assert stored.steps("name") == []
+    assert stored.texts("name") == []
 
 
 def test_a_directory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     stored = Stored(tmp_path / "file")
-    stored.keep_steps("name", b"x")
-    assert stored.steps("name") == []
+    stored.keep_text("name", b"x")
+    assert stored.texts("name") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -133,8 +133,9 @@ def test_a_process_aside_that_is_killed_does_not_leave_us_waiting() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_was_opened_is_closed_when_there_is_no_more_to_do(processes: int, tmp_path: Path) -> None:
-    def close(name: str, opened: int) -> None:
-        (tmp_path / f"{name}-{os.getpid()}").write_text(str(opened))
+    def close(opened: Mapping[str, int]) -> None:
+        for name, one in opened.items():
+            (tmp_path / f"{name}-{os.getpid()}").write_text(str(one))
 
     work = Work({"a": [0, 1], "b": [2]}, start, double, processes, close)
     assert len(list(results(work, quiet))) == 3
@@ -144,7 +145,7 @@ def test_what_was_opened_is_closed_when_there_is_no_more_to_do(processes: int, t
 
 
 def test_an_error_of_a_closing_is_raised() -> None:
-    def fail(_name: str, _opened: int) -> None:
+    def fail(_opened: Mapping[str, int]) -> None:
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError, match="a bug"):

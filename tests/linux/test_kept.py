@@ -116,7 +116,7 @@ def test_a_step_falls_that_its_parent_does_not_offer() -> None:
 
 def test_a_text_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     text = zlib.compress(b"a\nb")
-    assert kept._lines(text) == ["a", "b"]
+    assert kept.lines_of(text) == ["a", "b"]
     monkeypatch.setattr(kept, "MOST_BYTES", 2)
     with pytest.raises(ValueError, match="too long"):
-        kept._lines(text)
+        kept.lines_of(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iretrace.linux import memory
-from iretrace.linux.memory import Space
+from iretrace.linux.memory import Space, name_of
 from iretrace.linux.unmodelled import Unmodelled
 
 
@@ -158,12 +158,12 @@ def test_of_two_names_with_one_number_the_second_has_another_place(monkeypatch: 
 def test_an_object_of_another_process_is_made_when_it_is_looked_for() -> None:
     there, here = Space(), Space()
     wanted = [there.allocate("a", 64), there.allocate('"text\t1"', 8), there.allocate("gone", 8, "a.c")]
-    made: list[tuple[str, str]] = []
+    made: list[str] = []
 
-    def make(name: str, owner: str) -> None:
-        made.append((name, owner))
-        if name != "gone":
-            here.allocate(name, 64)
+    def make(own: str) -> None:
+        made.append(own)
+        if "gone" not in own:
+            here.allocate(name_of(own), 64)
 
     here.make = make
     for told in there.all():
@@ -171,7 +171,7 @@ def test_an_object_of_another_process_is_made_when_it_is_looked_for() -> None:
     assert made == []
     names = [found.name if (found := here.find(one.address)) is not None else None for one in wanted]
     assert names == ["a", '"text\t1"', None]
-    assert made == [("a", ""), ('"text\t1"', ""), ("gone", "a.c")]
+    assert made == ["\ta\t1", '\t"text\t1"\t1', "a.c\tgone\t1"]
     assert here.find(wanted[0].address) is here.find(wanted[0].address + 63)
 
 

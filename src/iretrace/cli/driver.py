@@ -268,6 +268,11 @@ def _here(memory: Memory, recalled: Recalled, hypervisor: Hypervisor, task: Task
     return None if moved is None else told_again(*task, hypervisor, moved, memory.walk)
 
 
+def _lowered_key(source: Source) -> str:
+    """Everything that what functions are lowered to depends on, but for what it reads of the tree."""
+    return key("lowered", source.identity())
+
+
 def _steps_key(source: Source, vcpu: str) -> str:
     """Everything that a host step depends on, but for what it is asked and what it reads of the tree. Where functions
     of Python stand is told in numbers of instructions, which differ from version to version."""
@@ -297,6 +302,9 @@ def _work(
     progress(f"reading {source.name}")
     source.read()
 
+    kept: Callable[[str], Sequence[bytes]] = stored.texts if stored is not None and not begun.anew else lambda _: ()
+    for text in kept(_lowered_key(source)):
+        source.take_lowered(text)
     shelf = Shelf()  # each process fills its own
 
     def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> Found:
@@ -317,13 +325,16 @@ def _work(
 
     def open_one(vcpu: str) -> Hypervisor:
         hypervisor = source.open(vcpu)
-        for text in stored.steps(_steps_key(source, vcpu)) if stored is not None and not begun.anew else ():
+        for text in kept(_steps_key(source, vcpu)):
             source.take_steps(hypervisor, text)
         return hypervisor
 
-    def close(vcpu: str, hypervisor: Hypervisor) -> None:
-        text = source.steps_of(hypervisor) if stored is not None else b""
-        if stored is not None and text:
-            stored.keep_steps(_steps_key(source, vcpu), text)
+    def close(opened: Mapping[str, Hypervisor]) -> None:
+        if stored is None:
+            return
+        told = {_steps_key(source, vcpu): source.steps_of(hypervisor) for vcpu, hypervisor in opened.items()}
+        for name, text in (told | {_lowered_key(source): source.lowered()}).items():
+            if text:
+                stored.keep_text(name, text)
 
     return results(Work(groups, open_one, do, request.jobs, close), progress)

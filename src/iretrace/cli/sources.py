@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from iretrace.linux.bodies import Bodies
     from iretrace.linux.closure import Closure, Known
     from iretrace.linux.hypervisor import TreeHypervisor
+    from iretrace.linux.lowerings import Lowerings
     from iretrace.linux.machine import Machine
     from iretrace.linux.tree import Tree
 
@@ -73,6 +74,14 @@ class Source(Protocol):
 
     def open(self, vcpu: str) -> Hypervisor:
         """The hypervisor for a vCPU kind. InputError where that cannot be."""
+        ...
+
+    def lowered(self) -> bytes:
+        """What functions of C have been lowered to here, for `take_lowered`; empty if that is not kept."""
+        ...
+
+    def take_lowered(self, text: bytes) -> None:
+        """Take over what functions were lowered to, as far as it holds here. After `read`, before `open`."""
         ...
 
     def steps_of(self, hypervisor: Hypervisor) -> bytes:
@@ -182,6 +191,7 @@ class TreeSource:
             self.tree = with_patches(self.tree, patches, path)
         self._machine: Machine | None = None
         self._known: Known | None = None
+        self._lowerings: Lowerings | None = None
 
     def patched(self, patches: Sequence[tuple[str, str]]) -> TreeSource:
         """The same tree with patches (name, text). InputError: one does not apply."""
@@ -214,11 +224,14 @@ class TreeSource:
 
     def read(self) -> None:
         """Index the tree, once."""
+        from iretrace.linux.lowerings import Lowerings
         from iretrace.linux.machine import Machine
 
         if self._machine is None:
             with unreadable_is_input_error():
                 self._machine = Machine(self.tree, self._rules, self._options)
+            if not self.patches:
+                self._lowerings = Lowerings(self._machine)
 
     def about_patches(
         self, progress: Callable[[str], None], since: int = 0, stored: Stored | None = None
@@ -298,6 +311,18 @@ class TreeSource:
         with unreadable_is_input_error():
             return TreeHypervisor(self.tree, machine=self._machine, vcpu=vcpu)
 
+    def lowered(self) -> bytes:
+        """Of a tree without patches, as steps_of()."""
+        return b"" if self._lowerings is None else self._lowerings.text(self.tree.read_so_far())
+
+    def take_lowered(self, text: bytes) -> None:
+        """See linux.lowerings."""
+        from iretrace.linux.lowerings import KeptLowerings
+
+        assert self._machine is not None, "nothing was read"
+        with suppress(*NOT_OURS):
+            self._machine.program.kept.append(KeptLowerings(text, self._machine, self._bodies_since))
+
     def steps_of(self, hypervisor: Hypervisor) -> bytes:
         """Those of a tree without patches: of one with patches there is no more than one run."""
         return b"" if self.patches else _of_tree(hypervisor).told_steps(self.tree.read_so_far())
@@ -375,6 +400,13 @@ def _of_tree(hypervisor: Hypervisor) -> TreeHypervisor:
 
 class WithoutSteps:
     """The part of a source that keeps nothing of host steps, as its hypervisors are fast."""
+
+    def lowered(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def take_lowered(self, text: bytes) -> None:
+        """Nothing."""
 
     def steps_of(self, hypervisor: Hypervisor) -> bytes:
         """Nothing."""

@@ -35,8 +35,8 @@ MAX_TOTAL_BYTES = 512 << 20
 MAX_OF_ONE_NAME = 8
 """Of more trees than these the results of a test are not looked at."""
 
-MAX_STEPS = 4
-"""Of more texts of steps of one name only the longest are read."""
+MAX_TEXTS = 4
+"""Of more texts of one name only the longest are read."""
 
 USED_DIGITS = 16
 
@@ -164,7 +164,7 @@ class Stored:
 
     There may be several results of one name, of trees that differ. Files: NAME-READ-USED-ID.json for a result (READ:
     the name of what was read; USED: of the definitions used; ID: result_id), DIGEST.json for what several share,
-    NAME-DIGEST.steps for what host steps came to (Source.steps_of)."""
+    NAME-DIGEST.text for what sources tell (Source.steps_of, Source.lowered)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -234,19 +234,19 @@ class Stored:
         except OSError:
             return
 
-    def keep_steps(self, name: str, text: bytes) -> None:
-        """Keep what host steps came to, under a name that says of which hypervisors."""
+    def keep_text(self, name: str, text: bytes) -> None:
+        """Keep what a source tells, under a name that says of what."""
         if len(text) > MAX_BYTES:
             return
         with suppress(OSError):
-            self._put(f"{name}-{hashlib.sha256(text).hexdigest()}.steps", text)
+            self._put(f"{name}-{hashlib.sha256(text).hexdigest()}.text", text)
 
-    def steps(self, name: str) -> list[bytes]:
+    def texts(self, name: str) -> list[bytes]:
         """What was kept under a name, the longest first."""
         texts: list[bytes] = []
         with suppress(OSError):
-            sizes = [(path.stat().st_size, path) for path in self._directory.glob(f"{name}-*.steps")]
-            for size, path in sorted(sizes, reverse=True)[:MAX_STEPS]:
+            sizes = [(path.stat().st_size, path) for path in self._directory.glob(f"{name}-*.text")]
+            for size, path in sorted(sizes, reverse=True)[:MAX_TEXTS]:
                 if size <= MAX_BYTES:
                     texts.append(path.read_bytes())
         return texts
@@ -274,7 +274,7 @@ class Stored:
     def tidy(self) -> None:
         """Remove the oldest files beyond MAX_ENTRIES and MAX_TOTAL_BYTES."""
         try:
-            paths = [path for kind in ("*.json", "*.steps") for path in self._directory.glob(kind)]
+            paths = [path for kind in ("*.json", "*.text") for path in self._directory.glob(kind)]
             files = [(path.stat().st_mtime, path.stat().st_size, path) for path in paths]
             total = 0
             for number, (_, size, path) in enumerate(sorted(files, reverse=True)):

@@ -45,8 +45,8 @@ class Work(Generic[Opened, Done]):
     do: Callable[[Opened, int, Callable[[str], None]], Done]
     """Does a job; the third argument says what is going on."""
     processes: int = 1
-    close: Callable[[str, Opened], None] = lambda _name, _opened: None
-    """Ends what was opened for a group, when the process has no more jobs."""
+    close: Callable[[Mapping[str, Opened]], None] = lambda _opened: None
+    """Ends what was opened for groups, by their names, when the process has no more jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +202,7 @@ def _do_jobs(work: Work[Any, Any], orders: Connection, line: _Line) -> None:
             if name not in opened:
                 opened[name] = work.open(name)
             line.send("done", number, work.do(opened[name], number, lambda text: line.send("progress", -1, text)))
-        for name, one in opened.items():
-            work.close(name, one)
+        work.close(opened)
         line.send("closed", os.getpid(), None)
     except Exception as error:
         line.send_error(error)

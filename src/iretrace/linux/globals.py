@@ -171,6 +171,11 @@ class Globals:
             self._strings[text] = made.address
         return self._strings[text]
 
+    def filled(self) -> list[tuple[Object, Later[Object]]]:
+        """The objects, each with the node of its initial content."""
+        with self.layout.notes.collecting():
+            return [(made(), made) for made in (*self._objects.values(), *self._statics.values())]
+
     # Static calls.
 
     def static_target(self, name: str, pos: Pos) -> str | None:

@@ -25,16 +25,15 @@ from typing import Any, NamedTuple
 
 from iretrace.explore.turns import digest_of_plain, plain
 from iretrace.linux.bodies import Bodies
-from iretrace.linux.closure import SEPARATOR
 from iretrace.linux.ctree import Pos
+from iretrace.linux.leafs import name_of_query, read_leaf
 from iretrace.linux.machine import Machine
 from iretrace.linux.notes import BLOCKS, Lowered, Note, Uses
 from iretrace.linux.registers import Found
-from iretrace.linux.rules import Traced
 from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State, States
 from iretrace.linux.turning import Asked, Turn
-from iretrace.linux.used import Definition, Moves, Query
+from iretrace.linux.used import Definition, Moves
 from iretrace.verdict import field_names
 from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, PauseKind, SenderState
 
@@ -150,7 +149,7 @@ class Kept:
     def __init__(self, text: bytes, opened: Opened, bodies_of: Callable[[Mapping[str, str]], Bodies | None]) -> None:
         self._opened = opened
         self._program = opened.machine.program
-        lines = _lines(text)
+        lines = lines_of(text)
         self._header = header = _Header(**json.loads(lines[0]))
         if header.setting != opened.setting:
             raise ValueError("other states")
@@ -182,27 +181,15 @@ class Kept:
         self._leafs: list[Note] = []
         self._changed: set[int] = set()
         for number, (kind, *words) in enumerate(self._header.leafs):
-            self._leafs.append(self._note(kind, words))
+            self._leafs.append(read_leaf(self._opened.machine, kind, words))
             if kind == "query":
-                name = SEPARATOR.join(words)
+                name = name_of_query(words)
                 digest, path, lines = self._header.definitions[name]
                 found = self._opened.machine.definitions.moves({name: Definition(digest, path, tuple(lines))}, bodies)
                 if found is None:
                     self._changed.add(number)
                 else:
                     self._moves.update(found)
-
-    def _note(self, kind: str, words: list[str]) -> Note:
-        match kind, words:
-            case "query", _:
-                return Query(tuple(words))
-            case "row", [table, name]:
-                return self._opened.machine.rules.rows[table, name]
-            case "traced", [name]:
-                return Traced(name)
-            case "function", [name]:
-                return Lowered(name)
-        raise ValueError(f"no leaf: {kind}")
 
     def _adopt(self) -> None:
         """Make the functions known that are here as they were there."""
@@ -400,7 +387,8 @@ class Renamed:
         return self._here.get(name) == name
 
 
-def _lines(text: bytes) -> list[str]:
+def lines_of(text: bytes) -> list[str]:
+    """The lines of a compressed text. ValueError: it is none."""
     reader = zlib.decompressobj()
     try:
         lines = reader.decompress(text, MOST_BYTES).decode("ascii").split("\n")

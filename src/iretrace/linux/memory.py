@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Protocol
@@ -73,8 +73,9 @@ class Space:
         self._named: Counter[tuple[str, str]] = Counter()
         self._functions: dict[int, str] = {}
         self._foreseen: dict[str, Object] = {}
-        self.make: Callable[[str, str], None] = _make_nothing
-        """Makes the object of a name and an owner."""
+        self._stand_ins: dict[str, Object] = {}
+        self.make: Callable[[str], None] = _make_nothing
+        """Makes the object that has a name of its own, or lets one stand in for it."""
         self.displaced = False
         """Whether two names came to one address, so that one of them has another, by the order in which they came."""
         self.read = ReadCheck(self)
@@ -84,7 +85,7 @@ class Space:
         """A new object, on a page of its own. owner: tells it from others of the name; of several the order counts."""
         self._named[owner, name] += 1
         own = f"{owner}\t{name}\t{self._named[owner, name]}"
-        foreseen = self._foreseen.pop(own, None)
+        foreseen = self._foreseen.pop(own, None) or self._stand_ins.pop(own, None)
         if foreseen is not None:
             self._remove(foreseen)
         for attempt in range(MOST_ATTEMPTS):
@@ -120,10 +121,17 @@ class Space:
         found = self._at(address)
         if found is not None and found.own == own:
             return
-        made = Object(own, address, size, own=own)
+        made = Object(name_of(own), address, size, own=own)
         if not self._put(made):
             raise ValueError("another object is there")
         self._foreseen[own] = made
+
+    def stand_in(self, own: str, writable: bool, words: Mapping[int, int | Callable[[], int]]) -> None:
+        """Let one that was foreseen do for the object itself, until somebody makes that. words: as those of Object."""
+        made = self._foreseen.pop(own)
+        made.writable = writable
+        made.words.update(words)
+        self._stand_ins[own] = made
 
     def address_of_function(self, name: str) -> int:
         """The address of a function, by a name that no other one has."""
@@ -139,8 +147,7 @@ class Space:
         found = self._at(address)
         if found is None or found.own not in self._foreseen:
             return found
-        owner, _, rest = found.own.partition("\t")
-        self.make(rest.rpartition("\t")[0], owner)
+        self.make(found.own)
         return self._at(address) if found.own not in self._foreseen else None
 
     def _at(self, address: int) -> Object | None:
@@ -173,7 +180,12 @@ class Space:
         return found
 
 
-def _make_nothing(name: str, owner: str) -> None:
+def name_of(own: str) -> str:
+    """The name of the object that has this one as its own."""
+    return own.partition("\t")[2].rpartition("\t")[0]
+
+
+def _make_nothing(own: str) -> None:
     """Nobody knows how."""
 
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from sys import _getframe
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from iretrace.linux import ctree, fold, memory
+from iretrace.linux import ctree, fold, ir, memory
 from iretrace.linux.answers import (
     Answer,
     ConditionId,
@@ -66,10 +66,14 @@ __all__ = [
 
 @dataclass(slots=True)
 class Function:
-    """A function of the program: its C, and when it has been emitted, the Python and the C place of each line."""
+    """A function of the program: its C, and when it has been emitted, the Python and the C place of each line.
+
+    function, path: its name in C, and its file. definition: None if nobody has looked for it yet."""
 
     name: str
-    definition: ctree.Function
+    function: str
+    path: str
+    definition: ctree.Function | None = None
     params: int = 0
     resumable: bool = False
     source: str = ""
@@ -87,6 +91,19 @@ class BlockInfo:
     name: str
     statements: tuple[Pos, ...]
     conditions: tuple[ConditionId, ...]
+
+
+class Kept(Protocol):
+    """What an earlier run has found, as far as it holds here (lowerings.KeptLowerings)."""
+
+    def function(self, name: str) -> ir.Lowered | None:
+        """What a function of the program is lowered to. On what that rests is noted."""
+        ...
+
+    def content(self, own: str) -> tuple[bool, Mapping[int, int | None]] | None:
+        """Whether an object (memory.Object.own) can be written, and its initial content by address; None for a word
+        that nobody could compute."""
+        ...
 
 
 @dataclass
@@ -109,12 +126,20 @@ class Program:
     blocks: list[BlockInfo] = field(init=False, default_factory=list)
     functions: Targets = field(init=False)
     """Address -> callable, for calls through pointers."""
+    models: dict[str, tuple[str, Site | None]] = field(init=False, default_factory=dict)
+    """Name in the program of Python -> the function that it answers for, and where, if that counts."""
+    kept: list[Kept] = field(init=False, default_factory=list)
+    """What earlier runs have found."""
+    tell: list[Callable[[str, ir.Lowered], None]] = field(init=False, default_factory=list)
+    """Are told what functions of the program are lowered to here."""
 
     def __post_init__(self) -> None:
         self.globals = Globals(self.layout, self.rules, self.space, self.initial, self)
         self.functions = Targets(self)
         self._functions: dict[str, Function] = {}
         self._by_definition: dict[int, str] = {}
+        self._twins: set[str] = set()
+        """Names of functions that are in their file twice."""
         self._renamed: dict[str, str] = {}
         self._by_code: dict[CodeType, Function] = {}
         self._models: dict[tuple[int, Site | None], tuple[str, Model]] = {}
@@ -137,20 +162,15 @@ class Program:
                 "C_copy": memory.copy,
                 "C_fill": memory.fill,
                 "C_leave": memory.leave,
-                "C_memcpy": memory.copy,
-                "C_memset": memory.memset,
-                "C_memcmp": memory.memcmp,
-                "C_strlen": memory.strlen,
                 "C_divide": fold.divide,
                 "C_remainder": fold.remainder,
                 "C_fail": self._failure,
                 "C_endless": _endless,
                 REST: _rest,
+                **PRIMITIVES,
             }
         )
         self.space.make = self._make
-        for name, function in BIT_FUNCTIONS.items():
-            self.namespace["C_" + name] = _ignoring_run(function)
 
     # Calling.
 
@@ -184,6 +204,13 @@ class Program:
     def source_of(self, name: str, path: str = "") -> str:
         """The Python of a C function, "" before its first call."""
         return self._functions[self.callee(name, Pos(path, 0)).name].source
+
+    def c_name(self, name: str) -> tuple[str, str] | None:
+        """Name and file in C of a function of the program; None if it is none, or if these do not tell which it is."""
+        function = self._functions.get(name)
+        if function is None or self.known_as(function.function, function.path) != name or name in self._twins:
+            return None
+        return function.function, function.path
 
     def params(self, name: str) -> int:
         """How many Python parameters a function of the program has."""
@@ -256,7 +283,7 @@ class Program:
         names = {condition.function} | ({self.negate.function} if self.negate else set())
         self.negate = condition
         for function in self._functions.values():
-            if function.definition.name in names:
+            if function.function in names:
                 self.namespace[function.name] = self._stub(function.name)
 
     def explain(self, error: BaseException) -> None:
@@ -289,7 +316,7 @@ class Program:
         while frame is not None and frame.f_code is not Run._run.__code__:
             function = self._by_code.get(frame.f_code)
             if function is not None and frame.f_lineno:
-                yield function.positions[frame.f_lineno - 1], function.definition.name
+                yield function.positions[frame.f_lineno - 1], function.function
             frame = frame.f_back
 
     @contextmanager
@@ -363,17 +390,31 @@ class Program:
         assert isinstance(kind, Func)
         known = self._by_definition.get(id(definition))
         if known is None:
-            known = self._name(definition)
-            self._by_definition[id(definition)] = known
-            self._functions[known] = Function(known, definition)
-            self.namespace[known] = self._stub(known)
+            known = self._by_definition[id(definition)] = self._named(definition)
         return Callee(known, kind)
 
-    def _name(self, definition: ctree.Function) -> str:
-        """The name in the program of a function: the same one in every process."""
-        place = definition.pos.path
-        name = f"f_{definition.name}_{memory.number_of(place) >> 32:08x}"
-        return name if name not in self._functions else f"{name}_{definition.pos.line}"
+    def _named(self, definition: ctree.Function) -> str:
+        """The name in the program of a definition; where a file has two of one name, the second has its line in it."""
+        known = self.known_as(definition.name, definition.pos.path)
+        function = self._functions[known]
+        if function.definition is None:
+            function.definition = definition
+            return known
+        twin = f"{known}_{definition.pos.line}"
+        self._twins.add(known)
+        self._add(Function(twin, definition.name, definition.pos.path, definition))
+        return twin
+
+    def known_as(self, function: str, path: str) -> str:
+        """The name in the program of a function of a file, which is there: the same one in every process."""
+        name = f"f_{function}_{memory.number_of(path) >> 32:08x}"
+        if name not in self._functions:
+            self._add(Function(name, function, path))
+        return name
+
+    def _add(self, function: Function) -> None:
+        self._functions[function.name] = function
+        self.namespace[function.name] = self._stub(function.name)
 
     def adopt(self, name: str, function: str, path: str, blocks: Sequence[Sequence[Pos]]) -> range:
         """Numbers for the basic blocks of a function that another process has lowered, which is in a tree as here."""
@@ -406,14 +447,30 @@ class Program:
             raise ValueError(f"another function is where {name}() was")
         self._address_names.setdefault(address, (name, path))
 
-    def _make(self, name: str, owner: str) -> None:
-        """Make the object of a name, which another process has made: a string, a function's static variable, or a
-        global one."""
+    def _make(self, own: str) -> None:
+        """Make an object that another process has made. Its content will do where that is known."""
+        content = next((found for kept in self.kept if (found := kept.content(own)) is not None), None)
+        if content is None:
+            self._make_itself(own)
+            return
+        writable, words = content
+        later = {at: partial(self._word_of_itself, own, at) if word is None else word for at, word in words.items()}
+        self.space.stand_in(own, writable, later)
+
+    def _word_of_itself(self, own: str, address: int) -> int:
+        self._make_itself(own)
+        made = self.space.find(address)
+        word = 0 if made is None else made.words.get(address, 0)
+        return word() if callable(word) else word
+
+    def _make_itself(self, own: str) -> None:
+        """Make a string, a function's static variable, or a global one."""
+        name, owner = memory.name_of(own), own.partition("\t")[0]
         with self.layout.notes.collecting():  # who took the address has noted this
             if name.startswith('"'):
                 self.globals.string(name[1:-1])
             elif "." in name:
-                self.emit(self.callee(name.partition(".")[0], Pos(owner, 0)).name)
+                self._lower(self._functions[self.callee(name.partition(".")[0], Pos(owner, 0)).name])
             else:
                 self.globals.identifier(name, Pos(owner, 0), False)
 
@@ -430,32 +487,52 @@ class Program:
     def emit(self, name: str) -> None:
         """Lower a function of the program and compile its Python."""
         function = self._functions[name]
-        definition = function.definition
         with self.layout.notes.of(Lowered(function.name)):
-            self.index.function(definition.name, definition.pos.path)  # notes that its body counts
-            try:
-                lowered = FunctionLowering(self, definition.pos.path, definition.name).function_body(definition)
-            except Unmodelled as error:
-                raise Unmodelled(error.what, error.where or definition.pos, error.row) from None
-            except RecursionError:
-                raise Unmodelled("so deep a nesting", definition.pos) from None
+            lowered = self._lowered_before(name) or self._lower(function)
 
         def enter(statements: Sequence[Pos], conditions: Sequence[int]) -> int:
-            ids = tuple(ConditionId(*lowered.conditions[number], definition.name) for number in conditions)
-            path = definition.pos.path
-            return self._add_block(BlockInfo(definition.name, path, function.name, tuple(statements), ids))
+            ids = tuple(ConditionId(*lowered.conditions[number], function.function) for number in conditions)
+            return self._add_block(BlockInfo(function.function, function.path, name, tuple(statements), ids))
 
         known_as = self._renamed.get(name, name)
         emitted = emit(lowered, known_as, function.resumable, Context(enter, self._fail, self._may_pause))
         function.params = lowered.params
         function.source = emitted.source
         function.positions = emitted.positions
-        module = compile(emitted.source, f"<{known_as}{' again' * function.resumable}>", "exec")
+        try:
+            module = compile(emitted.source, f"<{known_as}{' again' * function.resumable}>", "exec")
+        except SyntaxError:  # "too many nested parentheses"
+            raise Unmodelled("so deep a nesting", lowered.pos) from None
         exec(module, self.namespace)  # generated from basic blocks; holds no text of the tree
         self.namespace[name], self._functions[known_as] = self.namespace[known_as], function
         code = self.namespace[name].__code__
         function.code = code
         self._by_code[code] = function
+
+    def _lowered_before(self, name: str) -> ir.Lowered | None:
+        """What earlier runs have lowered a function to."""
+        if self.negate is not None:
+            return None
+        return next((found for kept in self.kept if (found := kept.function(name)) is not None), None)
+
+    def _definition(self, function: Function) -> ctree.Function:
+        with self.layout.notes.collecting():  # who called it has noted that it is there
+            definition = self.layout.function(function.function, function.path)
+        assert definition is not None, "it was there"
+        return definition
+
+    def _lower(self, function: Function) -> ir.Lowered:
+        definition = function.definition or self._definition(function)
+        self.index.function(definition.name, definition.pos.path)  # notes that its body counts
+        try:
+            lowered = FunctionLowering(self, definition.pos.path, definition.name).function_body(definition)
+        except Unmodelled as error:
+            raise Unmodelled(error.what, error.where or definition.pos, error.row) from None
+        except RecursionError:
+            raise Unmodelled("so deep a nesting", definition.pos) from None
+        for tell in self.tell:
+            tell(function.name, lowered)
+        return lowered
 
     def _fail(self, fail: Fail) -> int:
         self._failures.append(fail)
@@ -502,6 +579,7 @@ class Program:
         if known is None:
             known = f"p{len(self._models)}", answer  # keeps the answer alive, so its id stays its own
             self._models[key] = known
+            self.models[known[0]] = name, site
             self.namespace[known[0]] = self._bound(known[0], answer, site)
         return known[0]
 
@@ -550,13 +628,23 @@ LOWERS = _lower_and_call.__code__
 """On the Python stack below a function that was lowered for this call."""
 
 
+def _ignoring_run(function: Callable[[int, int], int]) -> Callable[[Run, int, int], int]:
+    return lambda run, value, bits: function(value, bits)
+
+
+PRIMITIVES: Mapping[str, Callable[..., Any]] = {
+    "C_memcpy": memory.copy,
+    "C_memset": memory.memset,
+    "C_memcmp": memory.memcmp,
+    "C_strlen": memory.strlen,
+    **{f"C_{name}": _ignoring_run(function) for name, function in BIT_FUNCTIONS.items()},
+}
+"""What lowered functions call that is neither C nor a rule's answer, by its name in the program."""
+
+
 def _rest(run: Run) -> Any:
     return run.rest()
 
 
 def _endless() -> Unmodelled:
     return Unmodelled("a loop does not end")
-
-
-def _ignoring_run(function: Callable[[int, int], int]) -> Callable[[Run, int, int], int]:
-    return lambda run, value, bits: function(value, bits)

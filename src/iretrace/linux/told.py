@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from iretrace.linux.closure import SEPARATOR
 from iretrace.linux.kept import ENDS, Keys, Line, Opened, Remembered
+from iretrace.linux.leafs import is_leaf, name_of_query, told_leaf
 from iretrace.linux.notes import Lowered, Note, Uses
 from iretrace.linux.registers import Found, Memo
 from iretrace.linux.rules import Row, Traced
@@ -65,7 +65,7 @@ class _Told:
         notes = self._notes.reached([self._opened.opening], but=Lowered)
         opening = [self._leaf(note) for note in notes if isinstance(note, Query) and note.words[0] != "function"]
         functions = [self._function(name, blocks) for name, blocks in self._functions.items()]
-        queries = {SEPARATOR.join(note.words) for note in self._leafs if isinstance(note, Query)}
+        queries = {name_of_query(note.words) for note in self._leafs if isinstance(note, Query)}
         header = {
             "setting": self._opened.setting,
             "read": read,
@@ -73,7 +73,7 @@ class _Told:
             "objects": [told for told in self._program.space.all() if told[0].partition("\t")[0] not in KINDS],
             "addresses": self._program.addresses(),
             "functions": functions,
-            "leafs": [_told_note(note) for note in self._leafs],
+            "leafs": [told_leaf(note) for note in self._leafs],
             "definitions": {name: self._opened.machine.definitions.find(name) for name in sorted(queries)},
             "verdicts": list(judged),
             "counts": [len(self._node_lines), len(self._state_lines), len(self._ends), len(self._asks)],
@@ -102,12 +102,12 @@ class _Told:
                 blocks, notes = note.blocks(), note.notes
             else:
                 notes = self._notes.reached([note], but=Lowered)
-                blocks, notes = self._program.executed(notes), [one for one in notes if _is_leaf(one)]
-            parts = [self._node(part) for part in notes if not _is_leaf(part)]
+                blocks, notes = self._program.executed(notes), [one for one in notes if is_leaf(one)]
+            parts = [self._node(part) for part in notes if not is_leaf(part)]
             line = [
                 sorted({self._places[block] for block in blocks}),
                 sorted(parts),
-                sorted(self._leaf(leaf) for leaf in notes if _is_leaf(leaf)),
+                sorted(self._leaf(leaf) for leaf in notes if is_leaf(leaf)),
             ]
             known = self._nodes[id(note)] = len(self._node_lines)
             self._node_lines.append(line)
@@ -159,20 +159,3 @@ def _registers(vmcb: Packed, looked: Mapping[int, int]) -> Packed:
 def _is_plain(pause: Pause) -> bool:
     """Whether it names no line and does not begin a run."""
     return not (pause.defects or pause.unmodelled or pause.sev_features or pause.launched[0] or pause.efer_passes)
-
-
-def _is_leaf(note: Note) -> bool:
-    return isinstance(note, Query | Row | Traced | Lowered)
-
-
-def _told_note(note: Note) -> list[str]:
-    match note:
-        case Query():
-            return ["query", *note.words]
-        case Row():
-            return ["row", note.table, note.name]
-        case Traced():
-            return ["traced", note.name]
-        case Lowered():
-            return ["function", note.name]
-    raise TypeError(f"no leaf: {note}")
