@@ -357,3 +357,6 @@ INIT_KEEPS_THE_APIC_ENABLED = (
 
 SMRAM_HAS_THE_DEBUGGERS_TF = (Edit("arch/x86/kvm/regs.c", "kvm_get_rflags", "rflags &= ~X86_EFLAGS_TF;", ";"),)
 """A debugger's TF is taken for the guest's, and saved with it."""
+
+A_STRUCT = (Edit(SVM, "svm_vcpu_run", "trace_kvm_entry(vcpu", "struct more { int more; };\n\ttrace_kvm_entry(vcpu"),)
+"""More than a function may have changed."""

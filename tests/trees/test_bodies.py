@@ -1,4 +1,4 @@
-"""Of a patch that changes bodies only, few definitions are looked at again: the answer is as if all were."""
+"""Of a patch that changes functions only, few definitions are looked at again: the answer is as if all were."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from iretrace.linux.bodies import changed_bodies
 from iretrace.linux.edits import SVM, Edit, make_patch
 from iretrace.linux.tree import open_tree
 from iretrace.litmus.corpus import select
-from tests.trees.edits import FIX_IN_A_NEW_FUNCTION, MORE_LINES, POINTLESS_SINGLE_STEP, QUEUE_OF_ONE, REQUEST_IF_PENDING
+from tests.trees.edits import (
+    A_STRUCT,
+    FIX_IN_A_NEW_FUNCTION,
+    MORE_LINES,
+    POINTLESS_SINGLE_STEP,
+    QUEUE_OF_ONE,
+    REQUEST_IF_PENDING,
+)
 
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
@@ -34,7 +41,9 @@ def used(tree_6_12: Path) -> Sequence[Used]:
     return list({id(part): part for part in parts}.values())
 
 
-@pytest.mark.parametrize("edits", [REQUEST_IF_PENDING, POINTLESS_SINGLE_STEP, QUEUE_OF_ONE, MORE_LINES, UNUSED])
+@pytest.mark.parametrize(
+    "edits", [REQUEST_IF_PENDING, POINTLESS_SINGLE_STEP, QUEUE_OF_ONE, FIX_IN_A_NEW_FUNCTION, MORE_LINES, UNUSED]
+)
 def test_few_definitions_tell_as_much_as_all(edits: Sequence[Edit], used: Sequence[Used], tree_6_12: Path) -> None:
     patch = "a.patch", make_patch(open_tree(tree_6_12), edits)
     looked: list[int] = []
@@ -50,12 +59,7 @@ def test_few_definitions_tell_as_much_as_all(edits: Sequence[Edit], used: Sequen
     assert None in told[0] or edits in (MORE_LINES, UNUSED)
 
 
-def test_a_new_function_has_all_looked_at(tree_6_12: Path) -> None:
-    patch = "a.patch", make_patch(open_tree(tree_6_12), FIX_IN_A_NEW_FUNCTION)
-    assert changed_bodies(open_tree(tree_6_12, [patch])) is None
-
-
-def test_so_does_a_header_that_comes_or_goes(tree_6_12: Path) -> None:
+def test_a_header_that_comes_or_goes_has_all_looked_at(tree_6_12: Path) -> None:
     new = "--- /dev/null\n+++ b/arch/x86/kvm/svm/more.h\n@@ -0,0 +1 @@\n+extern int more;\n"
     assert changed_bodies(open_tree(tree_6_12, [("a.patch", new)])) is None
 
@@ -77,7 +81,7 @@ NO_SUCH_CALL = (Edit(SVM, "nmi_interception", "return 1;", "kvm_make_no_request(
 
 @pytest.fixture(scope="module")
 def stored(tree_6_12: Path, tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    """Where a patch that changes another body has left what the event path reaches."""
+    """Where a patch that changes another function has left what the event path reaches."""
     stored = Stored(tmp_path_factory.mktemp("stored"))
     look(tree_6_12, UNUSED, stored)
     return stored
@@ -100,7 +104,17 @@ def look(path: Path, edits: Sequence[Edit], stored: Stored | None) -> tuple[Tree
 
 @pytest.mark.parametrize(
     "edits",
-    [REQUEST_IF_PENDING, POINTLESS_SINGLE_STEP, QUEUE_OF_ONE, MORE_LINES, UNUSED, NEW_CALL, FEWER_CALLS, NO_SUCH_CALL],
+    [
+        REQUEST_IF_PENDING,
+        POINTLESS_SINGLE_STEP,
+        QUEUE_OF_ONE,
+        FIX_IN_A_NEW_FUNCTION,
+        MORE_LINES,
+        UNUSED,
+        NEW_CALL,
+        FEWER_CALLS,
+        NO_SUCH_CALL,
+    ],
 )
 def test_what_is_known_of_the_tree_without_patches_tells_as_much_as_looking(
     edits: Sequence[Edit], stored: Stored, tree_6_12: Path
@@ -118,7 +132,7 @@ def test_few_functions_are_looked_up_again(stored: Stored, tree_6_12: Path) -> N
     assert few < all_of_them / 5
 
 
-def test_a_patch_that_changes_more_than_bodies_is_looked_at_as_a_whole(stored: Stored, tree_6_12: Path) -> None:
-    source, about = look(tree_6_12, FIX_IN_A_NEW_FUNCTION, stored)
+def test_a_patch_that_changes_more_than_functions_is_looked_at_as_a_whole(stored: Stored, tree_6_12: Path) -> None:
+    source, about = look(tree_6_12, A_STRUCT, stored)
     assert not source.is_quick(stored)
     assert about.in_scope

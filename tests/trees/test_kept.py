@@ -120,6 +120,7 @@ def test_on_the_same_tree_nothing_is_executed_again(kept: Kept, tree_6_12: Path)
         (QUEUE_OF_ONE, 0.9, True),
         (MORE_LINES, 0.7, True),
         (FIX_IN_A_NEW_FUNCTION, 0.9, False),
+        (FIX_IN_A_NEW_FUNCTION, 0.9, True),
         (ANOTHER_STATE, 1.0, True),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from iretrace.check import check
 from iretrace.linux.bodies import Bodies, changed_bodies
-from iretrace.linux.edits import SVM, Edit
+from iretrace.linux.edits import Edit
 from iretrace.linux.hypervisor import TreeHypervisor
 from iretrace.linux.lowerings import KeptLowerings, Lowerings
 from iretrace.linux.machine import Machine
@@ -22,14 +22,11 @@ from iretrace.linux.tree import Tree, open_tree
 from iretrace.linux.used import Used
 from iretrace.litmus.corpus import select
 from iretrace.verdict import Result
-from tests.trees.edits import FIX_IN_A_NEW_FUNCTION, MORE_LINES, NO_EVENT_REQUEST, patched
+from tests.trees.edits import A_STRUCT, FIX_IN_A_NEW_FUNCTION, MORE_LINES, NO_EVENT_REQUEST, patched
 
 pytestmark = [pytest.mark.trees, pytest.mark.slow]
 
 TESTS = ("nmi-complete-then-spin", "nmi-at-hlt")
-
-A_STRUCT = (Edit(SVM, "svm_vcpu_run", "trace_kvm_entry(vcpu", "struct more { int more; };\n\ttrace_kvm_entry(vcpu"),)
-"""More than a body may have changed."""
 
 
 class Ran(NamedTuple):
@@ -114,6 +111,7 @@ def test_tables_of_functions_are_not_read_again(kept: Kept, tree_6_12: Path) -> 
     [
         (NO_EVENT_REQUEST, {"sev_handle_vmgexit"}),
         (MORE_LINES, set()),
+        (FIX_IN_A_NEW_FUNCTION, {"sev_handle_vmgexit", "nmi_is_complete"}),
     ],
 )
 def test_on_a_patched_tree_only_what_has_changed_is_lowered(
@@ -128,14 +126,11 @@ def test_on_a_patched_tree_only_what_has_changed_is_lowered(
     assert len(after.lowered) < 10
 
 
-@pytest.mark.parametrize("edits", [A_STRUCT, FIX_IN_A_NEW_FUNCTION])
-def test_where_more_than_bodies_may_have_changed_nothing_is_taken_over(
-    kept: Kept, tree_6_12: Path, edits: Sequence[Edit]
-) -> None:
+def test_where_more_than_functions_may_have_changed_nothing_is_taken_over(kept: Kept, tree_6_12: Path) -> None:
     """To look at all definitions that functions rest on takes longer than to lower them."""
     text, _ = kept
     with pytest.raises(ValueError, match="another tree"):
-        taking(text, patched(tree_6_12, "a.patch", edits))
+        taking(text, patched(tree_6_12, "a.patch", A_STRUCT))
 
 
 def changed(text: bytes, change: Callable[[list[str]], None]) -> bytes:

@@ -263,7 +263,7 @@ class TreeSource:
         return stored is not None and self._kept_closure(stored) is not None
 
     def _closure(self, stored: Stored | None) -> Closure:
-        """Where a tree without patches is known, only what these change is looked up, if they change bodies only."""
+        """Where a tree without patches is known, only what these change is looked up, if they change functions only."""
         from iretrace.linux.bodies import left_alone
 
         assert self._machine is not None
@@ -342,7 +342,7 @@ class TreeSource:
         return None if found is None else Recalled(str(found.told), found.moves, found.as_shown)
 
     def _bodies_since(self, digests: Mapping[str, str]) -> Bodies | None:
-        """The bodies that have changed since all this was read; None: perhaps more has."""
+        """The functions that have changed since all this was read; None: perhaps more has."""
         from iretrace.linux.bodies import Bodies
 
         if self.still_reads(digests):

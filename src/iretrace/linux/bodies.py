@@ -1,7 +1,8 @@
-"""Patches that change nothing but the bodies of functions: then all other definitions of a tree are as they were.
+"""Patches that change nothing but functions: then all other definitions of a tree are as they were.
 
-That a definition is the same is told by its digest, which takes parsing it. Most patches on the list change a few
-bodies; where that is all, only the functions in the files that they touch have to be looked at again.
+That a definition is the same is told by its digest, which takes parsing it. Most patches on the list change, add or
+remove a few functions; where that is all, only what is called like them and the functions in the files that they touch
+have to be looked at again.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import NamedTuple
 
 from iretrace.linux.closure import SEPARATOR, Known
-from iretrace.linux.scope import Extent, layout
+from iretrace.linux.scope import layout
 from iretrace.linux.tree import Tree
 
 _FAR_REACHING = re.compile(r"^[ \t]*#|\\$|\btypedef\b|\b(struct|union|enum)\b[^;()]*\{", re.MULTILINE)
 """What in a body may mean something outside of it."""
 
+_HEAD = re.compile(r"(?:\w+[\s*]+)+(?=\w*[a-z])\w+\([^{};#\\]*\)\s*")
+"""The head of a function that no macro defines."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """paths: of the files that are touched. names: the words in the heads of the functions whose bodies differ."""
+    """paths: of the files that are touched. names: the words in the heads of the functions that differ."""
 
     paths: frozenset[str]
     names: frozenset[str]
@@ -32,7 +38,7 @@ class Bodies:
 
 
 def changed_bodies(tree: Tree) -> Bodies | None:
-    """What the patches of a tree change, if they change nothing but bodies; None: they do, or it is not clear."""
+    """What the patches of a tree change, if they change nothing but functions; None: they do, or it is not clear."""
     names: set[str] = set()
     for path, patched in tree.patched.items():
         before = tree.unpatched.text(path) if tree.unpatched is not None else None
@@ -56,35 +62,67 @@ def left_alone(known: Known, bodies: Bodies) -> Known:
 
 
 def changed_in(before: str, after: str) -> frozenset[str] | None:
-    """The words in the heads of the functions whose bodies differ between two texts of a file; None where anything else
-    does."""
-    old, new = layout(before).functions, layout(after).functions
-    lines, other_lines = ["", *before.split("\n")], ["", *after.split("\n")]
-    if len(old) != len(new) or _outside(layout(before).lines, old) != _outside(layout(after).lines, new):
-        return None
-    if _outside(lines, old) != _outside(other_lines, new):
-        return None
+    """The words in the heads of the functions that differ between two texts of a file, or are in one of them only; None
+    where anything else differs."""
+    old, new = _parts(before), _parts(after)
     names: set[str] = set()
-    for one, other in zip(old, new, strict=True):
-        (head, body), (other_head, other_body) = _function(lines, one), _function(other_lines, other)
-        if head != other_head or _far(body) != _far(other_body):
+    at = other_at = 0
+    matches = SequenceMatcher(None, [part.head for part in old], [part.head for part in new], autojunk=False)
+    for first, other_first, size in matches.get_matching_blocks():
+        if _outside(old[at : first + 1]) != _outside(new[other_at : other_first + 1]):
             return None
-        if body != other_body:
-            names |= one.names - {"struct", "union", "enum"}
-    return frozenset(names)
+        alone = [*old[at:first], *new[other_at:other_first]]
+        if not all(map(_is_plain, alone)):
+            return None
+        names.update(*(part.names for part in alone))
+        for one, other in zip(old[first : first + size], new[other_first : other_first + size], strict=True):
+            if (one is not old[first] and one.outside != other.outside) or _far(one.body) != _far(other.body):
+                return None
+            if one.body != other.body:
+                names |= one.names
+            if one.is_whole != other.is_whole:
+                return None
+        at, other_at = first + size, other_first + size
+    return frozenset(names - {"struct", "union", "enum"})
 
 
-def _outside(lines: Sequence[str], functions: Sequence[Extent]) -> list[Sequence[str]]:
-    """The lines between functions. lines: of a file, from 1."""
-    starts = [0, *(function.last + 1 for function in functions)]
-    ends = [*(function.first for function in functions), len(lines)]
-    return [lines[start:end] for start, end in zip(starts, ends, strict=True)]
+class _Part(NamedTuple):
+    """A function, and the lines of code before it; the last part of a file has no function. is_whole: whether it begins
+    behind a whole line and ends as functions do."""
+
+    outside: Sequence[str]
+    head: str = ""
+    body: str = ""
+    names: frozenset[str] = frozenset()
+    is_whole: bool = True
 
 
-def _function(lines: Sequence[str], function: Extent) -> tuple[str, str]:
-    """Head and body."""
-    head, _, body = "\n".join(lines[function.first : function.last + 1]).partition("\n{")
-    return head, body
+def _parts(text: str) -> list[_Part]:
+    found = layout(text)
+    plain, lines = found.lines, ["", *text.split("\n")]
+    parts: list[_Part] = []
+    start = 0
+    for function in found.functions:
+        head, _, body = "\n".join(lines[function.first : function.last + 1]).partition("\n{")
+        outside = _code(plain, lines, start, function.first)
+        is_whole = not lines[function.first - 1].endswith("\\") and plain[function.last].rstrip() == "}"
+        parts.append(_Part(outside, head, body, function.names, is_whole))
+        start = function.last + 1
+    return [*parts, _Part(_code(plain, lines, start, len(lines)))]
+
+
+def _code(plain: Sequence[str], lines: Sequence[str], start: int, end: int) -> list[str]:
+    """Some lines, without those that hold nothing but comments. plain: all lines without comments."""
+    return [lines[number] for number in range(start, end) if plain[number].strip()]
+
+
+def _is_plain(part: _Part) -> bool:
+    """Whether it defines a function, and nothing else."""
+    return part.is_whole and _HEAD.fullmatch(part.head) is not None and not _far(part.body)
+
+
+def _outside(parts: Sequence[_Part]) -> list[str]:
+    return [line for part in parts for line in part.outside]
 
 
 def _far(body: str) -> list[str]:

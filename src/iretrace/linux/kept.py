@@ -144,7 +144,7 @@ class _Header:
 
 class Kept:
     """The steps of a text, as far as they hold here. bodies_of: what patches have changed since what was read was like
-    this, where they change bodies only. ValueError: the text is none, or is about other states than these."""
+    this, where they change functions only. ValueError: the text is none, or is about other states than these."""
 
     def __init__(self, text: bytes, opened: Opened, bodies_of: Callable[[Mapping[str, str]], Bodies | None]) -> None:
         self._opened = opened

@@ -1,8 +1,8 @@
 """What functions are lowered to, told so that a later run need not parse and lower them.
 
 What a function is lowered to depends on the lookups, rules and facts that lowering it has noted (linux.notes). Where
-all of these are answered as they were, by a tree that patches have changed in bodies only, it is taken over, with its
-lines where they stand now. Python is made of it here: see irtext.
+all of these are answered as they were, by a tree in which patches have changed functions only, it is taken over, with
+its lines where they stand now. Python is made of it here: see irtext.
 
 A text is compressed lines of JSON: a header, and a line for each function of its leafs (by number) and itself. It was
 perhaps not written by us: what does not read as we would have written it is not there.
@@ -90,7 +90,7 @@ class Lowerings:
 
 class KeptLowerings:
     """Those of a text, as far as they hold for a machine. bodies_of: see kept.Kept. ValueError: the text is none, or of
-    a tree that differs in more than bodies."""
+    a tree that differs in more than functions."""
 
     def __init__(self, text: bytes, machine: Machine, bodies_of: Callable[[Mapping[str, str]], Bodies | None]) -> None:
         self._machine = machine
