@@ -62,7 +62,7 @@ def test_the_setting_depends_on_the_first_pause_and_on_what_is_told() -> None:
     others = [
         setting_of(("a", 2), pause(STATE)),
         setting_of(("a", 1), pause(replace(STATE, sp=6))),
-        setting_of(("a", 1), replace(pause(STATE), vmcb=(3,))),
+        setting_of(("a", 1), pause(STATE)._replace(vmcb=(3,))),
     ]
     assert first not in others
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -136,7 +135,7 @@ class TreeHypervisor:
         run.frames = state.frames  # type: ignore[assignment]
         with self.program.noting(run):
             self._steps.startup.make_ap(run)
-        return replace(self._start, private=self._steps.states.of(run))
+        return self._start._replace(private=self._steps.states.of(run))
 
     def sender(self, kind: str) -> SenderState:
         """A fresh sender."""
@@ -188,7 +187,7 @@ class TreeHypervisor:
         finally:
             self._notes.note(self.program.uses(run.trace))
         run.host = None
-        return replace(self._steps.pause(run, 0), exit_reason=result)
+        return self._steps.pause(run, 0)._replace(exit_reason=result)
 
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken: its task state says that it runs."""
@@ -334,8 +333,7 @@ class TreeHypervisor:
         run.m = dict(self._steps.states.base)
         run.host = None
         self._steps.settle(senders_of(self.vm, self._steps.states, self._steps.cells))
-        return replace(
-            self._steps.pause(run, result),
+        return self._steps.pause(run, result)._replace(
             sev_features=self._steps.at.of_vmsa(run, "sev_features") | self.vm.snp_features,
             launched=(self._steps.at.of_vmsa(run, "rflags"), self._steps.at.of_vmsa(run, "dr7")),
             efer_passes=self._steps.at.efer_passes(run),

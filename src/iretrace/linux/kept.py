@@ -18,7 +18,7 @@ import json
 import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
@@ -35,7 +35,6 @@ from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State, States
 from iretrace.linux.turning import Asked, Turn
 from iretrace.linux.used import Definition, Moves, Query
-from iretrace.verdict import field_names
 from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, PauseKind, SenderState
 
 MOST_BYTES = 256 << 20
@@ -76,8 +75,7 @@ def setting_of(told: Any, start: Pause) -> str:
     """The digest of plain values and of the first pause."""
     state = start.private
     assert isinstance(state, State)
-    values = [getattr(start, name) for name in field_names(Pause) if name != "private"]
-    return digest_of_plain(plain((told, _state_digest(state).hex(), tuple(values)))).hex()
+    return digest_of_plain(plain((told, _state_digest(state).hex(), start._replace(private=None)))).hex()
 
 
 def _state_digest(state: State) -> bytes:
@@ -306,7 +304,7 @@ class Kept:
 
     def _alike(self, here: Pause, there: Pause) -> bool:
         """Whether two pauses are the same but for the names of places."""
-        if len(here.turns) != len(there.turns) or replace(here, turns=()) != replace(there, turns=()):
+        if len(here.turns) != len(there.turns) or here._replace(turns=()) != there._replace(turns=()):
             return False
         for one, other in zip(here.turns, there.turns, strict=True):
             assert isinstance(one, Turn) and isinstance(other, Turn)
@@ -326,8 +324,7 @@ class Kept:
 
     def _found(self, line: Line, uses: tuple[Uses, ...]) -> Found:
         shared, moved, looked = self._end(line.end)
-        pause = replace(
-            shared,
+        pause = shared._replace(
             private=self._state(line.state),
             vmcb=tuple(line.vmcb),
             openings=_tupled(line.openings),
