@@ -82,7 +82,7 @@ def behind(
     one._changed, one._nodes, one._same = {9}, dict(enumerate(nodes)), {5: same}
     one._openings, one._places = {5: {(1, 0, 2): ("p", 3)}}, Renamed()
     one._places.alike(*places)
-    line = kept.Line([0, 1, 2], frames, 0, 0, [], [], [], [], 0, [], 0, [landing], 5)
+    line = kept.Line([0, 1, 2], frames, 0, 0, 0, [], [], [], 0, 0, 0, [landing], 5)
     found: tuple[Uses, ...] | None = one._behind(line, None)
     return found
 
