@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -93,6 +94,7 @@ class TreeHypervisor:
         self._ledger = Ledger(self.machine, opening, self._steps.asked)
         self._verdicts: dict[str, Remembered] = {}
         self._shown: set[Uses] = set()
+        self._lines = cache(self.program.block_lines)
         setting = setting_of((vcpu, self.machine.definitions.facts(), self._steps.setting()), self._start)
         self._opened = Opened(self.machine, self._steps.states, setting, opening)
 
@@ -236,7 +238,7 @@ class TreeHypervisor:
         uses = self.program.uses(run.trace, {*run.noted, *run.behind, *(leg.uses for leg in run.legs)})
         self._notes.note(uses)
         self._shown.add(uses)
-        lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
+        lines = tuple(chain.from_iterable(map(self._lines, run.trace)))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private))
         handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
         before = self._view_of(private)(noted[-1].first)
