@@ -15,6 +15,7 @@ It was perhaps not written by us: what does not read as we would have written it
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -262,12 +263,11 @@ class Kept:
             if others is None:
                 return None
             uses = {others}
-            for number, bit in enumerate(reversed(f"{int(bits, 16):b}")):
-                if bit == "1":
-                    same = self._is_same(number, execute)
-                    if same is None:
-                        return None
-                    uses.update(same)
+            for bit in re.finditer("1", f"{int(bits, 16):b}"[::-1]):
+                same = self._is_same(bit.start(), execute)
+                if same is None:
+                    return None
+                uses.update(same)
             shown = self._nodes[trace]
         except UNREADABLE:
             return None
