@@ -102,6 +102,7 @@ class _Told:
         """The number of a node: a Uses as it is, any other with all that it is made of."""
         known = self._nodes.get(id(note))
         if known is None:
+            blocks: Iterable[int]
             notes: Iterable[Note]
             if isinstance(note, Uses):
                 blocks, notes = note.blocks(), note.notes
