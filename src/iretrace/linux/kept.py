@@ -20,7 +20,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,17 +89,17 @@ class Keys:
     """Digests of what steps are asked."""
 
     def __init__(self) -> None:
-        self._states: dict[State, bytes] = {}
+        self._of_state = cache(_state_digest)
+        self._of_asked = cache(self._asked_digest)
 
     def of(self, asked: Asked, schedule: tuple[Landing, ...]) -> str:
         """Of a step. asked: in general."""
-        state = asked[0]
+        return digest_of_plain((self._of_asked(asked), schedule)).hex()
+
+    def _asked_digest(self, asked: Asked) -> bytes:
+        state, vmcb, ghcb, cause, senders, debug = asked
         assert isinstance(state, State)
-        known = self._states.get(state)
-        if known is None:
-            known = self._states[state] = _state_digest(state)
-        _, vmcb, ghcb, cause, senders, debug = asked
-        return digest_of_plain((known, vmcb, ghcb, int(cause), plain(senders), tuple(debug), schedule)).hex()
+        return digest_of_plain((self._of_state(state), vmcb, ghcb, int(cause), plain(senders), tuple(debug)))
 
 
 ENDS = (
