@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +94,7 @@ def nmi(linux: TreeHypervisor, pause: Pause) -> Pause:
         sent = linux.send(private, sender)
         assert sent.unmodelled == ""
         private, sender, ipi = sent.private, sent.sender, ipi or sent.ipi
-    return replace(pause, private=private, ipi=ipi)
+    return pause._replace(private=private, ipi=ipi)
 
 
 def round_trip(linux: TreeHypervisor, pause: Pause) -> Pause:
@@ -291,7 +290,7 @@ def named_ends(linux: TreeHypervisor, code: int, done: int, served: bool) -> set
     pause, sender = in_service(linux) if served else linux.start(), linux.sender("nmi")
     for _ in range(done):
         sent = linux.send(pause.private, sender)
-        pause, sender = replace(pause, private=sent.private), sent.sender
+        pause, sender = pause._replace(private=sent.private), sent.sender
     ends = finished(linux, landings(linux, pause, code, (sender,)))
     return {(kind, *comparable(private), *rest) for kind, private, *rest in ends}
 

@@ -145,6 +145,14 @@ def test_enumerators_are_found_in_named_anonymous_and_nested_enums(tmp_path: Pat
     assert found["C"][0].tag == "a"
 
 
+def test_enums_are_found_by_their_tags(tmp_path: Path) -> None:
+    header = (
+        "enum a { A };\nenum __b { B };\nenum __packed c { C };\nstruct s { enum d { D } d; };\n/* enum e { E }; */\n"
+    )
+    index = mini_index(tmp_path, {SVM_H: header})
+    assert [tag for tag in ("a", "__b", "c", "d", "e") if index.enum(tag)] == ["a", "__b", "c", "d"]
+
+
 def test_a_variable_with_initializer_is_preferred(tmp_path: Path) -> None:
     text = "int a __read_mostly = 3;\nstatic int x, y[2];\n"
     index = mini_index(tmp_path, {SVM_H: "extern int a;\nextern int b;\n", SVM: text, X86: "int b;\n"})

@@ -62,7 +62,7 @@ def test_the_setting_depends_on_the_first_pause_and_on_what_is_told() -> None:
     others = [
         setting_of(("a", 2), pause(STATE)),
         setting_of(("a", 1), pause(replace(STATE, sp=6))),
-        setting_of(("a", 1), replace(pause(STATE), vmcb=(3,))),
+        setting_of(("a", 1), pause(STATE)._replace(vmcb=(3,))),
     ]
     assert first not in others
 
@@ -82,7 +82,7 @@ def behind(
     one._changed, one._nodes, one._same = {9}, dict(enumerate(nodes)), {5: same}
     one._openings, one._places = {5: {(1, 0, 2): ("p", 3)}}, Renamed()
     one._places.alike(*places)
-    line = kept.Line([0, 1, 2], frames, 0, 0, [], [], [], [], 0, [], 0, [landing], 5)
+    line = kept.Line([0, 1, 2], frames, 0, 0, 0, [], [], [], 0, 0, 0, [landing], 5)
     found: tuple[Uses, ...] | None = one._behind(line, None)
     return found
 

@@ -75,7 +75,7 @@ class Guest:
             sent = self.linux.send(private, sender)
             assert not sent.unmodelled
             private, sender = sent.private, sent.sender
-        self.pause = replace_private(self.pause, private)
+        self.pause = self.pause._replace(private=private)
 
     def exits(self, code: int, cause: Cause = Cause.VMEXIT, **fields: int) -> Pause:
         """The guest leaves guest mode with `fields` in the VMCB, and KVM runs."""
@@ -86,11 +86,6 @@ class Guest:
         self.pause = self.linux.step(self.pause.private, vmcb, unpack(Ghcb, self.pause.ghcb), cause, (), ())
         assert not self.pause.unmodelled and not self.pause.defects
         return self.pause
-
-
-def replace_private(pause: Pause, private: object) -> Pause:
-    fields = {name: getattr(pause, name) for name in Pause.__dataclass_fields__}
-    return Pause(**{**fields, "private": private})
 
 
 @pytest.fixture(scope="module")

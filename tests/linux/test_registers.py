@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -109,7 +108,7 @@ def test_a_result_holds_for_all_values_of_what_was_not_looked_at() -> None:
     memo.add("key", vmcb(5, 2), frozenset({RFLAGS}), Found(RESULT, ((RIP, RIP),)))
     found = memo.find("key", vmcb(6, 2))
     assert found is not None
-    assert found.of(vmcb(6, 2)) == replace(RESULT, vmcb=vmcb(6, 2))
+    assert found.of(vmcb(6, 2)) == RESULT._replace(vmcb=vmcb(6, 2))
     assert memo.find("key", vmcb(6, 0x202)) is None
     assert memo.find("other", vmcb(5, 2)) is None
 

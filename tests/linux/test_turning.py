@@ -232,7 +232,7 @@ def test_a_run_goes_on_as_a_passage_that_has_been_at_its_milestone() -> None:
 def test_a_circle_is_not_taken_over() -> None:
     known = passages()
     other = in_legs(Leg((), {}, uses([1])), Leg((), {}, uses([2])), milestones=[milestone(4, b"there")])
-    circle = replace(other, pause=replace(other.pause, kind=PauseKind.LOOP))
+    circle = replace(other, pause=other.pause._replace(kind=PauseKind.LOOP))
     known.add("key", vmcb(5), circle, exits=False)
     assert known.going_on(milestone(9, b"there"), vmcb(5), exits=False) is None
 
@@ -240,7 +240,7 @@ def test_a_circle_is_not_taken_over() -> None:
 def test_a_landing_is_executed_from_the_last_milestone_before_it() -> None:
     legs = [Leg((), {}, uses([number])) for number in range(3)]
     early, late = milestone(4), milestone(8)
-    pause = replace(passage().pause, senders=(HALF,), log=(("start", 0),))
+    pause = passage().pause._replace(senders=(HALF,), log=(("start", 0),))
     way = Way(in_legs(*legs, milestones=[early, late]), 10, None)
     assert way.then((18, 0, 1), pause) == Base(late, 10, (HALF,), (("start", 0),), ((18, 0, 1),))
     assert way.then((17, 0, 1), pause) == Base(early, 10, (HALF,), (("start", 0),), ((17, 0, 1),))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Callable, Hashable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def test_a_run_from_any_milestone_comes_to_what_its_passage_came_to(tree_6_12: P
         hidden = Hidden(steps._registers, steps.at.saved)
         pause, moved, _ = steps.execute(asked, (), hidden, base=Base(milestone, 0, (), (), ()))
         whole = Found(passage.pause, passage.moved).of(vmcb)
-        assert Found(pause, moved).of(vmcb) == replace(whole, senders=(), log=(), openings=(), turns=())
+        assert Found(pause, moved).of(vmcb) == whole._replace(senders=(), log=(), openings=(), turns=())
 
 
 def nowhere() -> None:

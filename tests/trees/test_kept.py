@@ -240,10 +240,12 @@ for name in names:
     check(test, "sev-es", "tickless", hypervisor)
 header, index, *lines = zlib.decompress(hypervisor.told_steps({})).decode().split("\\n")
 counts = json.loads(header)["counts"]
+senders = lines[sum(counts[:-1]) :]
 ends = {}
 for key, found in json.loads(index).items():
     for looked, values, number in found:
         _, _, _, state, _, openings, turns, *_ = json.loads(lines[sum(counts) + number])
+        turns = [(place, senders[rest]) for place, rest in turns]
         ends[key + str(looked) + str(values)] = lines[counts[0] + state], openings, turns
 print(hashlib.sha256(json.dumps(sorted(ends.items())).encode()).hexdigest(), len(ends))
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from iretrace.check import check
@@ -38,7 +36,7 @@ class Refusing(BuiltinHypervisor):
 
     def vmm_call(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, call: VmmCall, debug: Debug) -> Pause:
         """-EINVAL"""
-        return replace(super().vmm_call(private, vmcb, ghcb, call, debug), exit_reason=-22)
+        return super().vmm_call(private, vmcb, ghcb, call, debug)._replace(exit_reason=-22)
 
 
 def test_the_processor_takes_an_nmi_of_the_vmms_as_any_other() -> None:

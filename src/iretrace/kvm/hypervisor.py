@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from iretrace.kvm.create import kvm_arch_vcpu_create
 from iretrace.kvm.debug import DR7_FIXED_1, kvm_arch_vcpu_ioctl_set_guest_debug
@@ -269,7 +269,7 @@ class BuiltinHypervisor:
             done = self._passes.step(self._passes.states(first), ENTRIES[cause], schedule)
             pause = self._paused(self._passes.states.values[done.after], done.result, cause)
             if done.openings:
-                pause = replace(pause, openings=done.openings, turns=done.turns if self._merge else ())
+                pause = pause._replace(openings=done.openings, turns=done.turns if self._merge else ())
             known = self._steps[key] = pause, done.passed
         self._passed |= known[1]
         return known[0]
@@ -292,7 +292,7 @@ class BuiltinHypervisor:
         run = vcpu.thread = HostRun(vcpu, (), (), True, debug)
         run.wanted = registers_of(Debug(wanted.dr, NO_HOST_DEBUG.masks, wanted.dr7))
         result = kvm_arch_vcpu_ioctl_set_guest_debug(vcpu, wanted.control, wanted.dr7)
-        return replace(self._pause(vcpu, run, TO_USERSPACE), exit_reason=-result)
+        return self._pause(vcpu, run, TO_USERSPACE)._replace(exit_reason=-result)
 
     def vmm_call(self, private: Private, vmcb: Vmcb, ghcb: Ghcb, call: VmmCall, debug: Debug) -> Pause:
         """An ioctl about events between two KVM_RUNs."""
@@ -305,7 +305,7 @@ class BuiltinHypervisor:
             events = VcpuEvents()
             kvm_vcpu_ioctl_x86_get_vcpu_events(vcpu, events)
             kvm_vcpu_ioctl_x86_set_vcpu_events(vcpu, events)
-        return replace(self._pause(vcpu, run, TO_USERSPACE), exit_reason=0)
+        return self._pause(vcpu, run, TO_USERSPACE)._replace(exit_reason=0)
 
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -94,6 +94,7 @@ class TreeHypervisor:
         self._ledger = Ledger(self.machine, opening, self._steps.asked)
         self._verdicts: dict[str, Remembered] = {}
         self._shown: set[Uses] = set()
+        self._lines = cache(self.program.block_lines)
         setting = setting_of((vcpu, self.machine.definitions.facts(), self._steps.setting()), self._start)
         self._opened = Opened(self.machine, self._steps.states, setting, opening)
 
@@ -136,7 +137,7 @@ class TreeHypervisor:
         run.frames = state.frames  # type: ignore[assignment]
         with self.program.noting(run):
             self._steps.startup.make_ap(run)
-        return replace(self._start, private=self._steps.states.of(run))
+        return self._start._replace(private=self._steps.states.of(run))
 
     def sender(self, kind: str) -> SenderState:
         """A fresh sender."""
@@ -188,7 +189,7 @@ class TreeHypervisor:
         finally:
             self._notes.note(self.program.uses(run.trace))
         run.host = None
-        return replace(self._steps.pause(run, 0), exit_reason=result)
+        return self._steps.pause(run, 0)._replace(exit_reason=result)
 
     def runnable(self, private: Private) -> bool:
         """Whether a sleeping vCPU thread has been woken: its task state says that it runs."""
@@ -237,7 +238,7 @@ class TreeHypervisor:
         uses = self.program.uses(run.trace, {*run.noted, *run.behind, *(leg.uses for leg in run.legs)})
         self._notes.note(uses)
         self._shown.add(uses)
-        lines = tuple(line for block in run.trace for line in self.program.block_lines(block))
+        lines = tuple(chain.from_iterable(map(self._lines, run.trace)))
         changes = view_changes(self.view(private), noted[-1].writers, self._view_of(private))
         handlers = exit_handlers(self.machine.index) if cause == Cause.VMEXIT else ()
         before = self._view_of(private)(noted[-1].first)
@@ -334,8 +335,7 @@ class TreeHypervisor:
         run.m = dict(self._steps.states.base)
         run.host = None
         self._steps.settle(senders_of(self.vm, self._steps.states, self._steps.cells))
-        return replace(
-            self._steps.pause(run, result),
+        return self._steps.pause(run, result)._replace(
             sev_features=self._steps.at.of_vmsa(run, "sev_features") | self.vm.snp_features,
             launched=(self._steps.at.of_vmsa(run, "rflags"), self._steps.at.of_vmsa(run, "dr7")),
             efer_passes=self._steps.at.efer_passes(run),

@@ -18,7 +18,7 @@ from iretrace.linux.invocations import Invocations
 from iretrace.linux.lex import lex
 from iretrace.linux.parse import ParseError, Parser, TopLevel, Typedef, parse_expression
 from iretrace.linux.preprocess import Preprocessor, Use
-from iretrace.linux.scan import Names, Place, enumerators
+from iretrace.linux.scan import Names, Place, enums
 from iretrace.linux.source import Source
 from iretrace.linux.tree import Tree
 
@@ -76,7 +76,6 @@ class Index:
         self._variables: dict[tuple[str, str], ctree.Declaration | None] = {}
         self._is_typedef: dict[str, bool] = {}
         self._making_types = False
-        self._enumerators: dict[str, list[Place]] | None = None
         self._invocations = Invocations(self.names, self.sources, self._defining)
 
     def _read_sources(self) -> None:
@@ -161,9 +160,7 @@ class Index:
 
     def enumerator(self, name: str) -> tuple[ctree.EnumType, str] | None:
         """The enum that defines the constant `name`, and the file that holds it."""
-        if self._enumerators is None:
-            self._enumerators = self._all_enumerators()
-        for place in self._ordered(self._enumerators.get(name, ()), ""):
+        for place in self._ordered(self._enum_places.get(name, ()), ""):
             for node in self._parse(place, self._semicolon):
                 enum = _strip(node if isinstance(node, ctree.EnumType) else getattr(node, "type", None))
                 if isinstance(enum, ctree.EnumType) and any(item == name for item, _ in enum.items or ()):
@@ -270,14 +267,7 @@ class Index:
         return None
 
     def _find_enum(self, tag: str, path: str) -> ctree.EnumType | None:
-        pattern = re.compile(rf"\benum\s+{re.escape(tag)}\s*\{{")
-        places = [
-            (number, match.start())
-            for number, source in enumerate(self.sources)
-            if "enum " + tag in source.raw
-            for match in pattern.finditer(source.raw)
-        ]
-        for place in self._ordered(places, path):
+        for place in self._ordered(self._enum_places.get(f"enum {tag}", ()), path):
             for node in self._parse(place, self._semicolon):
                 enum = _strip(node if isinstance(node, ctree.EnumType) else getattr(node, "type", None))
                 if isinstance(enum, ctree.EnumType) and enum.tag == tag and enum.items is not None:
@@ -343,11 +333,14 @@ class Index:
                 found.setdefault(f"{struct.kind} {struct.tag}", struct)
         return found
 
-    def _all_enumerators(self) -> dict[str, list[Place]]:
+    @cached_property
+    def _enum_places(self) -> dict[str, list[Place]]:
+        """Where enums are, by "enum tag" and by each of their enumerators."""
         found: dict[str, list[Place]] = {}
         for number, source in enumerate(self.sources):
-            for name, offset in enumerators(source.raw):
-                found.setdefault(name, []).append((number, offset))
+            for tag, names, offset in enums(source.raw):
+                for name in (f"enum {tag}", *names):
+                    found.setdefault(name, []).append((number, offset))
         return found
 
     # Places. ----------------------------------------------------------------------------------------------------

@@ -8,20 +8,21 @@ And a verdict that is reached by exploring steps stands where all its steps come
 any more it is seen by executing them: fewer than there are, and nothing has to be explored.
 
 A text of all this (linux.told writes it) is compressed lines of JSON: a header (_Header), an index of steps by their
-keys, verdicts, nodes, states, ends (ENDS), what is asked, and steps. It was perhaps not written by us: what does not
-read as we would have written it is not there.
+keys, verdicts, nodes, states, ends (ENDS), what is asked, VMCBs, what is known of senders behind landings, and steps.
+It was perhaps not written by us: what does not read as we would have written it is not there.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from iretrace.explore.turns import digest_of_plain, plain
 from iretrace.linux.bodies import Bodies
@@ -34,7 +35,6 @@ from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State, States
 from iretrace.linux.turning import Asked, Turn
 from iretrace.linux.used import Definition, Moves
-from iretrace.verdict import field_names
 from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, PauseKind, SenderState
 
 MOST_BYTES = 256 << 20
@@ -67,6 +67,8 @@ class Remembered(NamedTuple):
     shown: frozenset[Uses]
 
 
+T = TypeVar("T")
+
 Execute = Callable[[Asked, tuple[Landing, ...]], Found]
 """Works a step out."""
 
@@ -75,8 +77,7 @@ def setting_of(told: Any, start: Pause) -> str:
     """The digest of plain values and of the first pause."""
     state = start.private
     assert isinstance(state, State)
-    values = [getattr(start, name) for name in field_names(Pause) if name != "private"]
-    return digest_of_plain(plain((told, _state_digest(state).hex(), tuple(values)))).hex()
+    return digest_of_plain(plain((told, _state_digest(state).hex(), start._replace(private=None)))).hex()
 
 
 def _state_digest(state: State) -> bytes:
@@ -87,17 +88,17 @@ class Keys:
     """Digests of what steps are asked."""
 
     def __init__(self) -> None:
-        self._states: dict[State, bytes] = {}
+        self._of_state = cache(_state_digest)
+        self._of_asked = cache(self._asked_digest)
 
     def of(self, asked: Asked, schedule: tuple[Landing, ...]) -> str:
         """Of a step. asked: in general."""
-        state = asked[0]
+        return digest_of_plain((self._of_asked(asked), schedule)).hex()
+
+    def _asked_digest(self, asked: Asked) -> bytes:
+        state, vmcb, ghcb, cause, senders, debug = asked
         assert isinstance(state, State)
-        known = self._states.get(state)
-        if known is None:
-            known = self._states[state] = _state_digest(state)
-        _, vmcb, ghcb, cause, senders, debug = asked
-        return digest_of_plain((known, vmcb, ghcb, int(cause), plain(senders), tuple(debug), schedule)).hex()
+        return digest_of_plain((self._of_state(state), vmcb, ghcb, int(cause), plain(senders), tuple(debug)))
 
 
 ENDS = (
@@ -108,19 +109,20 @@ ENDS = (
 
 class Line(NamedTuple):
     """A step as it is told. What it came to: nodes that it rests on, functions that it was inside of at its start (as
-    leafs), ENDS, state, VMCB, where a sender may land next, how it goes on then (Turn), nodes of what the sender
-    executes. What it was asked: state, VMCB, the rest, schedule. parent: the step without its last landing, or -1."""
+    leafs), ENDS, state, VMCB, where a sender may land next, how it goes on then (Turn: place, and number of the rest),
+    nodes of what the sender executes. What it was asked: state, VMCB, the rest, schedule. parent: the step without its
+    last landing, or -1."""
 
     uses: Sequence[int]
     frames: Sequence[int]
     end: int
     state: int
-    vmcb: Sequence[int]
+    vmcb: int
     openings: Sequence[Sequence[int]]
-    turns: Sequence[tuple[str, Any, Any]]
+    turns: Sequence[tuple[str, int]]
     landed: Sequence[int]
     start: int
-    registers: Sequence[int]
+    registers: int
     ask: int
     schedule: Sequence[Sequence[int]]
     parent: int
@@ -139,7 +141,19 @@ class _Header:
     leafs: list[list[str]]
     definitions: dict[str, tuple[str, str, list[int]]]
     verdicts: list[str]
-    counts: tuple[int, int, int, int]
+    counts: tuple[int, int, int, int, int, int]
+
+
+class _Read(dict[int, T]):
+    """Lines of one kind by their numbers: each is read once, when it is asked for. made: what it tells, of its JSON."""
+
+    def __init__(self, lines: list[str], made: Callable[[Any], T]) -> None:
+        self._lines = lines
+        self._made = made
+
+    def __missing__(self, number: int) -> T:
+        made = self[number] = self._made(json.loads(self._lines[number]))
+        return made
 
 
 class Kept:
@@ -155,14 +169,15 @@ class Kept:
             raise ValueError("other states")
         rest = iter(lines[2:])
         self._verdicts = dict(zip(header.verdicts, islice(rest, len(header.verdicts)), strict=True))
-        self._node_lines, self._state_lines, self._end_lines, self._ask_lines = (
-            list(islice(rest, count)) for count in header.counts
-        )
-        self._step_lines = list(rest)
+        nodes, states, ends, asks, vmcbs, senders = (list(islice(rest, count)) for count in header.counts)
+        self._nodes = _Read(nodes, self._node)
+        self._states = _Read(states, self._state)
+        self._ends = _Read(ends, _end)
+        self._asks = _Read(asks, _ask)
+        self._vmcbs: _Read[Packed] = _Read(vmcbs, tuple)
+        self._senders = _Read(senders, lambda told: (_senders(told[0]), _tupled(told[1])))
+        self._steps = _Read(list(rest), lambda told: Line(*told))
         self._index_line = lines[1]
-        self._nodes: dict[int, Uses | None] = {}
-        self._states: dict[int, State] = {}
-        self._ends: dict[int, tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]] = {}
         self._openings: dict[int, dict[tuple[int, ...], tuple[str, int]]] = {}
         self._same: dict[int, tuple[Uses, ...] | None] = {}
         self._places = Renamed()
@@ -220,7 +235,7 @@ class Kept:
         try:
             for looked, values, number in self._index.get(key, ()):
                 if [vmcb[register] for register in looked] == values:
-                    line = self._line(number)
+                    line = self._steps[number]
                     uses = self._uses(line) or self._behind(line, execute)
                     return None if uses is None else self._found(line, uses)
         except UNREADABLE:
@@ -231,31 +246,30 @@ class Kept:
         """What was told of a verdict, and what it rests on, if it stands here. execute: works a step out."""
         try:
             told, bits, rests_on, trace = json.loads(self._verdicts[name])
-            others = self._node(rests_on)
+            others = self._nodes[rests_on]
             if others is None:
                 return None
             uses = {others}
-            for number, bit in enumerate(reversed(f"{int(bits, 16):b}")):
-                if bit == "1":
-                    same = self._is_same(number, execute)
-                    if same is None:
-                        return None
-                    uses.update(same)
+            for bit in re.finditer("1", f"{int(bits, 16):b}"[::-1]):
+                same = self._is_same(bit.start(), execute)
+                if same is None:
+                    return None
+                uses.update(same)
+            shown = self._nodes[trace]
         except UNREADABLE:
             return None
-        shown = self._node(trace)
         return Recalled(told, self._moves, uses if shown is None else uses | {shown}, shown is not None)
 
     def _is_same(self, number: int, execute: Execute) -> tuple[Uses, ...] | None:
         """On what a step rests that comes to the same here; None if it does not."""
         if number not in self._same:
-            line = self._line(number)
+            line = self._steps[number]
             uses = self._uses(line)
             if uses is None:
                 uses = self._behind(line, execute)
             if uses is None:
                 uses = self._executed(line, execute)
-            elif not all(self._places.alike(place, place) for place, _, _ in line.turns):
+            elif not all(self._places.alike(place, place) for place, _ in line.turns):
                 uses = None
             self._same[number] = uses
         return self._same[number]
@@ -263,12 +277,12 @@ class Kept:
     def _behind(self, line: Line, execute: Execute) -> tuple[Uses, ...] | None:
         """On what a step rests that is the same up to its last landing and changes nowhere behind it; None if that is
         not so. No function that has changed is on the stack there: they have other names (Program.rename)."""
-        behind = [self._node(node) for node in (*line.uses[-BEHIND:], *line.landed)]
+        behind = [self._nodes[node] for node in (*line.uses[-BEHIND:], *line.landed)]
         if line.parent < 0 or None in behind or not self._changed.isdisjoint(line.frames):
             return None
         same = self._is_same(line.parent, execute)
         place, landed = self._landings(line.parent).get(tuple(line.schedule[-1]), ("", -1))
-        sender = self._node(landed) if landed >= 0 else None
+        sender = self._nodes[landed] if landed >= 0 else None
         if same is None or sender is None or not self._places.is_itself(place):
             return None
         return (*same, sender, *[node for node in behind[:BEHIND] if node is not None])
@@ -277,15 +291,13 @@ class Kept:
         """Where a step can go on: by the landing, the place behind it, and the node of what is executed in it."""
         known = self._openings.get(number)
         if known is None:
-            line = self._line(number)
+            line = self._steps[number]
             told = zip(line.openings, line.turns, line.landed, strict=True)
             known = self._openings[number] = {tuple(at): (turn[0], node) for at, turn, node in told}
         return known
 
     def _executed(self, line: Line, execute: Execute) -> tuple[Uses, ...] | None:
-        ghcb, cause, senders, debug = _tupled(json.loads(self._ask_lines[line.ask]))
-        start, vmcb = self._state(line.start), tuple(line.registers)
-        asked = Asked(start, vmcb, ghcb, Cause(cause), _senders(senders), Debug(*debug))
+        asked = Asked(self._states[line.start], self._vmcbs[line.registers], *self._asks[line.ask])
         here, there = execute(asked, _tupled(line.schedule)), self._found(line, ())
         if here.moved != there.moved or not here.looked <= there.looked:
             return None
@@ -293,7 +305,7 @@ class Kept:
 
     def _alike(self, here: Pause, there: Pause) -> bool:
         """Whether two pauses are the same but for the names of places."""
-        if len(here.turns) != len(there.turns) or replace(here, turns=()) != replace(there, turns=()):
+        if len(here.turns) != len(there.turns) or here._replace(turns=()) != there._replace(turns=()):
             return False
         for one, other in zip(here.turns, there.turns, strict=True):
             assert isinstance(one, Turn) and isinstance(other, Turn)
@@ -301,63 +313,40 @@ class Kept:
                 return False
         return True
 
-    def _line(self, number: int) -> Line:
-        return Line(*json.loads(self._step_lines[number]))
-
     def _uses(self, line: Line) -> tuple[Uses, ...] | None:
         """On what a step rests; None if that is not as it was."""
-        nodes = [self._node(number) for number in line.uses]
-        if None in nodes or None in map(self._node, line.landed) or not self._changed.isdisjoint(line.frames):
+        nodes = [self._nodes[number] for number in (*line.uses, *line.landed)]
+        if None in nodes or not self._changed.isdisjoint(line.frames):
             return None
-        return tuple([node for node in nodes if node is not None])
+        return tuple([node for node in nodes[: len(line.uses)] if node is not None])
 
     def _found(self, line: Line, uses: tuple[Uses, ...]) -> Found:
-        shared, moved, looked = self._end(line.end)
-        pause = replace(
-            shared,
-            private=self._state(line.state),
-            vmcb=tuple(line.vmcb),
+        shared, moved, looked = self._ends[line.end]
+        pause = shared._replace(
+            private=self._states[line.state],
+            vmcb=self._vmcbs[line.vmcb],
             openings=_tupled(line.openings),
-            turns=tuple([Turn(bytes.fromhex(place), _senders(who), _tupled(log)) for place, who, log in line.turns]),
+            turns=tuple([Turn(bytes.fromhex(place), *self._senders[rest]) for place, rest in line.turns]),
         )
-        nodes = [self._node(node) for node in line.landed]
+        nodes = [self._nodes[node] for node in line.landed]
         blocks = tuple([tuple(array(BLOCKS, node.trace)) for node in nodes if node is not None])
         return Found(pause, moved, looked, blocks, uses)
 
-    def _end(self, number: int) -> tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]:
-        known = self._ends.get(number)
-        if known is None:
-            *values, moved, looked = _tupled(json.loads(self._end_lines[number]))
-            end = dict(zip(ENDS, values, strict=True))
-            end["kind"], end["senders"] = PauseKind(end["kind"]), _senders(end["senders"])
-            for name in ("debug", "host_area", "host"):
-                end[name] = end[name] and Debug(*end[name])
-            made = Pause(private=None, vmcb=(), openings=(), defects=(), **end)
-            known = self._ends[number] = made, moved, frozenset(looked)
-        return known
-
-    def _node(self, number: int) -> Uses | None:
+    def _node(self, told: Any) -> Uses | None:
         """A node; None if what it rests on is not as it was."""
-        if number not in self._nodes:
-            self._nodes[number] = self._made(*json.loads(self._node_lines[number]))
-        return self._nodes[number]
-
-    def _made(self, blocks: list[int], parts: list[int], leafs: list[int]) -> Uses | None:
+        blocks, parts, leafs = told
         here = [self._blocks[block] for block in blocks]
-        nodes = [self._node(part) for part in parts]
+        nodes = [self._nodes[part] for part in parts]
         if -1 in here or None in nodes or not self._changed.isdisjoint(leafs):
             return None
         return self._program.uses(here, (*nodes, *[self._leafs[leaf] for leaf in leafs]))
 
-    def _state(self, number: int) -> State:
-        known = self._states.get(number)
-        if known is None:
-            words, frames, interrupts, gif, sp = json.loads(self._state_lines[number])
-            for name, _, _ in frames:
-                self._program.ready(name, *self._files[name])
-            pairs = tuple(zip(words[::2], words[1::2], strict=True))
-            known = self._states[number] = self._opened.states.intern(pairs, _tupled(frames), interrupts, gif, sp)
-        return known
+    def _state(self, told: Any) -> State:
+        words, frames, interrupts, gif, sp = told
+        for name, _, _ in frames:
+            self._program.ready(name, *self._files[name])
+        pairs = tuple(zip(words[::2], words[1::2], strict=True))
+        return self._opened.states.intern(pairs, _tupled(frames), interrupts, gif, sp)
 
 
 class Recalled(NamedTuple):
@@ -397,6 +386,22 @@ def lines_of(text: bytes) -> list[str]:
     if reader.unconsumed_tail or not reader.eof:
         raise ValueError("not whole, or too long")
     return lines
+
+
+def _ask(told: Any) -> tuple[Packed, Cause, tuple[SenderState, ...], Debug]:
+    """What a step is asked (Asked) beside its state and VMCB."""
+    ghcb, cause, senders, debug = _tupled(told)
+    return ghcb, Cause(cause), _senders(senders), Debug(*debug)
+
+
+def _end(told: Any) -> tuple[Pause, tuple[tuple[int, int], ...], frozenset[int]]:
+    """What pauses have in common, and of a step (Found): moved, looked."""
+    *values, moved, looked = _tupled(told)
+    end = dict(zip(ENDS, values, strict=True))
+    end["kind"], end["senders"] = PauseKind(end["kind"]), _senders(end["senders"])
+    for name in ("debug", "host_area", "host"):
+        end[name] = end[name] and Debug(*end[name])
+    return Pause(private=None, vmcb=(), openings=(), defects=(), **end), moved, frozenset(looked)
 
 
 def _tupled(value: Any) -> Any:

@@ -109,9 +109,9 @@ class Uses(NamedTuple):
     trace: bytes
     notes: frozenset[Note]
 
-    def blocks(self) -> set[int]:
+    def blocks(self) -> array[int]:
         """The basic blocks."""
-        return set(array(BLOCKS, self.trace))
+        return array(BLOCKS, self.trace)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ written.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from iretrace.linux.notes import Uses
@@ -104,7 +104,7 @@ class Found:
         packed = list(self.pause.vmcb)
         for place, register in self.moved:
             packed[place] = vmcb[register]
-        return replace(self.pause, vmcb=tuple(packed))
+        return self.pause._replace(vmcb=tuple(packed))
 
 
 class Memo(Generic[T]):

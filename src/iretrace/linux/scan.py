@@ -7,6 +7,7 @@ comments, inactive branches, macro bodies); index.py looks closely at what is as
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from iretrace.linux.cursor import ANNOTATION_CALLS, ANNOTATIONS, STORAGE_WORDS
@@ -16,7 +17,7 @@ _ITEM = re.compile(r"\n(?:#[ \t]*define[ \t]+(\w+)|([A-Za-z_][\w\s*]{0,400}+)([(
 _ATTRIBUTES = r"(?:__\w++\s*+(?:\((?:[^(){};]|\((?:[^(){};]|\([^(){};]*+\))*+\))*+\))?+\s*+)*+"
 # One pattern for each word: a literal beginning is what makes a search fast.
 _TAGS = {kind: re.compile(rf"{kind}\s++({_ATTRIBUTES})(\w*)\s*+{_ATTRIBUTES}\{{") for kind in ("struct", "union")}
-_ENUM = re.compile(r"enum(?<!\wenum)\b\s*(?:__\w+\s+)?(\w*)\s*\{([^}]*)\}")
+_ENUM = re.compile(r"enum(?<!\wenum)\b\s*(?:__\w+\s+(?=\w))?(\w*)\s*\{([^}]*)\}")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\n[ \t]*#[^\n]*", re.DOTALL)
 _ENUMERATOR = re.compile(r"(?:^|,)\s*(\w+)")
 _AFTER_ATTRIBUTE = re.compile(r"[^()]*(?:\([^()]*\)[^()]*)*\)\s*([A-Za-z_][\w\s*]*)([(\[=;,{])")
@@ -127,12 +128,9 @@ def _closing_brace(raw: str, at: int) -> int:
     return len(raw)
 
 
-def enumerators(raw: str) -> list[tuple[str, int]]:
-    """The enumerators of all enums in a raw text, each with the offset of its `enum`."""
+def enums(raw: str) -> Iterator[tuple[str, list[str], int]]:
+    """All enums in a raw text: their tags and enumerators, and the offsets of `enum`."""
     if "enum" not in raw:
-        return []
-    found: list[tuple[str, int]] = []
+        return
     for match in _ENUM.finditer(raw):
-        body = _COMMENT.sub(" ", match[2])
-        found.extend((name, match.start()) for name in _ENUMERATOR.findall(body))
-    return found
+        yield match[1], _ENUMERATOR.findall(_COMMENT.sub(" ", match[2])), match.start()

@@ -60,10 +60,14 @@ class Masks(NamedTuple):
         return bool(mask & self.written or (write and mask & self.all))
 
 
+NO_BITS = Masks(0, 0)
+
+
 def add_access(masks: dict[int, Masks], address: int, mask: int, write: bool) -> None:
     """One access more."""
-    known = masks.get(address, Masks(0, 0))
-    masks[address] = Masks(known.all | mask, known.written | mask if write else known.written)
+    known = masks.get(address, NO_BITS)
+    if mask & ~(known.written if write else known.all):
+        masks[address] = Masks(known.all | mask, known.written | mask if write else known.written)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ Nothing is evaluated here; preprocess.py decides which branches are active.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)|//(?:\\\n|[^\n])*", re.DOTALL)
 _DIRECTIVE = re.compile(r"\n[ \t]*#[ \t]*([a-z]+)\b((?:\\\n|[^\n])*)")
+_NEWLINE = re.compile("\n")
 _NAME = re.compile(r"\s*(\w+)")
 _BLANKED = re.compile(r"[^\n\\]|\\(?!\n)")
 
@@ -120,7 +121,11 @@ class Source:
 
     def line(self, offset: int) -> int:
         """The line of the file on which `offset` stands."""
-        return self.raw.count("\n", 0, offset)
+        return bisect_left(self._newlines, offset)
+
+    @cached_property
+    def _newlines(self) -> list[int]:
+        return [match.start() for match in _NEWLINE.finditer(self.raw)]
 
     def span_before(self, offset: int) -> int:
         """The number of the last directive that begins at or before `offset`; -1 if there is none."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from iretrace.linux.kept import ENDS, Keys, Line, Opened, Remembered
 from iretrace.linux.leafs import is_leaf, name_of_query, told_leaf
@@ -17,6 +18,8 @@ from iretrace.linux.turning import Asked, Turn
 from iretrace.linux.used import Query
 from iretrace.linux.vm import KINDS
 from iretrace.world.protocol import Landing, Packed, Pause
+
+T = TypeVar("T")
 
 
 def told(opened: Opened, steps: Memo[Found], verdicts: Mapping[str, Remembered], read: Mapping[str, str]) -> bytes:
@@ -41,6 +44,8 @@ class _Told:
         self._state_lines: list[Any] = []
         self._ends: dict[Any, int] = {}
         self._asks: dict[Any, int] = {}
+        self._vmcbs: dict[Packed, int] = {}
+        self._senders: dict[Any, int] = {}
         self._functions: dict[str, list[int]] = {}
         for number, block in enumerate(self._program.blocks):
             self._functions.setdefault(block.name, []).append(number)
@@ -66,6 +71,7 @@ class _Told:
         opening = [self._leaf(note) for note in notes if isinstance(note, Query) and note.words[0] != "function"]
         functions = [self._function(name, blocks) for name, blocks in self._functions.items()]
         queries = {name_of_query(note.words) for note in self._leafs if isinstance(note, Query)}
+        tables = (self._node_lines, self._state_lines, self._ends, self._asks, self._vmcbs, self._senders)
         header = {
             "setting": self._opened.setting,
             "read": read,
@@ -76,10 +82,9 @@ class _Told:
             "leafs": [told_leaf(note) for note in self._leafs],
             "definitions": {name: self._opened.machine.definitions.find(name) for name in sorted(queries)},
             "verdicts": list(judged),
-            "counts": [len(self._node_lines), len(self._state_lines), len(self._ends), len(self._asks)],
+            "counts": [len(table) for table in tables],
         }
-        tables = (*self._node_lines, *self._state_lines, *self._ends, *self._asks)
-        parts = (header, index, *judged.values(), *tables, *lines)
+        parts = (header, index, *judged.values(), *chain(*tables), *lines)
         text = "\n".join(json.dumps(part) for part in parts)
         return zlib.compress(text.encode(), 1)
 
@@ -91,12 +96,13 @@ class _Told:
         return [name, infos[0].function, infos[0].path, sorted(map(self._leaf, rests_on)), places]
 
     def _leaf(self, note: Note) -> int:
-        return self._leafs.setdefault(note, len(self._leafs))
+        return _number(self._leafs, note)
 
     def _node(self, note: Note) -> int:
         """The number of a node: a Uses as it is, any other with all that it is made of."""
         known = self._nodes.get(id(note))
         if known is None:
+            blocks: Iterable[int]
             notes: Iterable[Note]
             if isinstance(note, Uses):
                 blocks, notes = note.blocks(), note.notes
@@ -137,18 +143,25 @@ class _Told:
         return Line(
             uses=[self._node(uses) for uses in found.uses],
             frames=[self._leaf(Lowered(name)) for name, _, _ in frames],
-            end=self._ends.setdefault(end, len(self._ends)),
+            end=_number(self._ends, end),
             state=self._state(pause.private),
-            vmcb=pause.vmcb,
+            vmcb=_number(self._vmcbs, pause.vmcb),
             openings=pause.openings,
-            turns=[(turn.place.hex(), turn.senders, turn.log) for turn in pause.turns if isinstance(turn, Turn)],
+            turns=[
+                (turn.place.hex(), _number(self._senders, turn[1:])) for turn in pause.turns if isinstance(turn, Turn)
+            ],
             landed=[self._node(self._program.uses(blocks)) for blocks in found.landed],
             start=self._state(start),
-            registers=registers,
-            ask=self._asks.setdefault(ask, len(self._asks)),
+            registers=_number(self._vmcbs, registers),
+            ask=_number(self._asks, ask),
             schedule=schedule,
             parent=parent,
         )
+
+
+def _number(table: dict[T, int], value: T) -> int:
+    """The number of a value in a table; it is added if it is not there."""
+    return table.setdefault(value, len(table))
 
 
 def _registers(vmcb: Packed, looked: Mapping[int, int]) -> Packed:

@@ -44,6 +44,7 @@ class Tree:
         self._inside: set[str] = set()
         self._listed: set[tuple[str, bool]] = set()
         self._digests: dict[str, str] = {}
+        self._so_far: tuple[tuple[int, int], dict[str, str]] = (0, 0), {}
 
     def text(self, path: str) -> str | None:
         """The text of a file, patched if a patch changes it; None if there is no such file.
@@ -71,8 +72,11 @@ class Tree:
     def read_so_far(self) -> dict[str, str]:
         """Everything that was read, patches included, as digests: of texts by path ("" where there is no such file),
         and of the directories that were listed by path and "/*" or, with what is below, "/**"."""
-        listings = {f"{directory}/{'**' if recursive else '*'}" for directory, recursive in self._listed}
-        return {name: self.digest(name) for name in (*self._texts, *sorted(listings))}
+        much = len(self._texts), len(self._listed)
+        if self._so_far[0] != much:
+            listings = {f"{directory}/{'**' if recursive else '*'}" for directory, recursive in self._listed}
+            self._so_far = much, {name: self.digest(name) for name in (*self._texts, *sorted(listings))}
+        return self._so_far[1]
 
     def still_reads(self, digests: Mapping[str, str]) -> bool:
         """Whether all this would be read again, just so. A name that leads out of the tree is never read."""

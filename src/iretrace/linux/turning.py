@@ -9,7 +9,7 @@ that it has passed. Its places are told by a digest of all that decides how the 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -173,7 +173,7 @@ class Passages:
             offers = self._offers(passage, senders) if self._reduce else _all_offers(passage, senders)
         if offers and offers[-1][1].error:
             if not pause.unmodelled:
-                pause = replace(pause, unmodelled=offers[-1][1].error)
+                pause = pause._replace(unmodelled=offers[-1][1].error)
             offers.pop()
         moved = last[0] - passage.at if last is not None else 0
         openings: list[Landing] = []
@@ -188,7 +188,7 @@ class Passages:
                 after = (*senders[:number], offer.after, *senders[number + 1 :])
                 turns.append(Turn(offer.place, after, (*log, *((what, number) for what in offer.events))))
                 landed.append(offer.blocks)
-        made = replace(pause, senders=senders, log=log, openings=tuple(openings), turns=tuple(turns))
+        made = pause._replace(senders=senders, log=log, openings=tuple(openings), turns=tuple(turns))
         uses = (*before.uses, passage.uses, before.node((), noted))
         way = Way(passage, moved, base)
         return Found(made, passage.moved, passage.looked | before.looked, tuple(landed), uses, way)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 from iretrace.linux import ctree
@@ -40,8 +40,7 @@ Moves = dict[tuple[str, int], int]
 """(path, line in one tree) -> line in another."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """The note of a lookup: its name and its arguments."""
 
     words: tuple[str, ...]

@@ -169,8 +169,7 @@ class Comparison:
     """DR0-3 as they would be loaded at the next VMRUN; () if KVM loads none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """The end of a host step."""
 
     kind: PauseKind

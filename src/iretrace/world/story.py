@@ -222,7 +222,10 @@ def _with_lines(step: Step, lines: tuple[CLine, ...]) -> Step:
 
 def _next(lines: tuple[CLine, ...], line: CLine, start: int) -> int:
     """Where a line is executed, from `start` on; `start` if it is not."""
-    return lines.index(line, start) if line in lines[start:] else start
+    try:
+        return lines.index(line, start)
+    except ValueError:
+        return start
 
 
 def _last(lines: tuple[CLine, ...], line: CLine) -> int:

@@ -231,7 +231,7 @@ class Vcpu:
         """Create the vCPU and run it to its first VMRUN. No sender is around yet."""
         pause = self._first_pause()
         if not pause.unmodelled and not self.machine.sev_es:
-            pause = replace(pause, vmcb=self._set_registers(pause.vmcb))
+            pause = pause._replace(vmcb=self._set_registers(pause.vmcb))
         self.machine.efer_passes = pause.efer_passes
         first = unpack(Cpu, self.first)
         first.debug_swap = pause.sev_features >> SEV_FEATURE_DEBUG_SWAP & 1
@@ -244,7 +244,7 @@ class Vcpu:
             return self.hypervisor.start()
         if isinstance(self.hypervisor, ApHypervisor):
             return self.hypervisor.start_ap()
-        return replace(self.hypervisor.start(), unmodelled="this hypervisor has no application processors")
+        return self.hypervisor.start()._replace(unmodelled="this hypervisor has no application processors")
 
     def _set_registers(self, packed: tuple[int, ...]) -> tuple[int, ...]:
         """What the VMM's KVM_SET_REGS and KVM_SET_SREGS before the first KVM_RUN comes to at the first VMRUN."""
@@ -333,7 +333,7 @@ class Vcpu:
             return HostStep(("ioctl",), -1, (), (), unmodelled="this hypervisor has no KVM_SET_GUEST_DEBUG")
         at = (self.private(core), self.vmcb(core), self.ghcb(core))
         pause = self.hypervisor.set_guest_debug(*at, wanted_of(debugger, target), self.debug(core))
-        made = self.handed_over(core, (), (), replace(pause, exit_reason=-EINTR))
+        made = self.handed_over(core, (), (), pause._replace(exit_reason=-EINTR))
         if pause.exit_reason == 0 and self.machine.sev_es:
             made.core, made.defect = -1, "KVM_SET_GUEST_DEBUG succeeds for a guest whose state is protected"
         elif pause.exit_reason != 0 and not self.machine.sev_es:
@@ -348,7 +348,7 @@ class Vcpu:
             return HostStep(("ioctl",), -1, (), (), unmodelled=f"this hypervisor has no {IOCTLS[call]}")
         at = (self.private(core), self.vmcb(core), self.ghcb(core))
         pause = self.hypervisor.vmm_call(*at, call, self.debug(core))
-        made = self.handed_over(core, (), (), replace(pause, exit_reason=-EINTR))
+        made = self.handed_over(core, (), (), pause._replace(exit_reason=-EINTR))
         if pause.exit_reason != 0:
             made.core, made.defect = -1, f"{IOCTLS[call]} fails with errno {-pause.exit_reason}"
         return made
