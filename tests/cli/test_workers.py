@@ -125,6 +125,22 @@ def test_what_is_worked_out_aside_can_be_stopped() -> None:
         aside.result()
 
 
+def test_it_is_stopped_where_its_with_ends() -> None:
+    with Aside(lambda: time.sleep(60)) as aside:
+        assert not aside.is_done()
+    assert aside.is_done()
+    with pytest.raises(WorkerDied):
+        aside.result()
+
+
+def test_a_large_result_comes_whole_to_who_asks_late() -> None:
+    large = bytes(1 << 22)
+    aside = Aside(lambda: large)
+    while not aside.is_done():
+        time.sleep(0.01)
+    assert aside.result() == large
+
+
 def test_a_process_aside_that_is_killed_does_not_leave_us_waiting() -> None:
     aside = Aside(lambda: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(WorkerDied):

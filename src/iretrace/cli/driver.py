@@ -130,11 +130,8 @@ def run(
     else:
         progress(f"reading {source.name}")
         source.read()
-        ahead = Aside(partial(source.look_ahead, stored))
-        try:
+        with Aside(partial(source.look_ahead, stored)):
             ran = finished(one, progress)
-        finally:
-            ahead.stop()
     return Report(mark_known(ran.results), reused=ran.reused, remarks=remarks)
 
 
@@ -147,43 +144,72 @@ def verdicts(
     return finished(begun(request, source, progress, stored, anew), progress)
 
 
+class LookedUp(NamedTuple):
+    """What is kept for the tasks of a request, by their numbers. found: results that need no run. last: what the others
+    came to when they last ran, on whatever tree."""
+
+    found: Mapping[int, Found]
+    last: Mapping[int, Result | None]
+
+
+NOTHING_KEPT = LookedUp({}, {})
+
+
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A request on one source, for which nothing has been run yet. names: of the results, where they are kept. found:
-    those that need no run, by the number of their task. anew: nothing was looked for."""
+    """A request on one source, for which nothing has been run yet. names: of the results, where they are kept. anew:
+    none of them is reused. opened: by vCPU kind, hypervisors that need not be opened any more."""
 
     request: Request
     source: Source
     stored: Stored | None
     todo: Sequence[Task]
     names: Sequence[str]
-    found: Mapping[int, Found]
     anew: bool = False
+    kept: LookedUp = NOTHING_KEPT
+    opened: Mapping[str, Hypervisor] = field(default_factory=dict)
+
+    def texts(self, name: str) -> Sequence[bytes]:
+        """What was kept of a name (Stored.texts), if it may be reused."""
+        return () if self.stored is None or self.anew else self.stored.texts(name)
 
     def missing(self) -> list[int]:
         """The tasks that have to be run."""
-        return [number for number in range(len(self.todo)) if number not in self.found]
+        return [number for number in range(len(self.todo)) if number not in self.kept.found]
 
 
 def begun(
     request: Request, source: Source, progress: Callable[[str], None], stored: Stored | None = None, anew: bool = False
 ) -> Begun:
     """What `verdicts` does before it runs anything."""
+    one = prepared(request, source, stored, anew)
+    return replace(one, kept=looked_up(one, progress))
+
+
+def prepared(request: Request, source: Source, stored: Stored | None, anew: bool = False) -> Begun:
+    """A request for which nothing has been looked up yet."""
     todo = tasks(request)
     names = [_key(source, request, task) for task in todo] if stored else []
+    return Begun(request, source, stored, todo, names, anew)
+
+
+def looked_up(begun: Begun, progress: Callable[[str], None]) -> LookedUp:
+    """What is kept for a request."""
+    source, stored, names = begun.source, begun.stored, begun.names
+    if stored is None:
+        return NOTHING_KEPT
     found: dict[int, Found] = {}
-    if stored is not None and not anew:
+    if not begun.anew:
         progress("looking for results that can be reused")
         found = _reused(source, names, stored, progress)
-    return Begun(request, source, stored, todo, names, found, anew)
+    return LookedUp(found, {number: stored.newest(name) for number, name in enumerate(names) if number not in found})
 
 
 def finished(begun: Begun, progress: Callable[[str], None]) -> Ran:
     """What `verdicts` does then: run what is missing, and keep it."""
     request, source, stored, todo = begun.request, begun.source, begun.stored, begun.todo
-    found = dict(begun.found)
-    last = {number: stored.newest(begun.names[number]) for number in begun.missing()} if stored else {}
-    for number, new in _work(begun, last, progress):
+    found = dict(begun.kept.found)
+    for number, new in _work(begun, progress):
         found[number] = new
         if stored is not None:
             stored.keep(begun.names[number], new.result, new.read, new.used, _origin(source, request, todo[number]))
@@ -191,7 +217,7 @@ def finished(begun: Begun, progress: Callable[[str], None]) -> Ran:
     if stored is not None:
         stored.tidy()
     in_order = [found[number] for number in range(len(todo))]
-    return Ran([one.result for one in in_order], len(begun.found), [one.same for one in in_order])
+    return Ran([one.result for one in in_order], len(begun.kept.found), [one.same for one in in_order])
 
 
 def _reused(source: Source, names: Sequence[str], stored: Stored, progress: Callable[[str], None]) -> dict[int, Found]:
@@ -279,11 +305,23 @@ def _steps_key(source: Source, vcpu: str) -> str:
     return key("steps", sys.hexversion, source.identity(), vcpu)
 
 
-def _work(
-    begun: Begun, last: Mapping[int, Result | None], progress: Callable[[str], None]
-) -> Iterator[tuple[int, Found]]:
-    """(number, what was found) for the tasks that have no result yet. last: what they came to when they last ran, on
-    whatever tree: those that failed begin first."""
+def take_lowered(begun: Begun) -> None:
+    """Let the source take over what was kept of functions of C: before it opens anything."""
+    for text in begun.texts(_lowered_key(begun.source)):
+        begun.source.take_lowered(text)
+
+
+def open_kind(begun: Begun, vcpu: str) -> Hypervisor:
+    """The hypervisor for a vCPU kind, which takes over the steps that were kept."""
+    hypervisor = begun.source.open(vcpu)
+    for text in begun.texts(_steps_key(begun.source, vcpu)):
+        begun.source.take_steps(hypervisor, text)
+    return hypervisor
+
+
+def _work(begun: Begun, progress: Callable[[str], None]) -> Iterator[tuple[int, Found]]:
+    """(number, what was found) for the tasks that have no result yet. Those that failed when they last ran begin
+    first."""
     request, source, stored, todo = begun.request, begun.source, begun.stored, begun.todo
     missing = begun.missing()
     if not missing:
@@ -291,7 +329,7 @@ def _work(
 
     def order(number: int) -> tuple[bool, float, int]:
         """Failed ones, then what took longest or what nobody knows of, so that no process is left alone with it."""
-        ran = last.get(number)
+        ran = begun.kept.last.get(number)
         failed = ran is not None and ran.verdict is Verdict.VIOLATED
         return not failed, -ran.seconds if ran else -math.inf, -len(todo[number].test.outside)
 
@@ -302,9 +340,8 @@ def _work(
     progress(f"reading {source.name}")
     source.read()
 
-    kept: Callable[[str], Sequence[bytes]] = stored.texts if stored is not None and not begun.anew else lambda _: ()
-    for text in kept(_lowered_key(source)):
-        source.take_lowered(text)
+    if not begun.opened:
+        take_lowered(begun)
     shelf = Shelf()  # each process fills its own
 
     def do(hypervisor: Hypervisor, number: int, say: Callable[[str], None]) -> Found:
@@ -324,10 +361,7 @@ def _work(
         return Found(result, shelf.read(source.read_so_far()), used, same_of(used))
 
     def open_one(vcpu: str) -> Hypervisor:
-        hypervisor = source.open(vcpu)
-        for text in kept(_steps_key(source, vcpu)):
-            source.take_steps(hypervisor, text)
-        return hypervisor
+        return begun.opened[vcpu] if vcpu in begun.opened else open_kind(begun, vcpu)
 
     def close(opened: Mapping[str, Hypervisor]) -> None:
         if stored is None:

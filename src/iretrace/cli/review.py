@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from iretrace.cli.driver import Begun, Ran, Request, begun, finished
+from iretrace.cli.driver import Begun, Ran, Request, begun, finished, prepared
 from iretrace.cli.known import mark_known
+from iretrace.cli.meanwhile import Beginning, begun_and_opened
 from iretrace.cli.moved import PLACE
 from iretrace.cli.sources import AboutPatches, Patchable
 from iretrace.cli.stored import Stored, keeps
@@ -57,16 +58,21 @@ def review(
     patches = list(request.patches)
     counts = range(1, len(patches) + 1) if each else [len(patches)]
     sources = [tree.patched(patches[:count]) for count in counts]
-    for source in sources:
-        progress(f"reading {source.name}")
-        source.read()
+    with Beginning(prepared(request, tree, stored, anew)) as beginning:
+        for source in sources:
+            progress(f"reading {source.name}")
+            source.read()
+        unpatched = beginning.begun()
     kept = None if anew else stored
     look = partial(_about, sources, kept)
-    looked = look if all(source.is_quick(kept) for source in sources) else Aside(look).result
+    is_quick = all(source.is_quick(kept) for source in sources)
+    looked = look if is_quick else Aside(look).result
+    abouts = look() if is_quick else []
     ran: list[Ran | None] = []
-    abouts: list[AboutPatches] = []
     for number, source in enumerate((tree, *sources)):
-        one = begun(request, source, progress, stored, anew)
+        opens = number == 1 and (not abouts or abouts[0].in_scope)  # one tree only: what is opened stays in memory
+        begin = begun_and_opened if opens else begun
+        one = begin(request, source, progress, stored, anew) if number else unpatched
         if one.missing() and not _is_touched(one, ran):
             abouts = abouts or looked()
             judged = abouts[number - 1 : number] if number else abouts

@@ -89,7 +89,7 @@ def results(work: Work[Opened, Done], progress: Callable[[str], None]) -> Genera
 
 
 class Aside(Generic[Done]):
-    """Works something out in another process meanwhile."""
+    """Works something out in another process meanwhile: in a `with`, until its end at most."""
 
     def __init__(self, compute: Callable[[], Done]) -> None:
         self._reader, writer = CONTEXT.Pipe(duplex=False)
@@ -97,6 +97,16 @@ class Aside(Generic[Done]):
         self._process = CONTEXT.Process(target=_compute, args=(compute, line), daemon=True)
         self._process.start()
         writer.close()
+
+    def __enter__(self) -> Aside[Done]:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def is_done(self) -> bool:
+        """Whether `result` is there, be it an error."""
+        return self._reader.poll()
 
     def result(self) -> Done:
         """What it came to, when that is there; to be called once. Raises what it raises, or WorkerDied."""
