@@ -206,8 +206,9 @@ def test_patches_from_standard_input_are_kept(
 
 
 DIFF = "--- a/a.c\n+++ b/a.c\n@@ -1 +1 @@\n-one\n+two\n"
+HALF_ENDS = re.compile(r"\r+(\n|\Z)")
 ENVELOPE = "From x Thu Jan  1 00:00:00 1970"
-LINES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: text.replace("\r\n", ""))
+LINES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(lambda text: HALF_ENDS.sub(r"\1", text))
 
 
 @given(st.lists(LINES | st.just(ENVELOPE), max_size=4), st.sampled_from(["", "f\u00fcnf", "[PATCH] x"]))
