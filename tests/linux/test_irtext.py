@@ -239,6 +239,28 @@ def test_what_no_teller_tells_is_no_block(block: Any) -> None:
         read(["f", PATH, 1, 0, 0, [], [block]])
 
 
+@pytest.mark.parametrize(
+    "callee",
+    [
+        ["c", "f(R);evil()", PATH],
+        ["c", "", PATH],
+        ["c", 1, PATH],
+        ["c", "f"],
+        ["python", "f", None],
+        ["python", "asks"],
+        ["python", "asks", [PATH, 1]],
+        "C_fail",
+        "print",
+        "f_one_9674f1f8",
+        None,
+        7,
+    ],
+)
+def test_what_no_teller_tells_is_no_callee(callee: Any) -> None:
+    with pytest.raises(UNREADABLE):
+        read(["f", PATH, 1, 0, 0, [], [[[["call", 1, None, callee, []]], ["unreachable"], []]]])
+
+
 def _places(value: Any) -> Iterator[tuple[list[Any], int]]:
     for number, part in enumerate(value):
         yield value, number
@@ -246,7 +268,7 @@ def _places(value: Any) -> Iterator[tuple[list[Any], int]]:
             yield from _places(part)
 
 
-STRANGE = [-1, 1 << 70, 3, "evil", "mark", None, True, [], [0], ["const", 3, "u8", False], 0.5]
+STRANGE = [-1, 1 << 70, 3, "evil()", "mark", None, True, [], [0], ["const", 3, "u8", False], 0.5]
 
 
 def _changed(chance: random.Random, told: Any) -> Any:
