@@ -13,8 +13,10 @@ from typing import NamedTuple
 import pytest
 
 from iretrace.check import check
+from iretrace.cli.sources import TreeSource
 from iretrace.linux.bodies import Bodies, changed_bodies
-from iretrace.linux.edits import Edit
+from iretrace.linux.ctree import Pos
+from iretrace.linux.edits import Edit, make_patch
 from iretrace.linux.hypervisor import TreeHypervisor
 from iretrace.linux.lowerings import KeptLowerings, Lowerings
 from iretrace.linux.machine import Machine
@@ -84,6 +86,11 @@ def python(machine: Machine) -> dict[str, str]:
     return found
 
 
+def lines(machine: Machine) -> set[tuple[str, tuple[Pos, ...]]]:
+    """Where the statements of the basic blocks of all functions stand."""
+    return {(block.name, block.statements) for block in machine.program.blocks}
+
+
 def test_on_the_same_tree_no_function_is_lowered_again(kept: Kept, tree_6_12: Path) -> None:
     text, before = kept
     machine = taking(text, open_tree(tree_6_12))
@@ -92,8 +99,7 @@ def test_on_the_same_tree_no_function_is_lowered_again(kept: Kept, tree_6_12: Pa
     assert after.lowered == []
     assert len(before.lowered) > 200
     assert python(machine) == python(before.machine)
-    positions = [{block.name: block.statements for block in one.machine.program.blocks} for one in (before, after)]
-    assert positions[0] == positions[1]
+    assert lines(machine) == lines(before.machine)
 
 
 def test_tables_of_functions_are_not_read_again(kept: Kept, tree_6_12: Path) -> None:
@@ -122,6 +128,7 @@ def test_on_a_patched_tree_only_what_has_changed_is_lowered(
     fresh, after = ran(Machine(tree)), ran(taking(text, tree))
     assert after.found == fresh.found
     assert python(after.machine) == python(fresh.machine)
+    assert lines(after.machine) == lines(fresh.machine)
     assert {name.removeprefix("f_").rpartition("_")[0] for name in after.lowered} >= changed
     assert len(after.lowered) < 10
 
@@ -182,6 +189,16 @@ def _line_less(lines: list[str]) -> None:
 def test_a_text_that_is_not_ours_is_refused(kept: Kept, tree_6_12: Path, change: Callable[[list[str]], None]) -> None:
     with pytest.raises(ValueError):
         taking(changed(kept[0], change), open_tree(tree_6_12))
+
+
+def test_a_patched_tree_tells_nothing(tree_6_12: Path) -> None:
+    plain = TreeSource(tree_6_12)
+    source = plain.patched([("a.patch", make_patch(open_tree(tree_6_12), NO_EVENT_REQUEST))])
+    for one in (plain, source):
+        one.read()
+        one.open("sev-es")
+    assert plain.lowered() != b""
+    assert source.lowered() == b""
 
 
 def test_nothing_is_told_where_nothing_was_lowered(tree_6_12: Path) -> None:
