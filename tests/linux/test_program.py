@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from iretrace.linux.ctree import Pos
 from iretrace.linux.program import ConditionId, Program, Run, Unmodelled
 from tests.linux.csource import PATH, program_of
 
@@ -154,3 +155,17 @@ def test_a_renamed_function_is_called_as_before_and_stands_elsewhere() -> None:
     other.rename(name)
     executed(other, 1, 1)
     assert other.namespace[name].__code__.co_filename not in (file, program.namespace[name].__code__.co_filename)
+
+
+def test_of_two_functions_of_one_name_in_a_file_neither_is_known_elsewhere_by_it() -> None:
+    """Which of them comes first has the name; who comes next has its line in it."""
+    texts = ("int f(int a, int b)\n{\n  return 1;\n}\n", "\n\nint f(int a, int b)\n{\n  return 2;\n}\n")
+    program, other = map(program_of, texts)
+    first = program.callee("f", Pos(PATH, 0)).name
+    assert program.c_name(first) == ("f", PATH)
+    program.layout = other.layout
+    second = program.callee("f", Pos(PATH, 0)).name
+    assert second == f"{first}_3"
+    assert program.c_name(first) is program.c_name(second) is None
+    results = [program.namespace[name](Run(program), 0, 0) for name in (first, second)]
+    assert results == [1, 2]
