@@ -83,4 +83,4 @@ def test_a_function_that_does_nothing_is_in_the_trace_all_the_same() -> None:
     assert run.call("f") == 1
     names = {program.blocks[block].function for block in run.trace}
     assert names == {"f", "nothing"}
-    assert len(program.functions_of(run.trace)) == 2
+    assert len(program.blocks.functions(run.trace)) == 2

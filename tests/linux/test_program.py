@@ -33,7 +33,7 @@ def executed(program: Program, *args: int) -> tuple[object, list[int], set[Condi
     run = Run(program)
     result = run.call("f", *args, path=PATH)
     lines = [line.line for block in run.trace for line in program.block_lines(block)]
-    return result, lines, program.executed_conditions(run.trace)
+    return result, lines, program.blocks.conditions(run.trace)
 
 
 def condition(line: int, ordinal: int = 0) -> ConditionId:

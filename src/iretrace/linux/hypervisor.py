@@ -278,7 +278,7 @@ class TreeHypervisor:
 
     def conditions(self) -> set[ConditionId]:
         """Leaf conditions of the tree decided so far."""
-        return self.program.executed_conditions(self._steps.blocks)
+        return self.program.blocks.conditions(self._steps.blocks)
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """Rules used."""

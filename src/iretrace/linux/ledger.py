@@ -40,7 +40,7 @@ class Ledger:
 
     def statements(self) -> int:
         """How many distinct C statements were executed."""
-        return self._machine.program.count_statements(self._found().blocks)
+        return self._machine.program.blocks.count_statements(self._found().blocks)
 
     def assumptions(self, vcpu: str) -> tuple[Assumption, ...]:
         """The rules used, for a kind of vCPU."""
@@ -63,6 +63,8 @@ class Ledger:
         if self._basis is None or self._basis.noted != noted:
             notes = self._machine.notes.reached(noted, but=Lowered)
             blocks = self._machine.program.executed(notes)
-            lowered = {note for note in notes if isinstance(note, Lowered)} | self._machine.program.functions_of(blocks)
+            lowered = {note for note in notes if isinstance(note, Lowered)} | self._machine.program.blocks.functions(
+                blocks
+            )
             self._basis = Basis(noted, blocks, sorted(lowered, key=lambda function: function.name), notes)
         return self._basis

@@ -26,7 +26,8 @@ from iretrace.linux.kept import UNREADABLE, lines_of
 from iretrace.linux.leafs import is_leaf, name_of_query, read_leaf, told_leaf
 from iretrace.linux.machine import Machine
 from iretrace.linux.notes import Lowered, Note
-from iretrace.linux.program import PRIMITIVES, Program
+from iretrace.linux.primitives import PRIMITIVES
+from iretrace.linux.program import Program
 from iretrace.linux.used import Definition, Moves, Query
 from iretrace.linux.vm import KINDS
 

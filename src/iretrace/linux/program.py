@@ -19,7 +19,7 @@ from sys import _getframe
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
-from iretrace.linux import ctree, fold, ir, memory
+from iretrace.linux import ctree, ir, memory
 from iretrace.linux.answers import (
     Answer,
     ConditionId,
@@ -30,8 +30,8 @@ from iretrace.linux.answers import (
     Storage,
     Value,
 )
+from iretrace.linux.blocks import BlockInfo, Blocks
 from iretrace.linux.builder import Callee, Variable
-from iretrace.linux.calls import BIT_FUNCTIONS
 from iretrace.linux.ctree import Pos
 from iretrace.linux.emit import REST, Context, emit
 from iretrace.linux.globals import Globals
@@ -40,6 +40,7 @@ from iretrace.linux.layout import Layout
 from iretrace.linux.lower import FunctionLowering
 from iretrace.linux.memory import Space
 from iretrace.linux.notes import BLOCKS, Lowered, Note, Uses
+from iretrace.linux.primitives import EMITTED, PRIMITIVES
 from iretrace.linux.run import PAUSE, Pausing, Retry, Run
 from iretrace.linux.targets import Targets
 from iretrace.linux.types import Func, Type
@@ -81,18 +82,6 @@ class Function:
     code: CodeType | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BlockInfo:
-    """A basic block: the function, its file and its name in the program, the places of its statements, its leaf
-    conditions."""
-
-    function: str
-    path: str
-    name: str
-    statements: tuple[Pos, ...]
-    conditions: tuple[ConditionId, ...]
-
-
 class Kept(Protocol):
     """What an earlier run has found, as far as it holds here (lowerings.KeptLowerings)."""
 
@@ -123,7 +112,7 @@ class Program:
     space: Space = field(init=False, default_factory=Space)
     initial: dict[int, int] = field(init=False, default_factory=dict)
     namespace: dict[str, Any] = field(init=False, default_factory=dict)
-    blocks: list[BlockInfo] = field(init=False, default_factory=list)
+    blocks: Blocks = field(init=False, default_factory=Blocks)
     functions: Targets = field(init=False)
     """Address -> callable, for calls through pointers."""
     models: dict[str, tuple[str, Site | None]] = field(init=False, default_factory=dict)
@@ -146,9 +135,6 @@ class Program:
         self._lines: dict[str, list[str]] = {}
         self._pausing: set[str] = {REST}
         self._uses: dict[Uses, Uses] = {}
-        self._statements: dict[tuple[str, Pos], int] = {}
-        self._numbers: list[tuple[int, ...]] = []
-        """For each block the numbers of its statements."""
         self._failures: list[Fail] = []
         self._addresses: dict[str, int] = {}
         self._address_names: dict[int, tuple[str, str]] = {}
@@ -156,17 +142,10 @@ class Program:
             {
                 "F": self.functions,
                 "PAUSE": PAUSE,
-                "C_load": memory.load,
-                "C_store": memory.store,
-                "C_touch": memory.touch,
-                "C_copy": memory.copy,
-                "C_fill": memory.fill,
-                "C_leave": memory.leave,
-                "C_divide": fold.divide,
-                "C_remainder": fold.remainder,
                 "C_fail": self._failure,
                 "C_endless": _endless,
                 REST: _rest,
+                **EMITTED,
                 **PRIMITIVES,
             }
         )
@@ -223,10 +202,6 @@ class Program:
         info = self.blocks[block]
         return tuple(self.line(pos, info.function) for pos in info.statements)
 
-    def count_statements(self, blocks: Iterable[int]) -> int:
-        """How many distinct C statements some basic blocks have."""
-        return len(set[int]().union(*(self._numbers[block] for block in blocks)))
-
     def statements_of(self, name: str, path: str = "") -> tuple[CLine, ...]:
         """The C statements of a function, executed or not, as far as the configuration has them."""
         function = self._functions[self.callee(name, Pos(path, 0)).name]
@@ -261,22 +236,14 @@ class Program:
         """The basic blocks of all nodes of executions."""
         return set[int]().union(*(note.blocks() for note in notes if isinstance(note, Uses)))
 
-    def functions_of(self, blocks: Iterable[int]) -> set[Lowered]:
-        """The functions of basic blocks."""
-        return {Lowered(name) for name in {self.blocks[block].name for block in blocks}}
-
     @contextmanager
     def noting(self, run: Run) -> Iterator[None]:
         """What a run executes meanwhile is noted."""
         try:
             yield
         finally:
-            for function in self.functions_of(run.trace):
+            for function in self.blocks.functions(run.trace):
                 self.layout.notes.note(function)
-
-    def executed_conditions(self, blocks: Iterable[int]) -> set[ConditionId]:
-        """The leaf conditions that were decided in these blocks."""
-        return {condition for block in set(blocks) for condition in self.blocks[block].conditions}
 
     def invert(self, condition: ConditionId) -> None:
         """Negate another condition from now on; only functions that held the last one or hold this are emitted anew."""
@@ -420,7 +387,7 @@ class Program:
         """Numbers for the basic blocks of a function that another process has lowered, which is in a tree as here."""
         first = len(self.blocks)
         for statements in blocks:
-            self._add_block(BlockInfo(function, path, name, tuple(statements), ()))
+            self.blocks.add(BlockInfo(function, path, name, tuple(statements), ()))
         return range(first, len(self.blocks))
 
     def rename(self, name: str) -> None:
@@ -474,12 +441,6 @@ class Program:
             else:
                 self.globals.identifier(name, Pos(owner, 0), False)
 
-    def _add_block(self, info: BlockInfo) -> int:
-        numbers = self._statements
-        self.blocks.append(info)
-        self._numbers.append(tuple([numbers.setdefault((info.function, at), len(numbers)) for at in info.statements]))
-        return len(self.blocks) - 1
-
     def _stub(self, name: str) -> Callable[..., Any]:
         """Stands for a function until it is called."""
         return partial(_lower_and_call, self, name)
@@ -492,7 +453,7 @@ class Program:
 
         def enter(statements: Sequence[Pos], conditions: Sequence[int]) -> int:
             ids = tuple(ConditionId(*lowered.conditions[number], function.function) for number in conditions)
-            return self._add_block(BlockInfo(function.function, function.path, name, tuple(statements), ids))
+            return self.blocks.add(BlockInfo(function.function, function.path, name, tuple(statements), ids))
 
         known_as = self._renamed.get(name, name)
         emitted = emit(lowered, known_as, function.resumable, Context(enter, self._fail, self._may_pause))
@@ -626,20 +587,6 @@ def _lower_and_call(program: Program, name: str, run: Run, *args: Any) -> Any:
 
 LOWERS = _lower_and_call.__code__
 """On the Python stack below a function that was lowered for this call."""
-
-
-def _ignoring_run(function: Callable[[int, int], int]) -> Callable[[Run, int, int], int]:
-    return lambda run, value, bits: function(value, bits)
-
-
-PRIMITIVES: Mapping[str, Callable[..., Any]] = {
-    "C_memcpy": memory.copy,
-    "C_memset": memory.memset,
-    "C_memcmp": memory.memcmp,
-    "C_strlen": memory.strlen,
-    **{f"C_{name}": _ignoring_run(function) for name, function in BIT_FUNCTIONS.items()},
-}
-"""What lowered functions call that is neither C nor a rule's answer, by its name in the program."""
 
 
 def _rest(run: Run) -> Any:
