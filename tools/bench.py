@@ -48,7 +48,7 @@ EVERY_GUEST = Edit(
 )
 PATCHES: Mapping[str, tuple[Sequence[Edit], float]] = {
     "the mail's change to NMI_COMPLETE": ([NMI_COMPLETE], 10),
-    "the mail's change to svm_enable_nmi_window()": ([NMI_WINDOW], 10),
+    "the mail's change to the NMI window": ([NMI_WINDOW], 10),
     "both": ([NMI_COMPLETE, NMI_WINDOW], 10),
     "a statement more in svm_vcpu_run()": ([EVERY_GUEST], 60),
 }
