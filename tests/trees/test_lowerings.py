@@ -159,12 +159,20 @@ def _no_leafs(lines: list[str]) -> None:
     _header(lines, leafs=[["strange", "x"]])
 
 
-def _no_contents(lines: list[str]) -> None:
+def _other_leafs(lines: list[str]) -> None:
     contents = json.loads(lines[0])["contents"]
-    _header(lines, contents={own: [[-1.5], True, [[0, "x"]]] for own in contents})
+    _header(lines, contents={own: [[-1.5], *rest] for own, (_, *rest) in contents.items()})
 
 
-@pytest.mark.parametrize("change", [_cut_functions, _no_leafs, _no_contents])
+def _other_words(lines: list[str]) -> None:
+    contents = json.loads(lines[0])["contents"]
+    told = {
+        own: [leafs, is_written, [[at, "x"] for at, _ in words]] for own, (leafs, is_written, words) in contents.items()
+    }
+    _header(lines, contents=told)
+
+
+@pytest.mark.parametrize("change", [_cut_functions, _no_leafs, _other_leafs, _other_words])
 def test_what_does_not_read_is_as_if_it_were_not_there(
     kept: Kept, tree_6_12: Path, change: Callable[[list[str]], None]
 ) -> None:

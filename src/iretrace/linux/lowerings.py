@@ -133,7 +133,8 @@ class KeptLowerings:
             return None
         try:
             numbers, writable, words = self._header.contents[own]
-            return None if self._rests_on(numbers) is None else (bool(writable), dict(words))
+            known = {int(at): None if word is None else int(word) for at, word in words}
+            return None if self._rests_on(numbers) is None else (bool(writable), known)
         except UNREADABLE:
             return None
 
@@ -186,7 +187,7 @@ def told_callee(program: Program, called: str) -> Any:
 def read_callee(program: Program, told: Any, lines: Moves) -> str:
     """The name here of what was called there. It is pasted into Python. ValueError: nothing has such a name."""
     match told:
-        case ["c", str(name), str(path)] if name.isidentifier():
+        case ["c", str(name), str(path)] if name.isidentifier() and name.isascii():
             return program.known_as(name, path)
         case ["python", str(name), site]:
             answer = program.rules.function(name, "")
@@ -199,7 +200,8 @@ def read_callee(program: Program, told: Any, lines: Moves) -> str:
 
 def _site(told: Any, lines: Moves) -> Site:
     path, line, function, texts, bits, pointee = told
-    return Site(Pos(path, lines.get((path, line), line)), function, tuple(texts), tuple(bits), tuple(pointee))
+    pos = Pos(str(path), lines.get((path, line), int(line)))
+    return Site(pos, str(function), tuple(map(str, texts)), tuple(map(int, bits)), tuple(map(int, pointee)))
 
 
 class _NoName(Exception):
