@@ -1,8 +1,8 @@
 """What functions are lowered to, told so that a later run need not parse and lower them.
 
-What a function is lowered to depends on the lookups, rules and facts that lowering it has noted (linux.notes). Where
-all of these are answered as they were, by a tree in which patches have changed functions only, it is taken over, with
-its lines where they stand now. Python is made of it here: see irtext.
+What a function is lowered to depends on the lookups and rules that lowering it has noted (linux.notes). Where all of
+these are answered as they were, by a tree in which patches have changed functions only, it is taken over, with its
+lines where they stand now. Python is made of it here: see irtext.
 
 A text is compressed lines of JSON: a header, and a line for each function of its leafs (by number) and itself. It was
 perhaps not written by us: what does not read as we would have written it is not there.
@@ -34,7 +34,6 @@ from iretrace.linux.vm import KINDS
 
 @dataclass(slots=True)
 class _Header:
-    facts: list[str]
     read: dict[str, str]
     objects: list[tuple[str, int, int]]
     contents: dict[str, tuple[list[int], bool, list[tuple[int, int | None]]]]
@@ -77,7 +76,6 @@ class Lowerings:
         }
         queries = {name_of_query(note.words) for note in leafs if isinstance(note, Query)}
         header = {
-            "facts": machine.definitions.facts(),
             "read": read,
             "objects": [told for told in machine.program.space.all() if told[0].partition("\t")[0] not in KINDS],
             "contents": contents,
@@ -98,7 +96,7 @@ class KeptLowerings:
         lines = lines_of(text)
         self._header = header = _Header(**json.loads(lines[0]))
         self._bodies = bodies_of(header.read)
-        if self._bodies is None or header.facts != list(machine.definitions.facts()):
+        if self._bodies is None:
             raise ValueError("another tree")
         for made in header.objects:
             machine.program.space.foresee(*made)
