@@ -52,7 +52,7 @@ live: $(STAMP) ## every test that can run on real KVMs (Debian's 6.1, 6.12 and 7
 	done
 
 bench: $(STAMP) ## how fast it is here
-	@trees="$$($(FETCH) --path 6.1)" && $(BIN)/python tools/bench.py "$$trees"
+	@trees="$$($(FETCH) --path 6.1)" && $(BIN)/python -m tools.bench "$$trees"
 
 trees: ## fetch the kernel sources that the tests use; prints the directory
 	@$(FETCH)

@@ -1,4 +1,4 @@
-"""How fast Iretrace is here: python tools/bench.py TREE, a Linux 6.1. Prints each measurement with the limit that it
+"""How fast Iretrace is here: python -m tools.bench TREE, a Linux 6.1. Prints each measurement with the limit that it
 should meet.
 
 Seconds are those of the clock; on a machine that does other things as well, look at those of the CPU.
@@ -21,22 +21,17 @@ from typing import Any
 from iretrace.check import check
 from iretrace.cli.driver import Request, run
 from iretrace.cli.sources import BuiltinSource, Source, TreeSource
-from iretrace.linux.edits import SEV, SVM, Edit, make_patch
+from iretrace.linux.edits import SVM, Edit, make_patch
 from iretrace.linux.tree import open_tree
 from iretrace.litmus.corpus import select
 from iretrace.verdict import InputError
 from iretrace.world.protocol import Hypervisor, Pause
+from tests.trees.edits import FIX_ON_6_1
 
 JOBS = 2
 """Processes at once, as the limits mean it."""
 
 
-NMI_COMPLETE = Edit(
-    SEV,
-    "sev_handle_vmgexit",
-    "ret = svm_invoke_exit_handler(vcpu, SVM_EXIT_IRET);",
-    "vcpu->arch.hflags &= ~HF_NMI_MASK;\n\t\tkvm_make_request(KVM_REQ_EVENT, vcpu);\n\t\tret = 1;",
-)
 NMI_WINDOW = Edit(
     SVM,
     "svm_enable_nmi_window",
@@ -47,9 +42,9 @@ EVERY_GUEST = Edit(
     SVM, "svm_vcpu_run", "trace_kvm_entry(vcpu", "vcpu->arch.nmi_injected &= true;\n\ttrace_kvm_entry(vcpu"
 )
 PATCHES: Mapping[str, tuple[Sequence[Edit], float]] = {
-    "the mail's change to NMI_COMPLETE": ([NMI_COMPLETE], 10),
+    "the mail's change to NMI_COMPLETE": (FIX_ON_6_1, 10),
     "the mail's change to the NMI window": ([NMI_WINDOW], 10),
-    "both": ([NMI_COMPLETE, NMI_WINDOW], 10),
+    "both": ([*FIX_ON_6_1, NMI_WINDOW], 10),
     "a statement more in svm_vcpu_run()": ([EVERY_GUEST], 60),
 }
 """Changes to Linux 6.1, and in how many seconds all tests should have been judged with them."""
@@ -138,7 +133,7 @@ def command(cache: Path, tree: Path, *arguments: str) -> float:
 def main() -> int:
     """Command line entry."""
     if len(sys.argv) != 2:
-        print("usage: python tools/bench.py TREE", file=sys.stderr)
+        print("usage: python -m tools.bench TREE", file=sys.stderr)
         return 2
     tree = Path(sys.argv[1])
     try:

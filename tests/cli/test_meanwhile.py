@@ -14,10 +14,11 @@ import pytest
 
 from iretrace.cli import review as module
 from iretrace.cli.driver import Request, begun, verdicts
-from iretrace.cli.meanwhile import Beginning, begun_and_opened
+from iretrace.cli.meanwhile import begun_and_opened
 from iretrace.cli.review import Stage, review
 from iretrace.cli.sources import AboutPatches
 from iretrace.cli.stored import Stored
+from iretrace.cli.workers import Aside
 from iretrace.litmus.corpus import select
 from iretrace.verdict import InputError, Result
 from iretrace.world.protocol import Hypervisor
@@ -93,7 +94,7 @@ def tree(tmp_path: Path) -> Noting:
 @pytest.fixture(autouse=True)
 def slow_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are never done before all that may be opened is."""
-    monkeypatch.setattr(Beginning, "is_done", lambda self: False)
+    monkeypatch.setattr(Aside, "is_done", lambda self: False)
 
 
 def ran(stages: Sequence[Stage]) -> list[Result]:
@@ -194,7 +195,7 @@ def test_the_kind_of_most_tasks_is_opened_first_and_no_more_when_the_lookups_are
     request = replace(REQUEST, vcpus=(), tests=select(["hlt-in-nmi", TEST, "maybe-nmi"]))
     assert list(begun_and_opened(request, tree, quiet, stored).opened) == ["sev-es", "plain"]
     done = iter([False, True])
-    monkeypatch.setattr(Beginning, "is_done", lambda self: next(done))
+    monkeypatch.setattr(Aside, "is_done", lambda self: next(done))
     assert list(begun_and_opened(request, tree, quiet, stored).opened) == ["sev-es"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,10 +47,11 @@ class Telling(SmallSource):
         self.note("lowered")
         return b"lowered"
 
-    def take_lowered(self, text: bytes) -> None:
+    def take_lowered(self, texts: Sequence[bytes]) -> None:
         """Noted."""
-        assert text == b"lowered"
-        self.note("take_lowered")
+        for text in texts:
+            assert text == b"lowered"
+            self.note("take_lowered")
 
     def open(self, vcpu: str) -> Hypervisor:
         """Noted."""

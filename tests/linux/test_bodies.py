@@ -102,4 +102,5 @@ def test_what_has_to_be_looked_at_is_in_a_touched_file_or_has_a_name_of_theirs()
     assert bodies.concern(("function", "count", ""), "b.c")
     assert bodies.concern(("signature", "count", "b.c"), "")
     assert bodies.concern(("function", "other", ""), "a.c"), "it may stand on other lines"
+    assert bodies.concern(("functions_in", "a.c"), ""), "there may be others"
     assert not bodies.concern(("struct", "struct", "state", ""), "")

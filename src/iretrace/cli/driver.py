@@ -306,9 +306,9 @@ def _steps_key(source: Source, vcpu: str) -> str:
 
 
 def take_lowered(begun: Begun) -> None:
-    """Let the source take over what was kept of functions of C: before it opens anything."""
-    for text in begun.texts(_lowered_key(begun.source)):
-        begun.source.take_lowered(text)
+    """Let the source take over what was kept of functions of C, and tell of others: before it opens anything."""
+    if begun.stored is not None:
+        begun.source.take_lowered(begun.texts(_lowered_key(begun.source)))
 
 
 def open_kind(begun: Begun, vcpu: str) -> Hypervisor:

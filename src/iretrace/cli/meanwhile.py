@@ -11,33 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from iretrace.cli.driver import Begun, LookedUp, Request, begun, looked_up, open_kind, prepared, take_lowered
+from iretrace.cli.driver import Begun, LookedUp, Request, looked_up, open_kind, prepared, take_lowered
 from iretrace.cli.sources import Source
 from iretrace.cli.stored import Lookup, Stored
 from iretrace.cli.workers import Aside
 from iretrace.world.protocol import Hypervisor
 
 
-class Beginning:
-    """`begun`, for which another process looks up what is kept. To be used in a `with`."""
-
-    def __init__(self, prepared: Begun) -> None:
-        self._prepared = prepared
-        self._looking: Aside[LookedUp] = Aside(lambda: looked_up(prepared, lambda _text: None))
-
-    def __enter__(self) -> Beginning:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._looking.stop()
-
-    def is_done(self) -> bool:
-        """Whether `begun` need not wait any more."""
-        return self._looking.is_done()
-
-    def begun(self) -> Begun:
-        """To be called once. Raises what `begun` raises, or WorkerDied."""
-        return replace(self._prepared, kept=self._looking.result())
+def looking(prepared: Begun) -> Aside[LookedUp]:
+    """Another process looks up what is kept for a request."""
+    return Aside(lambda: looked_up(prepared, lambda _text: None))
 
 
 def begun_and_opened(
@@ -49,11 +32,10 @@ def begun_and_opened(
     None is opened where most results will be found or nothing is looked for."""
     one = prepared(request, source, stored, anew)
     if stored is None or anew or _is_known(one, stored):
-        return begun(request, source, progress, stored, anew)
+        return replace(one, kept=looked_up(one, progress))
     progress(f"opening {source.name}")
-    with Beginning(one) as beginning:
-        opened = _opened(one, beginning.is_done)
-        return replace(beginning.begun(), opened=opened)
+    with looking(one) as aside:
+        return replace(one, opened=_opened(one, aside.is_done), kept=aside.result())
 
 
 def _is_known(begun: Begun, stored: Stored) -> bool:

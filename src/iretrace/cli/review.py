@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from iretrace.cli.driver import Begun, Ran, Request, begun, finished, prepared
 from iretrace.cli.known import mark_known
-from iretrace.cli.meanwhile import Beginning, begun_and_opened
+from iretrace.cli.meanwhile import begun_and_opened, looking
 from iretrace.cli.moved import PLACE
 from iretrace.cli.sources import AboutPatches, Patchable
 from iretrace.cli.stored import Stored, keeps
@@ -58,31 +58,29 @@ def review(
     patches = list(request.patches)
     counts = range(1, len(patches) + 1) if each else [len(patches)]
     sources = [tree.patched(patches[:count]) for count in counts]
-    with Beginning(prepared(request, tree, stored, anew)) as beginning:
+    unpatched = prepared(request, tree, stored, anew)
+    with looking(unpatched) as aside:
         for source in sources:
             progress(f"reading {source.name}")
             source.read()
-        unpatched = beginning.begun()
+        unpatched = replace(unpatched, kept=aside.result())
     kept = None if anew else stored
     look = partial(_about, sources, kept)
     is_quick = all(source.is_quick(kept) for source in sources)
-    looked = look if is_quick else Aside(look).result
-    abouts = look() if is_quick else []
+    abouts = cache(look if is_quick else Aside(look).result)
     ran: list[Ran | None] = []
     for number, source in enumerate((tree, *sources)):
-        opens = number == 1 and (not abouts or abouts[0].in_scope)  # one tree only: what is opened stays in memory
+        opens = number == 1 and (not is_quick or abouts()[0].in_scope)  # one tree only: what is opened stays in memory
         begin = begun_and_opened if opens else begun
         one = begin(request, source, progress, stored, anew) if number else unpatched
         if one.missing() and not _is_touched(one, ran):
-            abouts = abouts or looked()
-            judged = abouts[number - 1 : number] if number else abouts
+            judged = abouts()[number - 1 : number] if number else abouts()
             if not any(about.in_scope for about in judged):
                 ran.append(None)
                 continue
         ran.append(finished(one, progress))
-    abouts = abouts or looked()
     stages = [Stage("", tree, ran[0])]
-    for count, source, about, one_ran in zip(counts, sources, abouts, ran[1:], strict=True):
+    for count, source, about, one_ran in zip(counts, sources, abouts(), ran[1:], strict=True):
         name = f"{tree.result_name} + {count} of {len(patches)}" if each else source.name
         remarks = about.remarks if not each else (f"{name}: {patches[count - 1][0]}", *about.remarks)
         stages.append(Stage(name, source, one_ran if about.in_scope else None, remarks, about.in_scope, about.rows))

@@ -77,11 +77,13 @@ class Source(Protocol):
         ...
 
     def lowered(self) -> bytes:
-        """What functions of C have been lowered to here, for `take_lowered`; empty if that is not kept."""
+        """What functions of C have been lowered to here since `take_lowered`, for that of another one; empty if that is
+        not kept."""
         ...
 
-    def take_lowered(self, text: bytes) -> None:
-        """Take over what functions were lowered to, as far as it holds here. After `read`, before `open`."""
+    def take_lowered(self, texts: Sequence[bytes]) -> None:
+        """Take over what functions were lowered to, as far as it holds here, instead of what was taken before. After
+        `read`, before `open`."""
         ...
 
     def steps_of(self, hypervisor: Hypervisor) -> bytes:
@@ -224,14 +226,11 @@ class TreeSource:
 
     def read(self) -> None:
         """Index the tree, once."""
-        from iretrace.linux.lowerings import Lowerings
         from iretrace.linux.machine import Machine
 
         if self._machine is None:
             with unreadable_is_input_error():
                 self._machine = Machine(self.tree, self._rules, self._options)
-            if not self.patches:
-                self._lowerings = Lowerings(self._machine)
 
     def about_patches(
         self, progress: Callable[[str], None], since: int = 0, stored: Stored | None = None
@@ -315,13 +314,17 @@ class TreeSource:
         """Of a tree without patches, as steps_of()."""
         return b"" if self._lowerings is None else self._lowerings.text(self.tree.read_so_far())
 
-    def take_lowered(self, text: bytes) -> None:
+    def take_lowered(self, texts: Sequence[bytes]) -> None:
         """See linux.lowerings."""
-        from iretrace.linux.lowerings import KeptLowerings
+        from iretrace.linux.lowerings import KeptLowerings, Lowerings
 
         assert self._machine is not None, "nothing was read"
-        with suppress(*NOT_OURS):
-            self._machine.program.kept.append(KeptLowerings(text, self._machine, self._bodies_since))
+        if not self.patches and self._lowerings is None:
+            self._lowerings = Lowerings(self._machine)
+        self._machine.program.kept.clear()
+        for text in texts:
+            with suppress(*NOT_OURS):
+                self._machine.program.kept.append(KeptLowerings(text, self._machine, self._bodies_since))
 
     def steps_of(self, hypervisor: Hypervisor) -> bytes:
         """Those of a tree without patches: of one with patches there is no more than one run."""
@@ -399,13 +402,13 @@ def _of_tree(hypervisor: Hypervisor) -> TreeHypervisor:
 
 
 class WithoutSteps:
-    """The part of a source that keeps nothing of host steps, as its hypervisors are fast."""
+    """The part of a source that keeps nothing of host steps and what they execute, as its hypervisors are fast."""
 
     def lowered(self) -> bytes:
         """Nothing."""
         return b""
 
-    def take_lowered(self, text: bytes) -> None:
+    def take_lowered(self, texts: Sequence[bytes]) -> None:
         """Nothing."""
 
     def steps_of(self, hypervisor: Hypervisor) -> bytes:

@@ -8,7 +8,7 @@ have to be looked at again.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Bodies:
     def concern(self, words: tuple[str, ...], path: str) -> bool:
         """Whether a lookup of these words (used.Query) that found something in a file may find something else now, or
         the same on other lines."""
-        return path in self.paths or not self.names.isdisjoint(words)
+        return path in self.paths or not self.names.isdisjoint(words) or words[0] == "functions_in"
 
 
 def changed_bodies(tree: Tree) -> Bodies | None:
@@ -67,22 +67,15 @@ def changed_in(before: str, after: str) -> frozenset[str] | None:
     old, new = _parts(before), _parts(after)
     names: set[str] = set()
     at = other_at = 0
-    matches = SequenceMatcher(None, [part.head for part in old], [part.head for part in new], autojunk=False)
-    for first, other_first, size in matches.get_matching_blocks():
-        if _outside(old[at : first + 1]) != _outside(new[other_at : other_first + 1]):
+    for number, other_number in _same_heads(old, new):
+        if _outside(old[at : number + 1]) != _outside(new[other_at : other_number + 1]):
             return None
-        alone = [*old[at:first], *new[other_at:other_first]]
-        if not all(map(_is_plain, alone)):
+        alone = [*old[at:number], *new[other_at:other_number]]
+        one, other = old[number], new[other_number]
+        if not all(map(_is_plain, alone)) or one.is_whole != other.is_whole or _far(one.body) != _far(other.body):
             return None
-        names.update(*(part.names for part in alone))
-        for one, other in zip(old[first : first + size], new[other_first : other_first + size], strict=True):
-            if (one is not old[first] and one.outside != other.outside) or _far(one.body) != _far(other.body):
-                return None
-            if one.body != other.body:
-                names |= one.names
-            if one.is_whole != other.is_whole:
-                return None
-        at, other_at = first + size, other_first + size
+        names.update(*(part.names for part in alone), one.names if one.body != other.body else ())
+        at, other_at = number + 1, other_number + 1
     return frozenset(names - {"struct", "union", "enum"})
 
 
@@ -109,6 +102,13 @@ def _parts(text: str) -> list[_Part]:
         parts.append(_Part(outside, head, body, function.names, is_whole))
         start = function.last + 1
     return [*parts, _Part(_code(plain, lines, start, len(lines)))]
+
+
+def _same_heads(old: Sequence[_Part], new: Sequence[_Part]) -> Iterator[tuple[int, int]]:
+    """The numbers of parts that have one head, in the order of both; the last ones are such."""
+    matches = SequenceMatcher(None, [part.head for part in old], [part.head for part in new], autojunk=False)
+    for first, other_first, size in matches.get_matching_blocks():
+        yield from ((first + more, other_first + more) for more in range(size))
 
 
 def _code(plain: Sequence[str], lines: Sequence[str], start: int, end: int) -> list[str]:

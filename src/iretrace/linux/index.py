@@ -160,11 +160,9 @@ class Index:
 
     def enumerator(self, name: str) -> tuple[ctree.EnumType, str] | None:
         """The enum that defines the constant `name`, and the file that holds it."""
-        for place in self._ordered(self._enum_places.get(name, ()), ""):
-            for node in self._parse(place, self._semicolon):
-                enum = _strip(node if isinstance(node, ctree.EnumType) else getattr(node, "type", None))
-                if isinstance(enum, ctree.EnumType) and any(item == name for item, _ in enum.items or ()):
-                    return enum, self.sources[place[0]].path
+        for place, enum in self._enums_at(name, ""):
+            if any(item == name for item, _ in enum.items or ()):
+                return enum, self.sources[place[0]].path
         return None
 
     def variable(self, name: str, path: str = "") -> ctree.Declaration | None:
@@ -267,12 +265,16 @@ class Index:
         return None
 
     def _find_enum(self, tag: str, path: str) -> ctree.EnumType | None:
-        for place in self._ordered(self._enum_places.get(f"enum {tag}", ()), path):
+        found = (enum for _, enum in self._enums_at(f"enum {tag}", path))
+        return next((enum for enum in found if enum.tag == tag and enum.items is not None), None)
+
+    def _enums_at(self, name: str, path: str) -> Iterator[tuple[Place, ctree.EnumType]]:
+        """What stands where enums are that a name (_enum_places) may be found in."""
+        for place in self._ordered(self._enum_places.get(name, ()), path):
             for node in self._parse(place, self._semicolon):
                 enum = _strip(node if isinstance(node, ctree.EnumType) else getattr(node, "type", None))
-                if isinstance(enum, ctree.EnumType) and enum.tag == tag and enum.items is not None:
-                    return enum
-        return None
+                if isinstance(enum, ctree.EnumType):
+                    yield place, enum
 
     def _find_typedef(self, name: str, path: str) -> CType | None:
         for place in self._ordered(self.names.typedefs.get(name, ()), path):

@@ -13,36 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from iretrace.linux import ir
 from iretrace.linux.calls import EXACT
 from iretrace.linux.ctree import Pos
-from iretrace.linux.ir import (
-    Binary,
-    Block,
-    Branch,
-    Call,
-    Choose,
-    Compare,
-    Const,
-    Convert,
-    Copy,
-    End,
-    Expr,
-    Fail,
-    Fill,
-    Frame,
-    Jump,
-    Load,
-    Local,
-    Lowered,
-    Mark,
-    Negate,
-    Op,
-    Return,
-    Set,
-    Store,
-    Touch,
-    Unreachable,
-)
 from iretrace.linux.memory import STACK_SIZE
 from iretrace.linux.shape import order
 from iretrace.linux.types import Int
@@ -54,7 +27,7 @@ WIDEST = EXACT.bits
 """Bits of the widest type."""
 
 LARGEST = STACK_SIZE
-"""No offset in a stack frame is larger; no function has as many locals or blocks, or text of as many lines."""
+"""No offset in a stack frame is larger, and no function has as many locals, blocks or conditions."""
 
 LONGEST = 1 << 60
 """Bits of the largest distance or size."""
@@ -66,9 +39,9 @@ class Teller:
     def __init__(self, callee: Callable[[str], Any]) -> None:
         self._callee = callee
         self._path = ""
-        self._numbers: dict[Block, int] = {}
+        self._numbers: dict[ir.Block, int] = {}
 
-    def function(self, lowered: Lowered) -> list[Any]:
+    def function(self, lowered: ir.Lowered) -> list[Any]:
         """It, before it is emitted: that uses it up."""
         self._path = lowered.pos.path
         blocks = order(lowered.entry)
@@ -80,64 +53,64 @@ class Teller:
     def _pos(self, pos: Pos) -> Any:
         return pos.line if pos.path == self._path else [pos.path, pos.line]
 
-    def _exprs(self, exprs: Sequence[Expr]) -> list[Any]:
+    def _exprs(self, exprs: Sequence[ir.Expr]) -> list[Any]:
         return list(map(self._expr, exprs))
 
-    def _expr(self, expr: Expr) -> list[Any]:
+    def _expr(self, expr: ir.Expr) -> list[Any]:
         match expr:
-            case Const():
+            case ir.Const():
                 return ["const", expr.value, _kind(expr.type), expr.given]
-            case Local():
+            case ir.Local():
                 return ["local", expr.index, _kind(expr.type), expr.low, expr.high, not expr.reads]
-            case Frame():
+            case ir.Frame():
                 return ["frame", expr.offset]
-            case Load():
+            case ir.Load():
                 base, kind = self._expr(expr.base), _kind(expr.type)
                 return ["load", base, expr.bit, expr.width, kind, expr.signed, expr.align]
-            case Negate():
+            case ir.Negate():
                 return ["negate", self._expr(expr.of), expr.invert, _kind(expr.type)]
-            case Binary():
+            case ir.Binary():
                 return [expr.op, self._expr(expr.left), self._expr(expr.right), _kind(expr.type)]
-            case Compare():
+            case ir.Compare():
                 return [expr.op, self._expr(expr.left), self._expr(expr.right)]
-            case Convert():
+            case ir.Convert():
                 return ["convert", self._expr(expr.of), _kind(expr.type)]
         raise TypeError(f"no expression of a lowered function: {type(expr).__name__}")
 
-    def _op(self, op: Op) -> list[Any]:
+    def _op(self, op: ir.Op) -> list[Any]:
         pos = self._pos(op.pos)
         match op:
-            case Mark():
+            case ir.Mark():
                 return ["mark", pos]
-            case Set():
+            case ir.Set():
                 return ["set", pos, op.local, self._expr(op.value)]
-            case Store():
+            case ir.Store():
                 base, value = self._expr(op.base), self._expr(op.value)
                 return ["store", pos, base, op.bit, op.width, value, op.align, op.assumed]
-            case Call():
+            case ir.Call():
                 if isinstance(op.callee, str):
                     return ["call", pos, op.dest, self._callee(op.callee), self._exprs(op.args)]
                 return ["through", pos, op.dest, self._expr(op.callee), self._exprs(op.args)]
-            case Touch():
+            case ir.Touch():
                 return ["touch", pos, self._expr(op.base), op.bit, op.width, op.write, op.sure]
-            case Copy():
+            case ir.Copy():
                 return ["copy", pos, self._expr(op.to), self._expr(op.source), op.size]
-            case Fill():
+            case ir.Fill():
                 return ["fill", pos, self._expr(op.to), op.size]
-            case Fail():
+            case ir.Fail():
                 return ["fail", pos, op.what, op.row]
 
-    def _end(self, end: End | None) -> list[Any]:
+    def _end(self, end: ir.End | None) -> list[Any]:
         numbers = self._numbers
         match end:
-            case Jump():
+            case ir.Jump():
                 return ["jump", numbers[end.to]]
-            case Branch():
+            case ir.Branch():
                 return ["branch", self._expr(end.cond), numbers[end.then], numbers[end.other]]
-            case Choose():
+            case ir.Choose():
                 cases = [[low, high, numbers[to]] for low, high, to in end.cases]
                 return ["choose", self._expr(end.value), cases, numbers[end.default]]
-            case Return():
+            case ir.Return():
                 return ["return", self._pos(end.pos), None if end.value is None else self._expr(end.value)]
         return ["unreachable"]
 
@@ -150,12 +123,12 @@ class Reader:
         self._callee = callee
         self._lines = lines
         self._path = ""
-        self._blocks: list[Block] = []
+        self._blocks: list[ir.Block] = []
 
-    def function(self, told: Sequence[Any]) -> Lowered:
+    def function(self, told: Sequence[Any]) -> ir.Lowered:
         """It."""
         name, self._path, line, params, stack, conditions, blocks = told
-        self._blocks = [Block(number) for number in range(len(blocks))]
+        self._blocks = [ir.Block(number) for number in range(len(blocks))]
         for block, (ops, end, decided) in zip(self._blocks, blocks, strict=True):
             block.ops = [self._op(*op) for op in ops]
             block.end = self._end(*end)
@@ -163,7 +136,7 @@ class Reader:
         known = [(str(path), self._line(path, line), _index(ordinal)) for path, line, ordinal in conditions]
         if any(number >= len(known) for block in self._blocks for number in block.conditions):
             raise ValueError("no condition")
-        return Lowered(str(name), self._pos(line), _index(params), [], self._blocks[0], _index(stack), known)
+        return ir.Lowered(str(name), self._pos(line), _index(params), [], self._blocks[0], _index(stack), known)
 
     def _pos(self, told: Any) -> Pos:
         path, line = (self._path, told) if type(told) is int else told
@@ -172,74 +145,74 @@ class Reader:
     def _line(self, path: str, line: int) -> int:
         return self._lines.get((path, line), _number(line))
 
-    def _expr(self, told: Sequence[Any]) -> Expr:
+    def _expr(self, told: Sequence[Any]) -> ir.Expr:
         match told:
             case ["const", value, kind, given]:
-                return Const(_number(value), _type(kind), _flag(given))
+                return ir.Const(_number(value), _type(kind), _flag(given))
             case ["local", index, kind, low, high, temporary]:
-                return Local(_index(index), _type(kind), _number(low), _number(high), _flag(temporary))
+                return ir.Local(_index(index), _type(kind), _number(low), _number(high), _flag(temporary))
             case ["frame", offset]:
-                return Frame(_index(offset))
+                return ir.Frame(_index(offset))
             case ["load", base, bit, width, kind, signed, align]:
-                return Load(*self._field(base, bit, width), _type(kind), _flag(signed), _size(align))
+                return ir.Load(*self._field(base, bit, width), _type(kind), _flag(signed), _size(align))
             case ["negate", of, invert, kind]:
-                return Negate(self._expr(of), _flag(invert), _type(kind))
+                return ir.Negate(self._expr(of), _flag(invert), _type(kind))
             case ["convert", of, kind]:
-                return Convert(self._expr(of), _type(kind))
+                return ir.Convert(self._expr(of), _type(kind))
             case [op, left, right, kind] if op in ARITHMETIC:
                 by = self._expr(right)
-                if op in ("<<", ">>") and isinstance(by, Const) and not 0 <= by.value <= WIDEST:
+                if op in ("<<", ">>") and isinstance(by, ir.Const) and not 0 <= by.value <= WIDEST:
                     raise ValueError("no shift")
-                return Binary(op, self._expr(left), by, _type(kind))
+                return ir.Binary(op, self._expr(left), by, _type(kind))
             case [op, left, right] if op in COMPARISONS:
-                return Compare(op, self._expr(left), self._expr(right))
+                return ir.Compare(op, self._expr(left), self._expr(right))
         raise ValueError("no expression")
 
-    def _exprs(self, told: Sequence[Any]) -> tuple[Expr, ...]:
+    def _exprs(self, told: Sequence[Any]) -> tuple[ir.Expr, ...]:
         return tuple(map(self._expr, told))
 
-    def _op(self, kind: str, place: Any, *parts: Any) -> Op:
+    def _op(self, kind: str, place: Any, *parts: Any) -> ir.Op:
         pos = self._pos(place)
         match kind, parts:
             case "mark", ():
-                return Mark(pos)
+                return ir.Mark(pos)
             case "set", (local, value):
-                return Set(pos, _index(local), self._expr(value))
+                return ir.Set(pos, _index(local), self._expr(value))
             case "store", (base, bit, width, value, align, assumed):
-                return Store(pos, *self._field(base, bit, width), self._expr(value), _size(align), _flag(assumed))
+                return ir.Store(pos, *self._field(base, bit, width), self._expr(value), _size(align), _flag(assumed))
             case "call", (dest, callee, args):
-                return Call(pos, _optional(dest), self._callee(callee), self._exprs(args))
+                return ir.Call(pos, _optional(dest), self._callee(callee), self._exprs(args))
             case "through", (dest, callee, args):
-                return Call(pos, _optional(dest), self._expr(callee), self._exprs(args))
+                return ir.Call(pos, _optional(dest), self._expr(callee), self._exprs(args))
             case "touch", (base, bit, width, write, sure):
-                return Touch(pos, *self._field(base, bit, width), _flag(write), _flag(sure))
+                return ir.Touch(pos, *self._field(base, bit, width), _flag(write), _flag(sure))
             case "copy", (to, source, size):
-                return Copy(pos, self._expr(to), self._expr(source), _size(size))
+                return ir.Copy(pos, self._expr(to), self._expr(source), _size(size))
             case "fill", (to, size):
-                return Fill(pos, self._expr(to), _size(size))
+                return ir.Fill(pos, self._expr(to), _size(size))
             case "fail", (what, row):
-                return Fail(pos, str(what), str(row))
+                return ir.Fail(pos, str(what), str(row))
         raise ValueError("no operation")
 
-    def _end(self, kind: str, *parts: Any) -> End:
+    def _end(self, kind: str, *parts: Any) -> ir.End:
         match kind, parts:
             case "jump", (to,):
-                return Jump(self._block(to))
+                return ir.Jump(self._block(to))
             case "branch", (cond, then, other):
-                return Branch(self._expr(cond), self._block(then), self._block(other))
+                return ir.Branch(self._expr(cond), self._block(then), self._block(other))
             case "choose", (value, cases, default):
                 chosen = [(_number(low), _number(high), self._block(to)) for low, high, to in cases]
-                return Choose(self._expr(value), chosen, self._block(default))
+                return ir.Choose(self._expr(value), chosen, self._block(default))
             case "return", (place, value):
-                return Return(self._pos(place), None if value is None else self._expr(value))
+                return ir.Return(self._pos(place), None if value is None else self._expr(value))
             case "unreachable", ():
-                return Unreachable()
+                return ir.Unreachable()
         raise ValueError("no end of a block")
 
-    def _block(self, number: Any) -> Block:
+    def _block(self, number: Any) -> ir.Block:
         return self._blocks[_index(number)]
 
-    def _field(self, base: Sequence[Any], bit: Any, width: Any) -> tuple[Expr, int, int]:
+    def _field(self, base: Sequence[Any], bit: Any, width: Any) -> tuple[ir.Expr, int, int]:
         if not 0 < _number(width) <= WIDEST or abs(_number(bit)) > LONGEST:
             raise ValueError("no bits")
         return self._expr(base), bit, width

@@ -27,14 +27,14 @@ from typing import Any, NamedTuple, TypeVar
 from iretrace.explore.turns import digest_of_plain, plain
 from iretrace.linux.bodies import Bodies
 from iretrace.linux.ctree import Pos
-from iretrace.linux.leafs import name_of_query, read_leaf
+from iretrace.linux.leafs import Foundations, Leafs, foresee
 from iretrace.linux.machine import Machine
 from iretrace.linux.notes import BLOCKS, Lowered, Note, Uses
 from iretrace.linux.registers import Found
 from iretrace.linux.sender import EventSender
 from iretrace.linux.states import State, States
 from iretrace.linux.turning import Asked, Turn
-from iretrace.linux.used import Definition, Moves
+from iretrace.linux.used import Moves
 from iretrace.world.protocol import NO_SENDER, Cause, Debug, Landing, Packed, Pause, PauseKind, SenderState
 
 MOST_BYTES = 256 << 20
@@ -129,17 +129,12 @@ class Line(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Header:
+class _Header(Foundations):
     """See linux.told."""
 
     setting: str
-    read: dict[str, str]
     opening: list[int]
-    objects: list[tuple[str, int, int]]
-    addresses: list[tuple[str, int, str, str]]
     functions: list[tuple[str, str, str, list[int], list[list[tuple[str, int]]]]]
-    leafs: list[list[str]]
-    definitions: dict[str, tuple[str, str, list[int]]]
     verdicts: list[str]
     counts: tuple[int, int, int, int, int, int]
 
@@ -184,10 +179,7 @@ class Kept:
         self._look_at_definitions(bodies_of(header.read))
         if any(leaf in self._changed for leaf in header.opening):
             raise ValueError("other types")
-        for made in header.objects:
-            self._program.space.foresee(*made)
-        for function in header.addresses:
-            self._program.adopt_address(*function)
+        foresee(opened.machine, header)
         self._adopt()
 
     def _look_at_definitions(self, bodies: Bodies | None) -> None:
@@ -195,16 +187,14 @@ class Kept:
         self._moves: Moves = {}
         self._leafs: list[Note] = []
         self._changed: set[int] = set()
-        for number, (kind, *words) in enumerate(self._header.leafs):
-            self._leafs.append(read_leaf(self._opened.machine, kind, words))
-            if kind == "query":
-                name = name_of_query(words)
-                digest, path, lines = self._header.definitions[name]
-                found = self._opened.machine.definitions.moves({name: Definition(digest, path, tuple(lines))}, bodies)
-                if found is None:
-                    self._changed.add(number)
-                else:
-                    self._moves.update(found)
+        leafs = Leafs(self._opened.machine, self._header, bodies)
+        for number in range(len(self._header.leafs)):
+            leaf, moves = leafs.find(number)
+            self._leafs.append(leaf)
+            if moves is None:
+                self._changed.add(number)
+            else:
+                self._moves.update(moves)
 
     def _adopt(self) -> None:
         """Make the functions known that are here as they were there."""

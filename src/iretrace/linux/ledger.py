@@ -62,9 +62,8 @@ class Ledger:
         noted = self._machine.notes.noted().union(*(found.uses for found in self._asked.values()))
         if self._basis is None or self._basis.noted != noted:
             notes = self._machine.notes.reached(noted, but=Lowered)
-            blocks = self._machine.program.executed(notes)
-            lowered = {note for note in notes if isinstance(note, Lowered)} | self._machine.program.blocks.functions(
-                blocks
-            )
+            program = self._machine.program
+            blocks = program.executed(notes)
+            lowered = {note for note in notes if isinstance(note, Lowered)} | program.blocks.functions(blocks)
             self._basis = Basis(noted, blocks, sorted(lowered, key=lambda function: function.name), notes)
         return self._basis

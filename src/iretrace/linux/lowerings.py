@@ -23,23 +23,19 @@ from iretrace.linux.bodies import Bodies
 from iretrace.linux.ctree import Pos
 from iretrace.linux.ir import Lowered as Function
 from iretrace.linux.kept import UNREADABLE, lines_of
-from iretrace.linux.leafs import is_leaf, name_of_query, read_leaf, told_leaf
+from iretrace.linux.leafs import Foundations, Leafs, foresee, is_leaf, told_foundations
 from iretrace.linux.machine import Machine
 from iretrace.linux.notes import Lowered, Note
 from iretrace.linux.primitives import PRIMITIVES
 from iretrace.linux.program import Program
-from iretrace.linux.used import Definition, Moves, Query
-from iretrace.linux.vm import KINDS
+from iretrace.linux.used import Moves
 
 
 @dataclass(slots=True)
-class _Header:
-    read: dict[str, str]
-    objects: list[tuple[str, int, int]]
+class _Header(Foundations):
+    """contents: of objects, by what tells each from others: leafs, whether it can be written, words by address."""
+
     contents: dict[str, tuple[list[int], bool, list[tuple[int, int | None]]]]
-    addresses: list[tuple[str, int, str, str]]
-    leafs: list[list[str]]
-    definitions: dict[str, tuple[str, str, list[int]]]
     functions: list[str]
 
 
@@ -74,16 +70,8 @@ class Lowerings:
             made.own: (rests_on(node), made.writable, [(at, _known(word)) for at, word in made.words.items()])
             for made, node in machine.program.globals.filled()
         }
-        queries = {name_of_query(note.words) for note in leafs if isinstance(note, Query)}
-        header = {
-            "read": read,
-            "objects": [told for told in machine.program.space.all() if told[0].partition("\t")[0] not in KINDS],
-            "contents": contents,
-            "addresses": machine.program.addresses(),
-            "leafs": list(map(told_leaf, leafs)),
-            "definitions": {name: machine.definitions.find(name) for name in sorted(queries)},
-            "functions": list(self._told),
-        }
+        foundations = told_foundations(machine, leafs, read)
+        header = {**foundations, "contents": contents, "functions": list(self._told)}
         return zlib.compress("\n".join((json.dumps(header), *lines)).encode(), 1)
 
 
@@ -95,15 +83,12 @@ class KeptLowerings:
         self._machine = machine
         lines = lines_of(text)
         self._header = header = _Header(**json.loads(lines[0]))
-        self._bodies = bodies_of(header.read)
-        if self._bodies is None:
+        bodies = bodies_of(header.read)
+        if bodies is None:
             raise ValueError("another tree")
-        for made in header.objects:
-            machine.program.space.foresee(*made)
-        for function in header.addresses:
-            machine.program.adopt_address(*function)
+        foresee(machine, header)
         self._lines = dict(zip(header.functions, lines[1:], strict=True))
-        self._leafs: dict[int, tuple[Note, Moves | None]] = {}
+        self._leafs = Leafs(machine, header, bodies)
 
     def function(self, name: str) -> Function | None:
         """See program.Kept."""
@@ -141,28 +126,12 @@ class KeptLowerings:
         notes: list[Note] = []
         lines: Moves = {}
         for number in numbers:
-            note, moves = self._leaf(number)
+            note, moves = self._leafs.find(number)
             if moves is None:
                 return None
             notes.append(note)
             lines.update(moves)
         return notes, lines
-
-    def _leaf(self, number: int) -> tuple[Note, Moves | None]:
-        """A leaf, and where the lines are that it names; None: it means something else here."""
-        known = self._leafs.get(number)
-        if known is None:
-            kind, *words = self._header.leafs[number]
-            known = self._leafs[number] = read_leaf(self._machine, kind, words), self._moves(kind, words)
-        return known
-
-    def _moves(self, kind: str, words: list[str]) -> Moves | None:
-        if kind != "query":
-            return {}
-        name = name_of_query(words)
-        digest, path, lines = self._header.definitions[name]
-        there = Definition(digest, path, tuple(lines))
-        return self._machine.definitions.moves({name: there}, self._bodies)
 
 
 def _known(word: int | Callable[[], int]) -> int | None:

@@ -185,6 +185,11 @@ def name_of(own: str) -> str:
     return own.partition("\t")[2].rpartition("\t")[0]
 
 
+def owner_of(own: str) -> str:
+    """And its owner (Space.allocate)."""
+    return own.partition("\t")[0]
+
+
 def _make_nothing(own: str) -> None:
     """Nobody knows how."""
 

@@ -432,7 +432,7 @@ class Program:
 
     def _make_itself(self, own: str) -> None:
         """Make a string, a function's static variable, or a global one."""
-        name, owner = memory.name_of(own), own.partition("\t")[0]
+        name, owner = memory.name_of(own), memory.owner_of(own)
         with self.layout.notes.collecting():  # who took the address has noted this
             if name.startswith('"'):
                 self.globals.string(name[1:-1])

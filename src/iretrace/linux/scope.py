@@ -7,7 +7,7 @@ or enum around it, is used by the event path. Where that is doubtful the hunk co
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -86,8 +86,8 @@ def _names(text: str) -> frozenset[str]:
 @cache
 def layout(text: str) -> Layout:
     """The layout of a file."""
-    plain = Source("", text, 0).text
-    newlines = [match.start() for match in re.finditer("\n", plain)]
+    source = Source("", text, 0)
+    plain = source.text
     functions: list[Extent] = []
     done = 0
     for body in _BODY.finditer(plain):
@@ -99,17 +99,17 @@ def layout(text: str) -> Layout:
         head = plain[start : body.start()]
         done = end.end() if end else len(plain)
         start += len(head) - len(head.lstrip())
-        functions.append(_extent(newlines, start, done, frozenset(_WORD.findall(head)) - _KEYWORDS))
+        functions.append(_extent(source, start, done, frozenset(_WORD.findall(head)) - _KEYWORDS))
     wholes = [
-        _extent(newlines, match.start() + 1, match.end(), _names(match[0]))
+        _extent(source, match.start() + 1, match.end(), _names(match[0]))
         for pattern in (_ENUM, _DEFINE)
         for match in pattern.finditer(plain)
     ]
     return Layout(plain.split("\n"), functions, sorted(wholes, key=lambda extent: extent.first))
 
 
-def _extent(newlines: Sequence[int], start: int, end: int, names: frozenset[str]) -> Extent:
-    return Extent(bisect_left(newlines, start), bisect_left(newlines, end), names)
+def _extent(source: Source, start: int, end: int, names: frozenset[str]) -> Extent:
+    return Extent(source.line(start), source.line(end), names)
 
 
 class Scope:

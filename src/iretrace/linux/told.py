@@ -9,14 +9,13 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from iretrace.linux.kept import ENDS, Keys, Line, Opened, Remembered
-from iretrace.linux.leafs import is_leaf, name_of_query, told_leaf
+from iretrace.linux.leafs import is_leaf, told_foundations
 from iretrace.linux.notes import Lowered, Note, Uses
 from iretrace.linux.registers import Found, Memo
 from iretrace.linux.rules import Row, Traced
 from iretrace.linux.states import State
 from iretrace.linux.turning import Asked, Turn
 from iretrace.linux.used import Query
-from iretrace.linux.vm import KINDS
 from iretrace.world.protocol import Landing, Packed, Pause
 
 T = TypeVar("T")
@@ -70,17 +69,12 @@ class _Told:
         notes = self._notes.reached([self._opened.opening], but=Lowered)
         opening = [self._leaf(note) for note in notes if isinstance(note, Query) and note.words[0] != "function"]
         functions = [self._function(name, blocks) for name, blocks in self._functions.items()]
-        queries = {name_of_query(note.words) for note in self._leafs if isinstance(note, Query)}
         tables = (self._node_lines, self._state_lines, self._ends, self._asks, self._vmcbs, self._senders)
         header = {
+            **told_foundations(self._opened.machine, self._leafs, read),
             "setting": self._opened.setting,
-            "read": read,
             "opening": opening,
-            "objects": [told for told in self._program.space.all() if told[0].partition("\t")[0] not in KINDS],
-            "addresses": self._program.addresses(),
             "functions": functions,
-            "leafs": [told_leaf(note) for note in self._leafs],
-            "definitions": {name: self._opened.machine.definitions.find(name) for name in sorted(queries)},
             "verdicts": list(judged),
             "counts": [len(table) for table in tables],
         }
